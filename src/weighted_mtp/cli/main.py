@@ -1,0 +1,57 @@
+"""`weighted-mtp`: one sub-command a file; a person's mistakes end in one line and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from weighted_mtp import __version__
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import setup_logging
+
+COMMANDS = {
+    "train": "train a model by a recipe",
+    "evaluate": "write programs with a checkpoint and run their tests",
+    "generate": "continue a prompt with a checkpoint",
+    "report": "draw the loss curves of a run",
+    "convert": "write a checkpoint in another layout",
+    "inspect": "say what a checkpoint holds",
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser; only `command`'s own module is imported, so that `--help` stays quick."""
+    parser = argparse.ArgumentParser(
+        prog="weighted-mtp",
+        description="Train, weight, decode and evaluate multi-token-prediction LLaMA models.",
+    )
+    parser.add_argument("--version", action="version", version=f"weighted-mtp {__version__}")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name == command:
+            module = importlib.import_module(f"weighted_mtp.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 on anything a person can put right, 130 on Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in argv if word in COMMANDS), None)
+    try:
+        args = build_parser(command).parse_args(argv)
+        setup_logging(args.log_level)
+        return int(args.run(args) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

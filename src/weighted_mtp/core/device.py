@@ -1,0 +1,54 @@
+"""Names of devices and number formats, resolved in one place."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from weighted_mtp.core.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device meant: "auto" takes CUDA (this process's card under torchrun), then MPS, then CPU.
+
+    Raises:
+        UserError: no such device, or it is not there.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"device {device!r} is not one; use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: this PyTorch sees no CUDA device; use auto or cpu")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {device!r}: MPS is not available here; use auto or cpu")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point format by its name; None stays None ("as stored").
+
+    Raises:
+        UserError: not one of float32, bfloat16, float16, float64.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]

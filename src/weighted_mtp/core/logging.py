@@ -1,0 +1,27 @@
+"""Plain `logging`, set up once, quiet on every rank but the first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+ROOT = "weighted_mtp"
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The library's logger for a module: `get_logger(__name__)`."""
+    return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
+
+
+def setup_logging(level: str = "INFO") -> None:
+    """Send the library's log lines to standard error; ranks above 0 speak only of warnings."""
+    root = logging.getLogger(ROOT)
+    root.handlers.clear()
+    handler = logging.StreamHandler(sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))
+    prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    handler.setFormatter(logging.Formatter(prefix + "%(message)s"))
+    root.addHandler(handler)
+    root.setLevel(level if rank == 0 else logging.WARNING)
+    root.propagate = False

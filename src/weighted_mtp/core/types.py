@@ -1,0 +1,62 @@
+"""Types that cross room borders.
+
+Letters used in shapes everywhere: B batch, S sequence, n future tokens (heads), D model width,
+V vocabulary, H attention heads, K key/value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+IGNORE_INDEX = -100
+"""Label of a position that is no target: prompt and padding (PyTorch's own convention)."""
+
+
+class Row(TypedDict):
+    """One labelled solution, the unit of every data set (docs/data.md)."""
+
+    instruction: str
+    input: str
+    output: str
+    task_id: str
+    is_correct: bool
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to be judged: `source` followed by `tests`, run as one module.
+
+    Attributes:
+        source: the code under judgement.
+        tests: assert statements, run after `source` in the same namespace.
+    """
+
+    source: str
+    tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What running a `Program` showed.
+
+    Attributes:
+        passed: every test ran to its end without an exception.
+        status: "passed", "failed" (an assertion), "error" (any other exception, a syntax error
+            too), "timeout", "killed" (memory, signal) or "exited" (left before the tests ended).
+        detail: the last line a person needs, "" when passed.
+        seconds: wall-clock time of the run.
+    """
+
+    passed: bool
+    status: str
+    detail: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+
+class Judge(Protocol):
+    """Runs programs somewhere safe and returns one verdict each, in order."""
+
+    def __call__(self, programs: Sequence[Program]) -> list[Verdict]: ...

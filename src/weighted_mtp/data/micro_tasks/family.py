@@ -1,0 +1,139 @@
+"""What a family of problems is: a parameter space, words, solutions, inputs, right answers."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from string import Template
+from typing import Any, Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Params = Mapping[str, Any]
+Arguments = tuple[Any, ...]
+
+
+def _always(**_: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Family:
+    """Problems that differ in constants only.
+
+    Texts are `string.Template`s: `$f` is the entry point, `$a` the parameter `a`, and `$a_words`
+    how `phrases["a"]` says it. Wordings name the function through `$f`; solutions define it.
+
+    Attributes:
+        name: unique, stable (it is part of every problem's identity).
+        difficulty: 1 to 11.
+        entry_points: function names a problem may ask for.
+        arguments: the argument list, as source.
+        space: every parameter's possible values.
+        wordings: instructions; each says everything that matters.
+        styles: correct solutions, by name of the style.
+        inputs: draws the test inputs of one problem, edge cases included.
+        expected: the right answer, called as `expected(*arguments, **params)`.
+        phrases: words for values that are written otherwise in prose than in code.
+        valid: whether a point of the space is a problem (called with the parameters).
+    """
+
+    name: str
+    difficulty: int
+    entry_points: tuple[str, ...]
+    arguments: str
+    space: Mapping[str, Sequence[Any]]
+    wordings: tuple[str, ...]
+    styles: Mapping[str, str]
+    inputs: Callable[[Random, Params], Sequence[Arguments]]
+    expected: Callable[..., Any]
+    phrases: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    valid: Callable[..., bool] = _always
+
+    def problems(self) -> Iterator[Problem]:
+        """Every problem of the family, in a fixed order."""
+        for values in itertools.product(*self.space.values()):
+            params = dict(zip(self.space, values, strict=True))
+            if self.valid(**params):
+                yield Problem(self, params)
+
+    def words(self, params: Params) -> dict[str, str]:
+        """What the templates' names stand for, but for `$f`."""
+        words = {name: str(value) for name, value in params.items()}
+        for name, phrases in self.phrases.items():
+            words[f"{name}_words"] = phrases[params[name]]
+        return words
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One point of a family's space. Names and wording are no part of its identity."""
+
+    family: Family
+    params: Params
+
+    @cached_property
+    def digest(self) -> str:
+        """A stable hash of family and parameters."""
+        params = ",".join(f"{name}={self.params[name]!r}" for name in sorted(self.params))
+        return hashlib.sha256(f"{self.family.name}({params})".encode()).hexdigest()
+
+    @property
+    def task_id(self) -> str:
+        """`micro/<family>/<hash>`."""
+        return f"micro/{self.family.name}/{self.digest[:10]}"
+
+    @property
+    def split(self) -> Split:
+        """Where the problem lives, whatever the seed: 80 % train, 10 % each of the others."""
+        bucket = int(self.digest[-8:], 16) % 10
+        return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem put into words: what one person would be asked, and how answers are tested.
+
+    Attributes:
+        solutions: correct sources by style, formatted by `ast.unparse` like mutated ones, so
+            that nothing but meaning tells right from wrong.
+    """
+
+    problem: Problem
+    entry_point: str
+    instruction: str
+    tests: tuple[str, ...]
+    solutions: Mapping[str, str]
+
+
+def normalise(source: str) -> str:
+    """The source as `ast.unparse` writes it."""
+    return ast.unparse(ast.parse(source)) + "\n"
+
+
+def pose(problem: Problem, rng: Random) -> Task:
+    """Choose a name, a wording and test inputs for a problem."""
+    family = problem.family
+    entry_point = rng.choice(family.entry_points)
+    words = family.words(problem.params) | {"f": entry_point}
+    signature = f"`{entry_point}({family.arguments})`"
+    wording = Template(rng.choice(family.wordings))
+    solutions = {
+        style: normalise(Template(text).substitute(words)) for style, text in family.styles.items()
+    }
+    tests = []
+    for arguments in family.inputs(rng, problem.params):
+        call = f"{entry_point}({', '.join(map(repr, arguments))})"
+        tests.append(f"assert {call} == {family.expected(*arguments, **problem.params)!r}")
+    return Task(
+        problem=problem,
+        entry_point=entry_point,
+        instruction=wording.substitute(words | {"f": signature}),
+        tests=tuple(dict.fromkeys(tests)),
+        solutions=solutions,
+    )

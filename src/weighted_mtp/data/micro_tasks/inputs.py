@@ -1,0 +1,37 @@
+"""Draws of test inputs, shared by the families."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, ">": operator.gt}
+COMPARE_WORDS = {"<": "less than", ">": "greater than"}
+SIGN: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
+SIGN_WORDS = {"+": "plus", "-": "minus"}
+
+
+def single(values: Sequence[Any]) -> list[tuple[Any]]:
+    """Argument tuples of a one-argument function."""
+    return [(value,) for value in values]
+
+
+def numbers(rng: Random, count: int, low: int, high: int) -> list[int]:
+    """Distinct integers from `low` to `high`."""
+    return rng.sample(range(low, high + 1), count)
+
+
+def near(rng: Random, value: int, count: int) -> list[int]:
+    """`value` and its neighbours, and `count` numbers about it, in random order."""
+    values = [value - 1, value, value + 1]
+    values += [max(0, value + rng.randint(-20, 30)) for _ in range(count)]
+    rng.shuffle(values)
+    return values
+
+
+def text(rng: Random, length: int, alphabet: str = LETTERS) -> str:
+    """Random characters."""
+    return "".join(rng.choice(alphabet) for _ in range(length))

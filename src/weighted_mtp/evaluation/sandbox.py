@@ -1,0 +1,244 @@
+"""Programs judged by running them, out of this process and out of harm's way.
+
+`Sandbox` keeps one warm worker per core (`_sandbox_worker.py`). A worker forks a fresh child for
+each program, which gets: its own session, limits on CPU time, memory, file size, open files,
+processes and core dumps, an empty environment, an empty temporary directory deleted afterwards,
+no standard input, capped output and a wall-clock limit. Where the kernel allows it (Linux with
+unprivileged user namespaces, or root) it has no network, sees no other process, and everything it
+started dies with it; `Sandbox.network_isolated` says whether that is so here.
+
+Not isolated: the file system outside the temporary directory has only the protection of file
+permissions. Run programs that you distrust under a user who owns nothing of value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.types import Program, Verdict
+
+WORKER = Path(__file__).with_name("_sandbox_worker.py")
+GRACE = 10.0
+"""Seconds past a program's own limit before its worker is given up."""
+
+
+class WorkerDiedError(Exception):
+    """A worker ended, or stopped answering."""
+
+
+class Worker:
+    """One server process and the pipes to it."""
+
+    def __init__(self, timeout: float, memory_mb: int, max_output: int) -> None:
+        self.patience = timeout + GRACE
+        self.directory = tempfile.mkdtemp(prefix="weighted-mtp-sandbox-")
+        settings = {
+            "timeout": timeout,
+            "memory": memory_mb << 20,
+            "output": max_output,
+            "directory": self.directory,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={},
+            cwd=self.directory,
+            start_new_session=True,
+            bufsize=0,
+        )
+        try:
+            self.isolated = bool(self.receive()["isolated"])
+        except WorkerDiedError:
+            self.close()
+            raise
+
+    def send(self, request: dict[str, str]) -> None:
+        """Hand over one program."""
+        assert self.process.stdin is not None
+        data = memoryview(json.dumps(request).encode() + b"\n")
+        try:
+            while data:
+                data = data[self.process.stdin.write(data) :]
+        except OSError as error:
+            raise WorkerDiedError from error
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for one reply line."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + self.patience
+        reply = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not reply.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise WorkerDiedError
+                data = os.read(self.process.stdout.fileno(), 65536)
+                if not data:
+                    raise WorkerDiedError
+                reply += data
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
+
+    def close(self) -> None:
+        """End the process, all that it started, and its directory."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _close_all(workers: set[Worker]) -> None:
+    while workers:
+        workers.pop().close()
+
+
+class Sandbox:
+    """A `Judge`: runs programs in confined child processes, many at a time, verdicts in order.
+
+    Safe to call from several threads. Workers start on first use and end with `close`, on leaving
+    the `with` block, or with the interpreter.
+
+    Args:
+        timeout: wall-clock seconds one program may take.
+        memory_mb: address space one program may use.
+        workers: programs run at the same time; default one per core this process may use.
+        max_output: bytes of printed output kept for the verdict's detail; the rest is discarded.
+    """
+
+    def __init__(
+        self,
+        timeout: float = 5.0,
+        memory_mb: int = 512,
+        workers: int | None = None,
+        max_output: int = 65536,
+    ) -> None:
+        if os.name != "posix":
+            raise UserError("running programs needs a POSIX system (Linux, macOS, or WSL)")
+        count = workers if workers is not None else _cores()
+        for name, value in (
+            ("timeout", timeout),
+            ("memory_mb", memory_mb),
+            ("workers", count),
+            ("max_output", max_output),
+        ):
+            if value <= 0:
+                raise UserError(f"sandbox: {name} must be positive, not {value}")
+        self._settings = (timeout, memory_mb, max_output)
+        self._count = count
+        self._alive: set[Worker] = set()
+        self._idle: queue.Queue[Worker | None] = queue.Queue()  # None: a place not yet filled
+        for _ in range(count):
+            self._idle.put(None)
+        self._finalizer = weakref.finalize(self, _close_all, self._alive)
+
+    def __call__(self, programs: Sequence[Program]) -> list[Verdict]:
+        """Run every program; the i-th verdict is the i-th program's."""
+        if len(programs) <= 1:
+            return [self._judge(program) for program in programs]
+        with ThreadPoolExecutor(min(self._count, len(programs))) as threads:
+            return list(threads.map(self._judge, programs))
+
+    @property
+    def network_isolated(self) -> bool:
+        """Whether programs run without network, and apart from all other processes."""
+        with self._worker() as worker:
+            return worker.isolated
+
+    def close(self) -> None:
+        """End all workers. A later call starts new ones."""
+        _close_all(self._alive)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _judge(self, program: Program) -> Verdict:
+        request = {"source": program.source, "tests": "\n".join(program.tests)}
+        for text in request.values():
+            if (reason := _unreadable(text)) is not None:
+                return Verdict(False, "error", reason)
+        try:
+            with self._worker() as worker:
+                worker.send(request)
+                reply = worker.receive()
+        except WorkerDiedError:
+            return Verdict(False, "killed", "took the sandbox worker down")
+        passed = reply["status"] == "passed"
+        return Verdict(passed, reply["status"], reply["detail"], reply["seconds"])
+
+    @contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        """Lend out an idle worker, started if there is none; one that fails is not given back."""
+        worker = self._idle.get()
+        try:
+            if worker is None or worker.process.poll() is not None:
+                worker = self._replace(worker)
+            yield worker
+        except BaseException:  # its next reply would belong to this request
+            if worker is not None:
+                self._discard(worker)
+            worker = None
+            raise
+        finally:
+            self._idle.put(worker)
+
+    def _replace(self, worker: Worker | None) -> Worker:
+        if worker is not None:
+            self._discard(worker)
+        try:
+            fresh = Worker(*self._settings)
+        except WorkerDiedError:
+            raise UserError(f"the sandbox cannot start {sys.executable} on {WORKER}") from None
+        self._alive.add(fresh)
+        return fresh
+
+    def _discard(self, worker: Worker) -> None:
+        self._alive.discard(worker)
+        worker.close()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _unreadable(text: str) -> str | None:
+    """Why a text can be no Python source, before anything is run."""
+    if "\0" in text:
+        return "SyntaxError: source contains NUL bytes"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "SyntaxError: source contains lone surrogates"
+    return None

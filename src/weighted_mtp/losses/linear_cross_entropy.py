@@ -1,0 +1,159 @@
+"""Unembedding and cross-entropy in one step that never holds the logits of all rows.
+
+For rows h_i with target y_i and scale s_i, the loss is Σ_i s_i · CE(W h_i, y_i). Its gradient needs
+nothing but the softmax p_i of the row:
+
+    dL/dh_i = s_i · Wᵀ(p_i − e_{y_i})        dL/dW = Σ_i s_i · (p_i − e_{y_i}) h_iᵀ
+
+so both are computed chunk by chunk while the logits of the chunk are at hand, in the forward pass
+(the idea of Liger-Kernel, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009). Peak memory
+is one chunk of logits and one gradient of W, however many rows there are.
+
+Letters: N rows, C rows in a chunk, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 64 * 2**20
+"""Logits held at a time. Larger chunks amortise the pass over dW, smaller ones save memory; on
+2 CPU cores anything from 32 to 128 MiB ran within 2 % of the best (benchmarks/train_step.py)."""
+
+SOFTMAX_BYTES = 4 * 2**20
+"""Logits turned into probabilities at a time: they stay in the cache between the three passes."""
+
+
+def fused_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Σ_i scale_i · CE(hidden_i · weightᵀ, target_i), without holding the logits.
+
+    Rows whose scale is zero are skipped: they cost nothing, and their target may be anything.
+
+    Args:
+        hidden: `[N, D]`; its dtype is the compute dtype (under autocast: autocast's).
+        weight: `[V, D]` unembedding, cast to the compute dtype.
+        targets: `[N]` class of each row.
+        scale: `[N]` factor of each row; no gradient flows to it.
+        chunk_rows: rows of logits held at a time; by default `CHUNK_BYTES` worth.
+
+    Returns:
+        The scalar loss, differentiable (once) in `hidden` and `weight`, and the cross-entropy
+        `[N]` of each row, detached, 0 for skipped rows. Both are float32, or float64 for float64.
+    """
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        hidden = hidden.to(torch.get_autocast_dtype(device_type))
+    if chunk_rows is None:
+        chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    with torch.autocast(device_type, enabled=False):
+        loss, ce = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
+            hidden, weight, targets, scale.detach(), chunk_rows, needs_grad
+        )
+    return loss, ce
+
+
+class _FusedLinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of all rows in `forward`; `backward` only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        chunk_rows: int,
+        needs_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        W = weight.to(hidden.dtype)
+        V, D = W.shape
+        scale = scale.to(wide)
+        rows = scale.nonzero().squeeze(1)  # [R] the rows that count
+        # Gradients are built from scales of at most 1 and multiplied by the largest at the end,
+        # so that 1/(tokens of a step) never meets a 16-bit number.
+        largest = scale.abs().max() if rows.numel() else scale.new_ones(())
+        relative = scale / largest
+
+        ce = torch.zeros_like(scale)
+        grad_hidden = torch.zeros_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros(V, D, dtype=wide, device=W.device) if needs_grad else None
+        buffer = torch.empty(min(chunk_rows, rows.numel()), V, dtype=W.dtype, device=W.device)
+        for chunk in torch.split(rows, chunk_rows):
+            h, y = hidden[chunk], targets[chunk]  # [C, D], [C]
+            logits = torch.mm(h, W.t(), out=buffer[: len(chunk)])  # [C, V]
+            ce[chunk] = _softmax_and_cross_entropy_(logits, y, wide)
+            if grad_hidden is None or grad_weight is None:
+                continue
+            residual = _minus_one_at(logits, y)  # p − e_y, in the same memory
+            factor = relative[chunk].unsqueeze(1)  # [C, 1]
+            grad_hidden[chunk] = (torch.mm(residual, W) * factor).to(hidden.dtype)
+            h = (h * factor).to(h.dtype)
+            _add_outer_(grad_weight, residual, h)
+
+        ctx.largest, ctx.weight_dtype = largest, weight.dtype
+        ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
+        ctx.mark_non_differentiable(ce)
+        return (ce * scale).sum(), ce
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _grad_ce: Tensor) -> tuple[Tensor | None, ...]:
+        factor = grad_loss * ctx.largest
+        grad_hidden = (ctx.grad_hidden * factor).to(ctx.grad_hidden.dtype)
+        grad_weight = (ctx.grad_weight * factor).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _softmax_and_cross_entropy_(logits: Tensor, targets: Tensor, wide: torch.dtype) -> Tensor:
+    """Overwrite `logits` `[C, V]` with their softmax; return the cross-entropy `[C]`.
+
+    In blocks that stay in the cache, and in float32 whatever the logits are stored in. The
+    normaliser is read off the largest probability: log Σ exp(z) = z_max − log p_max, where
+    p_max ≥ 1/V makes the logarithm harmless.
+    """
+    C, V = logits.shape
+    ce = torch.empty(C, dtype=wide, device=logits.device)
+    block = C if logits.is_cuda else max(1, SOFTMAX_BYTES // (V * ce.element_size()))
+    narrow = logits.dtype != wide
+    scratch = torch.empty(min(block, C), V, dtype=wide, device=logits.device) if narrow else logits
+    for start in range(0, C, block):
+        z = logits[start : start + block]
+        p = scratch[: len(z)].copy_(z) if narrow else z
+        top = p.amax(-1)
+        target_logit = p.gather(1, targets[start : start + block, None]).squeeze(1)
+        torch.softmax(p, -1, out=p)
+        ce[start : start + block] = top - p.amax(-1).log() - target_logit
+        if narrow:
+            z.copy_(p)
+    return ce
+
+
+def _minus_one_at(p: Tensor, targets: Tensor) -> Tensor:
+    """`p − onehot(targets)`, in place. (`scatter_` would copy all of a bfloat16 `p` on the CPU.)"""
+    rows = torch.arange(len(p), device=p.device)
+    p[rows, targets] -= 1.0
+    return p
+
+
+def _add_outer_(total: Tensor, residual: Tensor, h: Tensor) -> None:
+    """`total += residualᵀ h`, `[V, D] += [V, C] [C, D]`, summed in the precision of `total`.
+
+    A 16-bit product is added piece by piece: cast whole, it would be a second [V, D] in float32.
+    """
+    if total.dtype == h.dtype:
+        total.addmm_(residual.t(), h)
+        return
+    for columns, part in zip(torch.split(residual, 4096, 1), torch.split(total, 4096), strict=True):
+        part.add_(torch.mm(columns.t(), h))

@@ -1,0 +1,1 @@
+"""Models. They know nothing of distribution, data or training."""

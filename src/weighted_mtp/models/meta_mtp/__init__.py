@@ -1,0 +1,1 @@
+"""The MTP LLaMA: transformer, adapter, value head, checkpoints."""

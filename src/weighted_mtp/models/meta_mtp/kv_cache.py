@@ -1,0 +1,110 @@
+"""Keys and values of tokens already read, as an object handed to `Transformer.forward`.
+
+A token at position p lives in slot p of its row. Rows may therefore have lengths of their own, and
+a slot past a row's end (right padding, a rejected draft) is simply written again before any query
+can see it: a query at position p sees slots 0 … p and nothing else.
+
+Letters: B batch, S new tokens, T slots read, K key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from weighted_mtp.models.meta_mtp.transformer import ModelArgs
+
+
+class LayerCache:
+    """One block's slice of the cache for one forward pass."""
+
+    def __init__(self, keys: Tensor, values: Tensor, start_pos: int | Tensor) -> None:
+        self.keys, self.values, self.start_pos = keys, values, start_pos
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write `k`, `v` `[B, K, S, d]`; return all that the queries may need, `[B, K, T, d]`."""
+        S = k.shape[2]
+        if isinstance(self.start_pos, Tensor):
+            steps = torch.arange(S, device=k.device)
+            slots = (self.start_pos[:, None] + steps)[:, None, :, None].expand_as(k)  # [B, K, S, d]
+            self.keys.scatter_(2, slots, k.to(self.keys.dtype))
+            self.values.scatter_(2, slots, v.to(self.values.dtype))
+            return self.keys, self.values
+        end = self.start_pos + S
+        self.keys[:, :, self.start_pos : end] = k
+        self.values[:, :, self.start_pos : end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KVCache:
+    """Preallocated keys and values for every block, trunk and heads alike.
+
+    Args:
+        args: the model's shape.
+        batch_size: rows B.
+        length: slots in a row; at most the model's `max_positions`.
+        device, dtype: of the stored tensors; give the model's own.
+
+    Attributes:
+        keys, values: one `[B, K, length, d]` tensor for each block.
+    """
+
+    def __init__(
+        self,
+        args: ModelArgs,
+        batch_size: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not 1 <= length <= 2 * args.max_seq_len:
+            raise ValueError(
+                f"a cache of {length} slots does not fit a model of {2 * args.max_seq_len} "
+                f"positions (2 × max_seq_len {args.max_seq_len})"
+            )
+        shape = (batch_size, args.kv_heads, length, args.head_dim)
+        self.length = length
+        self._blocks = args.n_layers
+        self._heads_behind = False  # tokens were read that the extra heads never saw
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(self._blocks)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(self._blocks)]
+
+    def slots(self, start_pos: int | Tensor, S: int, blocks: int) -> Iterator[LayerCache]:
+        """The slices for the first `blocks` blocks, when S tokens are read from `start_pos`.
+
+        Raises:
+            ValueError: no room for the tokens, or the extra heads are asked for after tokens that
+                were read without them.
+        """
+        if isinstance(start_pos, int):
+            if start_pos + S > self.length:
+                raise ValueError(
+                    f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
+                )
+            if start_pos == 0:
+                self._heads_behind = False
+        if blocks < self._blocks:
+            self._heads_behind = True
+        elif self._heads_behind:
+            raise ValueError(
+                "the extra heads never saw some cached tokens: read every token of a sequence "
+                "with return_all_heads=True, or start again at start_pos=0"
+            )
+        for keys, values in zip(self.keys[:blocks], self.values[:blocks], strict=True):
+            yield LayerCache(keys, values, start_pos)
+
+    def mask(self, start_pos: int | Tensor, S: int) -> Tensor | None:
+        """Which slots each of S new tokens sees, `[S, T]` or `[B, 1, S, T]`; None where the
+        attention kernel needs none (a first read is causal, one new token sees every slot)."""
+        device = self.keys[0].device
+        if isinstance(start_pos, Tensor):
+            queries = start_pos[:, None] + torch.arange(S, device=device)  # [B, S]
+            return queries[:, None, :, None] >= torch.arange(self.length, device=device)
+        if start_pos == 0 or S == 1:
+            return None
+        queries = torch.arange(start_pos, start_pos + S, device=device)
+        return queries[:, None] >= torch.arange(start_pos + S, device=device)

@@ -1,0 +1,326 @@
+"""Meta's multi-token-prediction LLaMA in pure PyTorch (Gloeckle et al. 2024, arXiv 2404.19737).
+
+A trunk of blocks feeds n heads; each head is one more block on the same trunk state, and all heads
+share the final norm and the unembedding. Parameter names are those of the released checkpoints
+(`facebook/multi-token-prediction`), so their state dicts load as they are.
+
+Letters: B batch, S sequence (new tokens), T cached and new tokens, n future tokens (heads),
+D model width, V vocabulary, H attention heads, K key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weighted_mtp.models.meta_mtp.fused_ops import rms_norm, swiglu
+from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache
+from weighted_mtp.models.meta_mtp.rotary import RopeScaling, apply_rotary, precompute_freqs_cis
+
+
+@dataclass
+class ModelArgs:
+    """Shape of a model; the first twelve fields are Meta's `params.json` and its defaults.
+
+    Attributes:
+        n_layers: blocks on the path from a token to one prediction, plus the n − 1 extra heads: the
+            trunk has `n_layers - n_future_tokens` blocks and every head is one block.
+        n_kv_heads: key/value heads K; None means K = H. K must divide H.
+        ffn_hidden_dim: feed-forward width, when it is not the one Meta's rule gives.
+        tie_embeddings: the unembedding is the embedding matrix.
+        rope_scaling: Llama 3.1's scaling; None leaves the frequencies alone.
+    """
+
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    vocab_size: int = -1
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    n_future_tokens: int = 1
+    rope_theta: float = 10000.0
+    max_batch_size: int = 32
+    max_seq_len: int = 2048
+    ffn_hidden_dim: int | None = None
+    tie_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "n_future_tokens", "max_seq_len", "multiple_of"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise ValueError(
+                f"dim ({self.dim}) over n_heads ({self.n_heads}) must be a whole, even head width"
+            )
+        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads ({self.kv_heads}) must divide n_heads ({self.n_heads})")
+        if self.n_future_tokens > self.n_layers:
+            raise ValueError(
+                f"n_future_tokens ({self.n_future_tokens}) cannot exceed n_layers ({self.n_layers})"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of SwiGLU: 2/3 of 4·dim, scaled, rounded up to `multiple_of`, unless given."""
+        if self.ffn_hidden_dim is not None:
+            return self.ffn_hidden_dim
+        width = int(2 * 4 * self.dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            width = int(self.ffn_dim_multiplier * width)
+        return self.multiple_of * math.ceil(width / self.multiple_of)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, in float32 or better (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; K key/value heads serve H query heads."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = args.n_heads, args.kv_heads, args.head_dim
+        self.wq = nn.Linear(args.dim, args.n_heads * args.head_dim, bias=False)
+        self.wk = nn.Linear(args.dim, args.kv_heads * args.head_dim, bias=False)
+        self.wv = nn.Linear(args.dim, args.kv_heads * args.head_dim, bias=False)
+        self.wo = nn.Linear(args.n_heads * args.head_dim, args.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, freqs_cis: Tensor, mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        B, S, _ = x.shape
+        q: Tensor = self.wq(x).view(B, S, self.n_heads, self.head_dim)
+        k: Tensor = self.wk(x).view(B, S, self.n_kv_heads, self.head_dim)
+        v: Tensor = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
+        q = apply_rotary(q, freqs_cis).transpose(1, 2)  # [B, H, S, d]
+        k = apply_rotary(k, freqs_cis).transpose(1, 2)  # [B, K, S, d]
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k, v)  # [B, K, T, d]
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and S > 1,
+            enable_gqa=self.n_heads != self.n_kv_heads,
+        )
+        mixed: Tensor = self.wo(out.transpose(1, 2).flatten(2))
+        return mixed
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) · w3 x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(args.dim, args.ffn_dim, bias=False)
+        self.w2 = nn.Linear(args.ffn_dim, args.dim, bias=False)
+        self.w3 = nn.Linear(args.dim, args.ffn_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(swiglu(self.w1(x), self.w3(x)))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm residual block; also the shape of every prediction head."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.attention = Attention(args)
+        self.feed_forward = FeedForward(args)
+        self.attention_norm = RMSNorm(args.dim, args.norm_eps)
+        self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        h: Tensor = x + self.attention(self.attention_norm(x), freqs_cis, mask, cache)
+        out: Tensor = h + self.feed_forward(self.ffn_norm(h))
+        return out
+
+
+class Transformer(nn.Module):
+    """Trunk, heads, shared norm and unembedding.
+
+    `layers` holds the trunk and, last, the next-token head; `extra_heads` the heads for tokens
+    2 … n. Build under `torch.device("meta")`, then `to_empty`, then `init_weights` or a state dict.
+    """
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        if args.vocab_size < 1:
+            raise ValueError(f"vocab_size must be set before the model is built: {args.vocab_size}")
+        self.args = args
+        n_extra = args.n_future_tokens - 1
+        self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
+        self.layers = nn.ModuleList(TransformerBlock(args) for _ in range(args.n_layers - n_extra))
+        self.extra_heads = nn.ModuleList(TransformerBlock(args) for _ in range(n_extra))
+        self.norm = RMSNorm(args.dim, args.norm_eps)
+        self.output = nn.Linear(args.dim, args.vocab_size, bias=False)
+        if args.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+        # A plain attribute: complex tensors have no place in safetensors, and it can be recomputed.
+        self.freqs_cis = self._rope_table(torch.float32)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions the rotary table covers; nothing longer can be read."""
+        return 2 * self.args.max_seq_len
+
+    def grouping_plan(self) -> list[str]:
+        """Names of the submodules that are units for sharding, checkpointing and compiling, in the
+        order they run. Whatever no unit holds (embeddings, norm, unembedding) goes with the root.
+        """
+        trunk = [f"layers.{i}" for i in range(len(self.layers))]
+        return trunk + [f"extra_heads.{i}" for i in range(len(self.extra_heads))]
+
+    @torch.no_grad()
+    def init_weights(self, std: float = 0.02) -> None:
+        """Initialise every parameter: N(0, std²), the last projection of each residual branch
+        narrowed by 1/√(2·n_layers) (Radford et al. 2019), norms at one."""
+        narrow = std / math.sqrt(2 * self.args.n_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            else:
+                residual = name.endswith(("attention.wo.weight", "feed_forward.w2.weight"))
+                nn.init.normal_(parameter, std=narrow if residual else std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor = 0,
+        return_all_heads: bool = False,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token, or of all n future tokens.
+
+        Args:
+            tokens: `[B, S]` token ids.
+            start_pos: position of `tokens[:, 0]`: one number, or `[B]`, one for each row. Anything
+                but 0 needs the `cache` that holds the tokens before it.
+            return_all_heads: predict n tokens instead of one.
+            cache: keys and values of earlier tokens; extended in place.
+            positions: `[B, S]` rotary positions, when they are not `start_pos + 0 … S − 1` (packed
+                rows, left padding). Without a cache only.
+            mask: boolean, broadcastable to `[B, H, S, S]`, True where a query may look; replaces
+                the causal mask. Without a cache only.
+
+        Returns:
+            `[B, S, n, V]` with all heads, `[B, S, 1, V]` without; `[b, t, k - 1]` predicts the
+            token k places after `tokens[b, t]`.
+
+        Raises:
+            ValueError: the sequence exceeds `max_positions`, or the cache does not fit the call.
+        """
+        states = self.head_states(
+            tokens, start_pos, return_all_heads, cache=cache, positions=positions, mask=mask
+        )
+        return torch.stack([self.output(state) for state in states], dim=2)
+
+    def head_states(
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor = 0,
+        return_all_heads: bool = False,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        """What `forward` unembeds: one normalised hidden state `[B, S, D]` for each head asked for,
+        the next-token head first. Arguments and errors as for `forward`."""
+        heads: Sequence[nn.Module] = [self.layers[-1]]
+        if return_all_heads:
+            heads = [*heads, *self.extra_heads]
+        trunk = list(self.layers[:-1])
+        freqs_cis, mask = self._context(tokens, start_pos, cache, positions, mask)
+        slots: list[LayerCache | None] = [None] * (len(trunk) + len(heads))
+        if cache is not None:
+            slots = list(cache.slots(start_pos, tokens.shape[1], len(slots)))
+
+        h = self.tok_embeddings(tokens)  # [B, S, D]
+        for block, slot in zip(trunk, slots, strict=False):
+            h = block(h, freqs_cis, mask, slot)
+        head_slots = slots[len(trunk) :]
+        return [
+            self.norm(head(h, freqs_cis, mask, slot))
+            for head, slot in zip(heads, head_slots, strict=True)
+        ]
+
+    def _context(
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor,
+        cache: KVCache | None,
+        positions: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotations for these tokens, and their mask (None: plain causal, or all keys if S = 1)."""
+        S = tokens.shape[1]
+        ragged = isinstance(start_pos, Tensor)
+        if cache is None and (ragged or start_pos != 0):
+            raise ValueError(f"start_pos={start_pos} needs the cache of the tokens before it")
+        if cache is not None and (positions is not None or mask is not None):
+            raise ValueError("positions and mask describe a whole sequence; a cache has its own")
+        last = S if isinstance(start_pos, Tensor) else start_pos + S
+        if last > self.max_positions:
+            raise ValueError(
+                f"a sequence of {last} tokens exceeds the {self.max_positions} positions of this "
+                f"model (2 × max_seq_len {self.args.max_seq_len}); raise max_seq_len"
+            )
+        table = self._rope_on(tokens.device)
+        if isinstance(start_pos, Tensor):
+            positions = start_pos[:, None] + torch.arange(S, device=tokens.device)  # [B, S]
+        freqs_cis = table[last - S : last] if positions is None else table[positions]
+        if cache is not None:
+            mask = cache.mask(start_pos, S)
+        return freqs_cis, mask
+
+    def _rope_on(self, device: torch.device) -> Tensor:
+        """The rotary table where the tokens are, moved once and kept, as fine as the weights."""
+        wide = self.tok_embeddings.weight.dtype == torch.float64
+        if wide != (self.freqs_cis.dtype == torch.complex128):
+            self.freqs_cis = self._rope_table(torch.float64 if wide else torch.float32)
+        if self.freqs_cis.device != device:
+            self.freqs_cis = self.freqs_cis.to(device)
+        return self.freqs_cis
+
+    def _rope_table(self, dtype: torch.dtype) -> Tensor:
+        args = self.args
+        return precompute_freqs_cis(
+            args.head_dim, self.max_positions, args.rope_theta, args.rope_scaling, dtype
+        )
