@@ -8,7 +8,9 @@ unprivileged user namespaces, or root) it has no network, sees no other process,
 started dies with it; `Sandbox.network_isolated` says whether that is so here.
 
 Not isolated: the file system outside the temporary directory has only the protection of file
-permissions. Run programs that you distrust under a user who owns nothing of value.
+permissions, and a program that searches its own interpreter can find the tests and the token it
+would have to forge. Without namespaces a program may also kill its worker (which is replaced) or
+leave a process behind. Run programs that you distrust under a user who owns nothing of value.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def fused_linear_cross_entropy(
     targets: Tensor,
     scale: Tensor,
     chunk_rows: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_i scale_i · CE(hidden_i · weightᵀ, target_i), without holding the logits.
 
     Rows whose scale is zero are skipped: they cost nothing, and their target may be anything.
@@ -47,8 +47,9 @@ def fused_linear_cross_entropy(
         chunk_rows: rows of logits held at a time; by default `CHUNK_BYTES` worth.
 
     Returns:
-        The scalar loss, differentiable (once) in `hidden` and `weight`, and the cross-entropy
-        `[N]` of each row, detached, 0 for skipped rows. Both are float32, or float64 for float64.
+        The scalar loss, differentiable (once) in `hidden` and `weight`; the cross-entropy `[N]` of
+        each row, detached, 0 for skipped rows; and `[N]` whether the target was the most likely
+        class. The numbers are float32, or float64 for float64.
     """
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
@@ -57,10 +58,10 @@ def fused_linear_cross_entropy(
         chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     with torch.autocast(device_type, enabled=False):
-        loss, ce = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
+        loss, ce, hit = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
             hidden, weight, targets, scale.detach(), chunk_rows, needs_grad
         )
-    return loss, ce
+    return loss, ce, hit
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
@@ -75,7 +76,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         scale: Tensor,
         chunk_rows: int,
         needs_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         W = weight.to(hidden.dtype)
         V, D = W.shape
@@ -86,14 +87,14 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         largest = scale.abs().max() if rows.numel() else scale.new_ones(())
         relative = scale / largest
 
-        ce = torch.zeros_like(scale)
+        ce, hit = torch.zeros_like(scale), torch.zeros_like(scale, dtype=torch.bool)
         grad_hidden = torch.zeros_like(hidden) if needs_grad else None
         grad_weight = torch.zeros(V, D, dtype=wide, device=W.device) if needs_grad else None
         buffer = torch.empty(min(chunk_rows, rows.numel()), V, dtype=W.dtype, device=W.device)
         for chunk in torch.split(rows, chunk_rows):
             h, y = hidden[chunk], targets[chunk]  # [C, D], [C]
             logits = torch.mm(h, W.t(), out=buffer[: len(chunk)])  # [C, V]
-            ce[chunk] = _softmax_and_cross_entropy_(logits, y, wide)
+            ce[chunk], hit[chunk] = _softmax_and_cross_entropy_(logits, y, wide)
             if grad_hidden is None or grad_weight is None:
                 continue
             residual = _minus_one_at(logits, y)  # p − e_y, in the same memory
@@ -104,20 +105,23 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
         ctx.largest, ctx.weight_dtype = largest, weight.dtype
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
-        ctx.mark_non_differentiable(ce)
-        return (ce * scale).sum(), ce
+        ctx.mark_non_differentiable(ce, hit)
+        return (ce * scale).sum(), ce, hit
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _grad_ce: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         factor = grad_loss * ctx.largest
         grad_hidden = (ctx.grad_hidden * factor).to(ctx.grad_hidden.dtype)
         grad_weight = (ctx.grad_weight * factor).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def _softmax_and_cross_entropy_(logits: Tensor, targets: Tensor, wide: torch.dtype) -> Tensor:
-    """Overwrite `logits` `[C, V]` with their softmax; return the cross-entropy `[C]`.
+def _softmax_and_cross_entropy_(
+    logits: Tensor, targets: Tensor, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Overwrite `logits` `[C, V]` with their softmax; return the cross-entropy `[C]` and whether
+    the target has the largest logit `[C]`.
 
     In blocks that stay in the cache, and in float32 whatever the logits are stored in. The
     normaliser is read off the largest probability: log Σ exp(z) = z_max − log p_max, where
@@ -125,6 +129,7 @@ def _softmax_and_cross_entropy_(logits: Tensor, targets: Tensor, wide: torch.dty
     """
     C, V = logits.shape
     ce = torch.empty(C, dtype=wide, device=logits.device)
+    hit = torch.empty(C, dtype=torch.bool, device=logits.device)
     block = C if logits.is_cuda else max(1, SOFTMAX_BYTES // (V * ce.element_size()))
     narrow = logits.dtype != wide
     scratch = torch.empty(min(block, C), V, dtype=wide, device=logits.device) if narrow else logits
@@ -135,9 +140,10 @@ def _softmax_and_cross_entropy_(logits: Tensor, targets: Tensor, wide: torch.dty
         target_logit = p.gather(1, targets[start : start + block, None]).squeeze(1)
         torch.softmax(p, -1, out=p)
         ce[start : start + block] = top - p.amax(-1).log() - target_logit
+        hit[start : start + block] = target_logit >= top
         if narrow:
             z.copy_(p)
-    return ce
+    return ce, hit
 
 
 def _minus_one_at(p: Tensor, targets: Tensor) -> Tensor:

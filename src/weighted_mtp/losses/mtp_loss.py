@@ -28,10 +28,12 @@ class MTPLoss(NamedTuple):
     Attributes:
         loss: scalar L, differentiable.
         ce: `[B, S, n]` cross-entropy in nats, detached; 0 where the weight or the target is none.
+        hit: `[B, S, n]` whether the target was the head's most likely token; False likewise.
     """
 
     loss: Tensor
     ce: Tensor
+    hit: Tensor
 
 
 def shift_labels(
@@ -101,14 +103,16 @@ def mtp_loss(
     valid = targets != IGNORE_INDEX  # [B, S, n]
     scale = per_head * (valid if weights is None else weights.detach().to(wide) * valid)
 
-    loss, ce = fused_linear_cross_entropy(
+    loss, *per_row = fused_linear_cross_entropy(
         rows.flatten(0, 2),
         unembedding,
         _head_first(targets),
         _head_first(scale),
         chunk_rows,
     )
-    return MTPLoss(loss, ce.view(n, *targets.shape[:2]).permute(1, 2, 0))
+    B, S, _ = targets.shape
+    ce, hit = (x.view(n, B, S).permute(1, 2, 0) for x in per_row)
+    return MTPLoss(loss, ce, hit)
 
 
 def _head_first(x: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ OTHER_COMPARISONS: Mapping[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.In: (ast.NotIn,),
 }
 OTHER_FUNCTIONS = {"min": "max", "max": "min", "sum": "len", "len": "sum", "any": "all"}
+OTHER_CHARACTERS = dict(
+    zip("abcdefghijklmnopqrstuvwxyz*", "bcdefghijklmnopqrstuvwxyza#", strict=True)
+)
 ORDER_MATTERS = (ast.Sub, ast.FloorDiv, ast.Mod, ast.Pow)
 BLOCKS = ("body", "orelse")
 
@@ -122,6 +125,14 @@ def change_slice(node: ast.AST) -> Iterator[ast.AST]:
                     yield _changed(node, **{name: further})
 
 
+def wrong_text(node: ast.AST) -> Iterator[ast.AST]:
+    """A string with its last character missing, or another in its place."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value:
+        kept, last = node.value[:-1], node.value[-1]
+        yield _changed(node, value=kept)
+        yield _changed(node, value=kept + OTHER_CHARACTERS.get(last, "*"))
+
+
 def swap_function(node: ast.AST) -> Iterator[ast.AST]:
     """`max` for `min`, and the like."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -151,6 +162,7 @@ OPERATORS: Mapping[str, Operator] = {
         negate_condition,
         change_slice,
         swap_function,
+        wrong_text,
         early_return,
     )
 }

@@ -247,7 +247,7 @@ FAMILIES = (
         difficulty=8,
         entry_points=("frequent", "repeated", "common"),
         arguments="xs",
-        space={"op": MORE_LESS, "a": range(1, 80), "k": range(2, 6)},
+        space={"op": MORE_LESS, "a": range(10, 80), "k": range(2, 6)},
         phrases={"op": COMPARE_WORDS},
         wordings=(
             "Write a function $f that sorts the values $op_words $a found $k or more times in xs.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from weighted_mtp.data.micro_tasks.family import Arguments, Family, Params
-from weighted_mtp.data.micro_tasks.inputs import near, numbers, single
+from weighted_mtp.data.micro_tasks.inputs import numbers, single
 
 
 def _multiples_inputs(rng: Random, p: Params) -> list[Arguments]:
@@ -15,6 +15,12 @@ def _multiples_inputs(rng: Random, p: Params) -> list[Arguments]:
 
 def _grid_inputs(rng: Random, p: Params) -> list[Arguments]:
     return [(0, 3), (1, 2), (2, 1), (3, rng.randint(4, 8)), (rng.randint(4, 8), 5)]
+
+
+def _steps_inputs(rng: Random, p: Params) -> list[Arguments]:
+    a, k = p["a"], p["k"]
+    twice = k * k * (a // k + rng.randint(2, 4))
+    return single([a, a + 1, k * (a + rng.randint(2, 6)), twice, twice + p["b"], twice + 1])
 
 
 def _steps(n: int, k: int, b: int, a: int) -> int:
@@ -100,7 +106,7 @@ FAMILIES = (
             "for": "def $f(n):\n    for t in range(n):\n        if n <= $a:\n"
             "            return t\n        n = n // $k if n % $k == 0 else n - $b\n    return 0",
         },
-        inputs=lambda rng, p: single([p["a"], p["a"] + 1, *sorted(near(rng, 70, 1))]),
+        inputs=_steps_inputs,
         expected=_steps,
     ),
     Family(
@@ -148,7 +154,13 @@ FAMILIES = (
             "for j in range(i, n + 1, $b)])",
         },
         inputs=lambda rng, p: single(
-            [0, p["a"], p["b"] + p["c"], p["a"] * p["b"], *numbers(rng, 2, 30, 90)]
+            [
+                0,
+                p["a"] + p["b"],
+                p["a"] + p["c"],
+                p["a"] * p["b"] + p["c"],
+                *numbers(rng, 2, 40, 90),
+            ]
         ),
         expected=_ways,
     ),

@@ -25,9 +25,9 @@ def _letters_inputs(rng: Random, p: Params) -> list[Arguments]:
 
 
 def _words_inputs(rng: Random, p: Params) -> list[Arguments]:
-    k = p["k"]
-    lengths = [k, k + 1, max(1, k - 1), rng.randint(1, 9)]
-    cases = [lengths, [k + 1, k], [max(1, k - 1), k, k + 2], [k], [rng.randint(1, 9)] * 3]
+    shorter, k, longer = p["k"] - 1, p["k"], p["k"] + 1
+    cases = [[shorter, shorter, k, longer, longer], [shorter, shorter, longer, longer + 1]]
+    cases += [[k], [shorter, k, longer], [shorter] * 2 + [rng.randint(1, 9)]]
     return single([" ".join(text(rng, n) for n in rng.sample(c, len(c))) for c in cases])
 
 

@@ -1,0 +1,65 @@
+"""The loss curves of a run as one PNG.
+
+Letters: n future tokens (heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Series = tuple[Sequence[int], Sequence[Any]]
+COLOURS = ("#1f4e79", "#c8553d", "#588157", "#8e6c8a", "#b08900", "#5c677d", "#2a9d8f", "#6d4c41")
+
+
+def plot_losses(
+    train: Series, validation: Series, accuracy: Series, path: Path, title: str
+) -> None:
+    """Draw loss (left) and held-out accuracy (right), one colour for each head.
+
+    Args:
+        train: steps and, for each, n training losses in nats a token.
+        validation: steps and n held-out losses.
+        accuracy: steps and n held-out accuracies in [0, 1].
+        path: PNG to write.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for head, colour in enumerate(COLOURS[: _width(train)]):
+        name = "next token" if head == 0 else f"token +{head + 1}"
+        left.plot(train[0], _smooth(_column(train, head)), color=colour, lw=1.4, label=name)
+        left.plot(validation[0], _column(validation, head), "o", color=colour, ms=4)
+        right.plot(accuracy[0], _column(accuracy, head), "o-", color=colour, ms=4, lw=1.4)
+    left.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    left.set_title("loss: training (lines), held out (dots)", fontsize=9)
+    left.legend(fontsize=8, frameon=False)
+    right.set(xlabel="step", ylim=(0, 1))
+    right.set_title("held-out accuracy of each head", fontsize=9)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _width(series: Series) -> int:
+    return len(series[1][0]) if series[1] else 0
+
+
+def _column(series: Series, head: int) -> list[float]:
+    return [values[head] for values in series[1]]
+
+
+def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Exponential moving average, started at the first value."""
+    smooth: list[float] = []
+    for value in values:
+        smooth.append(value if not smooth else keep * smooth[-1] + (1 - keep) * value)
+    return smooth

@@ -1,0 +1,46 @@
+"""`weighted-mtp inspect`: say what a checkpoint holds, from its headers."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from weighted_mtp.models.meta_mtp.checkpoints import CheckpointInfo, inspect_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("path", type=Path, metavar="PATH", help="a native, Meta or HF checkpoint")
+    parser.add_argument(
+        "--verify", action="store_true", help="also read every weight and compare SHA-256 sums"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description; 0 when the checkpoint is sound."""
+    info = inspect_checkpoint(args.path, verify=args.verify)
+    for name, value in describe(info):
+        print(f"{name:<12} {value}")
+    return 0
+
+
+def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
+    """Label and text of each line of the description."""
+    args = info.args
+    given = {key: value for key, value in asdict(args).items() if value is not None}
+    extra = args.n_future_tokens - 1
+    lines = [
+        ("layout", info.layout),
+        ("parameters", f"{info.parameters:,}"),
+        ("dtype", info.dtype),
+        ("size", f"{info.bytes / 2**20:,.1f} MiB in {len(info.files)} file(s)"),
+        ("blocks", f"{args.n_layers - extra} (the last is the next-token head) + {extra} heads"),
+        ("shape", ", ".join(f"{key}={value}" for key, value in given.items())),
+        ("tokenizer", "yes" if info.has_tokenizer else "no"),
+        ("value head", "yes" if info.has_value_head else "no"),
+    ]
+    lines += [("file", str(path)) for path in info.files]
+    if info.verified:
+        lines.append(("verified", f"every weight is finite; {info.verified}"))
+    return lines

@@ -1,0 +1,98 @@
+"""`weighted-mtp train`: read a recipe, run its pipeline."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from weighted_mtp.core.config import RECIPES, Recipe, available, load_recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.pipelines.compose import RunRequest, saved_recipe
+from weighted_mtp.pipelines.estimate import estimate
+from weighted_mtp.pipelines.run_baseline import run_baseline
+from weighted_mtp.pipelines.run_ntp import run_ntp
+from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.runtime.distributed import is_main_process
+
+PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
+    "baseline": run_baseline,
+    "ntp": run_ntp,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `train`."""
+    recipes, presets = ", ".join(available()), ", ".join(available(RECIPES / "presets"))
+    parser.add_argument("--recipe", help=f"a shipped recipe ({recipes}) or a .yaml file")
+    parser.add_argument("--preset", help=f"another scale ({presets}) or a .yaml file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting; may be given many times",
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, help="run directory (default runs/RECIPE-PRESET)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the resolved recipe and its cost, write nothing",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; 0 when finished, 130 when asked to stop early (the state is saved)."""
+    run_dir = args.output_dir or default_run_dir(args.recipe, args.preset)
+    recipe = read_recipe(args, run_dir)
+    if args.dry_run:
+        print(recipe.to_yaml())
+        print("\n".join(estimate(recipe).lines()))
+        return 0
+    result = run_pipeline(RunRequest(recipe, run_dir, args.resume))
+    if is_main_process():
+        report(result, run_dir)
+    return 0 if result.finished else 130
+
+
+def run_pipeline(request: RunRequest) -> TrainResult:
+    """Run the pipeline a recipe names."""
+    return PIPELINES[request.recipe.pipeline](request)
+
+
+def default_run_dir(recipe: str | None, preset: str | None) -> Path:
+    """`runs/RECIPE-PRESET`."""
+    if recipe is None:
+        raise UserError("name a recipe: --recipe " + " | ".join(available()))
+    return Path("runs") / "-".join(Path(name).stem for name in (recipe, preset) if name)
+
+
+def read_recipe(args: argparse.Namespace, run_dir: Path) -> Recipe:
+    """The recipe asked for; when resuming, the run's own, with any --set on top.
+
+    Raises:
+        UserError: resuming a run with another recipe than its own.
+    """
+    if args.resume:
+        recipe = saved_recipe(run_dir, args.overrides)
+        asked = Path(args.recipe).stem if args.recipe else recipe.pipeline
+        if asked in PIPELINES and asked != recipe.pipeline:
+            raise UserError(f"{run_dir} is a {recipe.pipeline} run; it cannot resume as {asked}")
+        return recipe
+    if args.recipe is None:
+        raise UserError("name a recipe: --recipe " + " | ".join(available()))
+    return load_recipe(args.recipe, args.preset, args.overrides)
+
+
+def report(result: TrainResult, run_dir: Path) -> None:
+    """Say what was done and what to do next."""
+    if result.finished:
+        print(f"done: {result.step} steps, model in {result.checkpoint / 'model'}")
+        print(f"next: weighted-mtp evaluate {run_dir}  ·  weighted-mtp report {run_dir}")
+        return
+    print(f"stopped after step {result.step}, saved in {result.checkpoint}")
+    print(f"go on with: weighted-mtp train --resume --output-dir {run_dir}")

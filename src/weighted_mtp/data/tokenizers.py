@@ -1,0 +1,199 @@
+"""Three kinds of tokenizer behind one small interface.
+
+Ids are encoded without special tokens; whoever builds a sequence adds BOS and EOS. A tokenizer is
+stored in a folder beside the weights it belongs to, and `load_tokenizer` tells from the files which
+kind it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from weighted_mtp.core.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What training and decoding ask of a tokenizer.
+
+    Attributes:
+        vocab_size: ids are below it.
+        bos_id: starts a sequence; None where the model was trained without.
+        eos_id: ends a response.
+        pad_id: fills a batch; it is never a target, so any id will do.
+        fingerprint: equal for tokenizers that give the same ids.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special tokens added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the files that `load_tokenizer` needs."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes 0 … 255 and three specials: no file, no merges, every text round-trips."""
+
+    vocab_size = 259
+    pad_id = 256
+    bos_id: int | None = 257
+    eos_id = 258
+    fingerprint = "bytes-v1"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "bytes.json").write_text(json.dumps({"type": self.fingerprint}) + "\n")
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model file, such as Llama 2's `tokenizer.model`."""
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor  # slow to import, and often not needed
+
+        self.path = path
+        try:
+            self._model: Any = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: not a SentencePiece model ({_brief(error)})") from error
+        self.vocab_size = int(self._model.vocab_size())
+        self.bos_id: int | None = _known(self._model.bos_id())
+        eos = _known(self._model.eos_id())
+        if eos is None:
+            raise UserError(f"{path}: this SentencePiece model has no EOS; responses cannot end")
+        self.eos_id = eos
+        self.pad_id = next(i for i in (_known(self._model.pad_id()), eos) if i is not None)
+        self.fingerprint = "sentencepiece-" + _digest(path)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._model.encode(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        specials = {self.bos_id, self.eos_id}
+        text: str = self._model.decode([int(i) for i in ids if i not in specials])
+        return text
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, directory / "tokenizer.model")
+
+
+class HuggingFaceTokenizer:
+    """A fast tokenizer folder (`tokenizer.json` and its config)."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        folder = path if path.is_dir() else path.parent
+        try:
+            self._fast: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder}: not a Hugging Face tokenizer ({_brief(error)}); it needs tokenizer.json"
+            ) from error
+        if self._fast.eos_token_id is None:
+            raise UserError(f"{folder}: tokenizer_config.json names no eos_token; set it")
+        self.vocab_size = len(self._fast)
+        self.bos_id: int | None = self._fast.bos_token_id
+        self.eos_id = int(self._fast.eos_token_id)
+        pad = self._fast.pad_token_id
+        self.pad_id = self.eos_id if pad is None else int(pad)
+        self.fingerprint = "huggingface-" + _digest(folder / "tokenizer.json")
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._fast.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._fast.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._fast.save_pretrained(str(directory))
+
+
+def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
+    """A tokenizer by kind: `bytes`, `sentencepiece` or `huggingface`.
+
+    Raises:
+        UserError: an unknown kind, a missing path or a damaged file.
+    """
+    if kind == "bytes":
+        return ByteTokenizer()
+    if path is None or not path.exists():
+        raise UserError(f"tokenizer.path {path}: no such file; a {kind} tokenizer needs one")
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer(path)
+    if kind == "huggingface":
+        return HuggingFaceTokenizer(path)
+    raise UserError(f"tokenizer.kind {kind!r} is not one of bytes, sentencepiece, huggingface")
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights.
+
+    Raises:
+        UserError: none is there.
+    """
+    for folder in (model_dir / "tokenizer", model_dir):
+        if (folder / "bytes.json").is_file():
+            return ByteTokenizer()
+        if (folder / "tokenizer.json").is_file():
+            return HuggingFaceTokenizer(folder)
+        if (folder / "tokenizer.model").is_file():
+            return SentencePieceTokenizer(folder / "tokenizer.model")
+    raise UserError(
+        f"{model_dir}: holds no tokenizer (tokenizer.json, tokenizer.model or bytes.json); "
+        "set tokenizer.kind and tokenizer.path"
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Refuse a tokenizer whose ids the model does not have.
+
+    Raises:
+        UserError: the vocabulary of the model is the smaller one.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens and the model only "
+            f"{vocab_size}; use the tokenizer this checkpoint was trained with"
+        )
+
+
+def _known(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,254 @@
+"""Checkpoints in and out: three layouts read through one function, two written whole or not at all.
+
+- native: `configs/params.json`, `safetensors/model*.safetensors`, `tokenizer/`, `metadata.json`
+  (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained;
+- Meta's: `params.json`, `consolidated*.pth`;
+- Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weighted_mtp.core.device import resolve_device, resolve_dtype
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
+from weighted_mtp.models.meta_mtp.layouts.huggingface import read_huggingface, write_huggingface
+from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
+from weighted_mtp.models.meta_mtp.layouts.native import read_native, verify_sums, write_native
+from weighted_mtp.models.meta_mtp.layouts.source import Source
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+
+log = get_logger(__name__)
+
+MAX_SHARD_BYTES = 5 * 2**30
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    GENERATION_CONFIG,  # holds the end-of-sequence token that transformers stops at
+)
+_READERS: dict[str, Callable[[Path], Source]] = {
+    "native": read_native,
+    "meta": read_meta,
+    "huggingface": read_huggingface,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint's headers say.
+
+    Attributes:
+        layout: "native", "meta" or "huggingface".
+        dtype: name of the stored format; several, comma-separated, when mixed.
+        parameters: how many numbers the model has; tied embeddings count once.
+        bytes: size of the weight files together.
+        files: the weight files.
+        verified: what `verify=True` compared, "" without it.
+    """
+
+    layout: str
+    args: ModelArgs
+    dtype: str
+    parameters: int
+    bytes: int
+    files: tuple[Path, ...]
+    has_tokenizer: bool
+    has_value_head: bool
+    verified: str = ""
+
+
+def detect_layout(directory: Path) -> str | None:
+    """ "native", "meta" or "huggingface", by the files that are there; None for none of them."""
+    if (directory / "configs" / "params.json").is_file() or (directory / "safetensors").is_dir():
+        return "native"
+    if any(directory.glob(PATTERN)):
+        return "meta"
+    if (directory / "config.json").is_file():
+        return "huggingface"
+    return "meta" if (directory / "params.json").is_file() else None
+
+
+def load_meta_mtp_model(
+    model_dir: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    *,
+    verify: bool = False,
+) -> Transformer:
+    """Load a checkpoint in any of the three layouts; the log says which it was.
+
+    Keys, shapes and formats are checked before any weight is read. Peak memory is the model in its
+    final `dtype`, one tensor, and a fortieth of the files.
+
+    Args:
+        device: where to; "auto" takes cuda, then mps, then cpu.
+        dtype: number format of the weights; None keeps the stored one.
+        verify: compare the SHA-256 sums of a native checkpoint first, which reads it twice.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, of an unknown layout or another
+            architecture; the one line names file and key.
+    """
+    directory = Path(model_dir)
+    target, number_format = resolve_device(device), resolve_dtype(dtype)
+    source = _open(directory)
+    if verify:
+        _verify_files(directory, source)
+    model = source.materialise(target, number_format)
+    log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
+    return model
+
+
+def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo:
+    """Describe a checkpoint from its headers alone, checking keys, shapes and formats.
+
+    Args:
+        verify: also read everything: SHA-256 sums (native) and that every weight is finite.
+
+    Raises:
+        UserError: as for `load_meta_mtp_model`.
+    """
+    directory = Path(path)
+    source = _open(directory)
+    verified = ""
+    if verify:
+        verified = _verify_files(directory, source)
+        source.check_values()
+    parts = [part for stored in source.weights.values() for part in stored.parts]
+    return CheckpointInfo(
+        layout=source.layout,
+        args=source.model.args,
+        dtype=", ".join(sorted({part.dtype for part in parts})),
+        parameters=sum(parameter.numel() for parameter in source.model.parameters()),
+        bytes=sum(file.size for file in source.files),
+        files=tuple(file.path for file in source.files),
+        has_tokenizer=any(f.name != GENERATION_CONFIG for f in find_tokenizer_files(directory)),
+        has_value_head=value_head_path(directory).is_file(),
+        verified=verified,
+    )
+
+
+def save_native(
+    model: Transformer,
+    directory: str | Path,
+    *,
+    tokenizer_files: Sequence[Path] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    extra_metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    value_head_file: Path | None = None,
+) -> None:
+    """Write the native layout, bit for bit; `directory` appears whole or not at all.
+
+    Args:
+        tokenizer_files: copied into `tokenizer/`.
+        max_shard_bytes: above it the weights are split over several files.
+        extra_metadata: kept under `extra` in `metadata.json`.
+        overwrite: replace a checkpoint that is there, once the new one is whole.
+        value_head_file: copied to `value_head.safetensors`.
+
+    Raises:
+        UserError: `directory` exists (or, with `overwrite`, is no checkpoint), or cannot be
+            written; nothing was changed.
+    """
+    with _destination(directory, overwrite, value_head_file) as partial:
+        write_native(model, partial, tokenizer_files, max_shard_bytes, extra_metadata or {})
+
+
+def save_huggingface(
+    model: Transformer,
+    directory: str | Path,
+    *,
+    tokenizer_files: Sequence[Path] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    value_head_file: Path | None = None,
+) -> None:
+    """Write Hugging Face's Llama layout: trunk and next-token head as
+    `LlamaForCausalLM.from_pretrained` loads them, the extra heads in `mtp_heads.safetensors`, from
+    where `load_meta_mtp_model` takes them back.
+
+    Arguments and errors as for `save_native`; tokenizer files lie beside the weights.
+    """
+    with _destination(directory, overwrite, value_head_file) as partial:
+        write_huggingface(model, partial, tokenizer_files, max_shard_bytes)
+
+
+def check_destination(directory: str | Path, overwrite: bool = False) -> None:
+    """Raise `UserError` where a checkpoint must not be written: something is there and `overwrite`
+    is not set, or what is there is neither a checkpoint nor an empty folder."""
+    destination = Path(directory)
+    if not overwrite:
+        check_absent(destination)
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise UserError(f"{destination}: is a file; choose the name of a directory")
+    if detect_layout(destination) is None and any(destination.iterdir()):
+        raise UserError(
+            f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
+        )
+
+
+def find_tokenizer_files(model_dir: str | Path) -> list[Path]:
+    """The tokenizer's files: all in `tokenizer/`, else those of known names beside the weights."""
+    directory = Path(model_dir)
+    if (directory / "tokenizer").is_dir():
+        return sorted(path for path in (directory / "tokenizer").iterdir() if path.is_file())
+    return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+
+
+def value_head_path(model_dir: str | Path) -> Path:
+    """Where a checkpoint's value head lies, if it has one."""
+    return Path(model_dir) / "value_head.safetensors"
+
+
+@contextmanager
+def _destination(
+    directory: str | Path, overwrite: bool, value_head_file: Path | None
+) -> Iterator[Path]:
+    destination = Path(directory).expanduser().resolve()
+    check_destination(destination, overwrite)
+    with new_directory(destination, overwrite) as partial:
+        if value_head_file:
+            shutil.copyfile(value_head_file, value_head_path(partial))
+        yield partial
+
+
+def _open(directory: Path) -> Source:
+    if not directory.exists():
+        raise UserError(f"{directory}: no such directory; check the path")
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is a file; give the directory that holds it")
+    layout = detect_layout(directory)
+    if layout is None:
+        raise UserError(
+            f"{directory}: no checkpoint found; looked for configs/params.json and safetensors/ "
+            "(native), params.json and consolidated*.pth (Meta), config.json and "
+            f"model*.safetensors (Hugging Face), but the folder holds {_listing(directory)}"
+        )
+    return _READERS[layout](directory)
+
+
+def _listing(directory: Path) -> str:
+    names = sorted(path.name for path in directory.iterdir())
+    shown = ", ".join(names[:5]) or "nothing"
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _verify_files(directory: Path, source: Source) -> str:
+    count = verify_sums(directory) if source.layout == "native" else 0
+    return f"SHA-256 of {count} files" if count else "no SHA-256 sums are stored with it"

@@ -1,0 +1,137 @@
+"""Hugging Face's Llama layout: `config.json`, `model*.safetensors`, `mtp_heads.safetensors`.
+
+transformers rotates first half against second half, Meta neighbouring pairs: the rows of `wq` and
+`wk` are in another order, and nothing else differs. The extra heads, which transformers does not
+know, lie beside the model under Meta's names and in Meta's order.
+
+Letters: D model width, H attention heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
+from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+from weighted_mtp.models.meta_mtp.layouts.source import (
+    Part,
+    Source,
+    Stored,
+    assemble,
+    build_skeleton,
+    index_parts,
+)
+from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
+    SafetensorsFile,
+    TensorFile,
+    open_weights,
+    write_safetensors,
+    write_safetensors_file,
+)
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+
+HEADS_FILE = "mtp_heads.safetensors"
+_ROOT = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's key of a parameter; extra heads keep Meta's, in a file of their own."""
+    if name.startswith("extra_heads."):
+        return name
+    stem = name.removesuffix(".weight")
+    if stem in _ROOT:
+        return f"{_ROOT[stem]}.weight"
+    _, number, inner = stem.split(".", 2)
+    return f"model.layers.{number}.{_BLOCK[inner]}.weight"
+
+
+def read_huggingface(directory: Path) -> Source:
+    """What a checkpoint in Hugging Face's Llama layout holds.
+
+    Raises:
+        UserError: anything is missing, damaged, or not representable; file and key are named.
+    """
+    config = JsonFile.read(directory / "config.json")
+    args = read_config(config)
+    files = open_weights(directory, "model.safetensors", "pytorch_model.bin")
+    files += _open_heads(directory / HEADS_FILE, config, args.n_future_tokens)
+    model = build_skeleton(args, config.path, len(index_parts(files)))
+
+    def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
+        return Stored(parts[:1], heads=_rotary_heads(name, args))
+
+    return assemble("huggingface", model, files, directory, hf_name, _is_rope_table, store)
+
+
+def _is_rope_table(key: str) -> bool:
+    return key.endswith("rotary_emb.inv_freq")
+
+
+def _rotary_heads(name: str, args: ModelArgs) -> int:
+    """How many heads' rows Hugging Face stores in its own order under this parameter; 0 if none."""
+    if name.startswith("layers."):
+        if name.endswith("attention.wq.weight"):
+            return args.n_heads
+        if name.endswith("attention.wk.weight"):
+            return args.kv_heads
+    return 0
+
+
+def _open_heads(path: Path, config: JsonFile, n_future_tokens: int) -> list[TensorFile]:
+    if not path.is_file():
+        if n_future_tokens > 1:
+            raise UserError(
+                f"{path}: no such file, but {HEADS_KEY} in {config.path.name} is "
+                f"{n_future_tokens}; copy it too"
+            )
+        return []
+    if HEADS_KEY not in config.fields:
+        raise config.error(
+            HEADS_KEY, f"is missing, but {HEADS_FILE} is there; add it (1 + the heads stored)"
+        )
+    return [SafetensorsFile(path)]
+
+
+def write_huggingface(
+    model: Transformer,
+    directory: Path,
+    tokenizer_files: Sequence[Path],
+    max_shard_bytes: int,
+) -> None:
+    """Write the whole layout into an empty directory."""
+    args = model.args
+    state = {hf_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    heads = {hf_name(name): _rotary_heads(name, args) for name, _ in model.named_parameters()}
+    extra = {name: state.pop(name) for name in list(state) if name.startswith("extra_heads.")}
+
+    def transform(name: str, tensor: Tensor) -> Tensor:
+        return _to_halves(tensor, heads[name]) if heads[name] else tensor
+
+    write_json(directory / "config.json", write_config(args, model.output.weight.dtype))
+    write_safetensors(state, directory, max_shard_bytes, transform)
+    if extra:
+        write_safetensors_file(extra, directory / HEADS_FILE)
+    copy_files(tokenizer_files, directory)
+
+
+def _to_halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of `weight` `[H·d, D]` from pairs side by side to first halves, then second halves."""
+    half = weight.shape[0] // (2 * heads)
+    pairs = weight.view(heads, half, 2, -1)  # [H, d/2, 2, D]
+    return pairs.transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,283 @@
+"""A checkpoint as it lies on disk: which stored tensors make up each parameter.
+
+Everything that headers tell is checked before the first weight is read. Then parameters come to
+be one at a time, straight in their final dtype and on their final device, so that the peak of
+memory is the model itself and one tensor.
+
+Letters: D model width, H attention heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
+    TensorFile,
+    known_dtype,
+    release_pages,
+)
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+
+TIED, EMBEDDING = "output.weight", "tok_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stored tensor."""
+
+    file: TensorFile
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.file.header[self.key].shape
+
+    @property
+    def dtype(self) -> str:
+        return self.file.header[self.key].dtype
+
+    def __str__(self) -> str:
+        return f"{self.file.path}: {self.key}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one parameter comes from: `parts` side by side along `dim`.
+
+    Attributes:
+        heads: above 0, the rows are those of so many heads in Hugging Face's rotary order (all
+            first halves of the pairs, then all second halves) and are put into Meta's (pairs side
+            by side).
+    """
+
+    parts: tuple[Part, ...]
+    dim: int = 0
+    heads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole's shape; that of the first part where they do not fit together."""
+        first = self.parts[0].shape
+        if self.dim >= len(first):
+            return first
+        whole = sum(part.shape[self.dim] for part in self.parts if len(part.shape) > self.dim)
+        return (*first[: self.dim], whole, *first[self.dim + 1 :])
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise `UserError` unless the parts are of a format we read and make up `shape`."""
+        for part in self.parts:
+            if not known_dtype(part.dtype):
+                raise UserError(
+                    f"{part} is stored as {part.dtype}, which is not one of {', '.join(DTYPES)}; "
+                    "convert it to one of them first"
+                )
+            rest = part.shape[: self.dim] + part.shape[self.dim + 1 :]
+            if rest != shape[: self.dim] + shape[self.dim + 1 :] or self.shape != shape:
+                split = f" in {len(self.parts)} parts" if len(self.parts) > 1 else ""
+                raise UserError(
+                    f"{part} has shape {list(part.shape)}{split}, but the configuration asks for "
+                    f"{list(shape)}; correct the configuration, or copy the checkpoint again"
+                )
+
+    def read(self, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        """The parameter, in memory of its own.
+
+        Raises:
+            UserError: a value is NaN or infinite, or too large for `dtype`.
+        """
+        dtype = dtype or DTYPES[self.parts[0].dtype]
+        whole = torch.empty(self.shape, dtype=dtype, device=device)
+        start = 0
+        for part in self.parts:
+            stored = part.file.view(part.key)
+            _check_values(part, stored, dtype)
+            extent = stored.shape[self.dim]
+            _copy(whole.narrow(self.dim, start, extent), stored, self.heads)
+            start += extent
+        return whole
+
+
+def _copy(target: Tensor, stored: Tensor, heads: int) -> None:
+    if heads:
+        half = stored.shape[0] // (2 * heads)
+        target = target.view(heads, half, 2, -1)  # [H, d/2, 2, D]
+        stored = stored.view(heads, 2, half, -1).transpose(1, 2)
+    target.copy_(stored)
+
+
+def _check_values(part: Part, stored: Tensor, dtype: torch.dtype) -> None:
+    low, high = (bound.item() for bound in torch.aminmax(stored))  # NaN shows in both
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{part} holds NaN or infinite values; take an earlier checkpoint")
+    if max(-low, high) > torch.finfo(dtype).max:
+        raise UserError(
+            f"{part} holds values that {str(dtype).removeprefix('torch.')} cannot; use bfloat16"
+        )
+
+
+@dataclass
+class Source:
+    """A checkpoint found, its headers read and checked, its weights not yet.
+
+    Attributes:
+        layout: "native", "meta" or "huggingface".
+        model: on the meta device; `materialise` gives it its weights.
+        weights: for every parameter of `model`, where it comes from.
+        twin: a stored unembedding that repeats the tied embedding.
+    """
+
+    layout: str
+    model: Transformer
+    weights: dict[str, Stored]
+    files: list[TensorFile]
+    twin: Stored | None = None
+
+    def materialise(self, device: torch.device, dtype: torch.dtype | None) -> Transformer:
+        """Read every weight into the model. Call once.
+
+        Raises:
+            UserError: weights are not finite, or too large for `dtype`.
+        """
+        for name, stored in self.weights.items():
+            path, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(stored.read(dtype, device))
+            setattr(self.model.get_submodule(path), leaf, parameter)
+            release_pages(self.files)
+        if self.model.args.tie_embeddings:
+            self.model.output.weight = self.model.tok_embeddings.weight
+            self._check_twin()
+        return self.model
+
+    def check_values(self) -> None:
+        """Read every weight and keep none; raise `UserError` on one that is not finite."""
+        for stored in self.weights.values():
+            for part in stored.parts:
+                _check_values(part, part.file.view(part.key), torch.float64)
+            release_pages(self.files)
+
+    def _check_twin(self) -> None:
+        if self.twin is None:
+            return
+        for twin, part in zip(self.twin.parts, self.weights[EMBEDDING].parts, strict=True):
+            if not torch.equal(twin.file.view(twin.key), part.file.view(part.key)):
+                raise UserError(
+                    f"{twin} differs from {part.key}, though the configuration ties them; "
+                    "set tie_embeddings (tie_word_embeddings) to false"
+                )
+
+
+def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:
+    """Every key that any of `files` holds, with all the tensors stored under it, in file order."""
+    found: dict[str, list[Part]] = {}
+    for file in files:
+        for key in file.header:
+            found.setdefault(key, []).append(Part(file, key))
+    return {key: tuple(parts) for key, parts in found.items()}
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves fresh weights alone. On the meta device random numbers mean nothing, yet asking for
+    them makes torch import sympy and its like: a second, and 75 MB."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer:
+    """The model on the meta device.
+
+    Raises:
+        UserError: `config` asks for more layers than `n_tensors` could fill, or for the impossible.
+    """
+    if args.n_layers > n_tensors:
+        raise UserError(
+            f"{config}: n_layers {args.n_layers} is more than the {n_tensors} tensors stored; "
+            "correct it, or copy the checkpoint again"
+        )
+    try:
+        with torch.device("meta"), _NoInit():
+            return Transformer(args)
+    except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{config}: no model can be built from it ({error})") from error
+
+
+def assemble(
+    layout: str,
+    model: Transformer,
+    files: list[TensorFile],
+    where: Path,
+    name_of: Callable[[str], str] = str,
+    ignored: Callable[[str], bool] = lambda key: False,
+    store: Callable[[str, tuple[int, ...], tuple[Part, ...]], Stored] = lambda n, s, parts: Stored(
+        parts[:1]
+    ),
+) -> Source:
+    """Match the model's parameters with the stored tensors.
+
+    Args:
+        where: the folder to name when keys are missing from several files.
+        name_of: the stored key of a parameter.
+        ignored: stored keys that hold no weights of ours.
+        store: how (parameter name, its shape, parts) become the parameter.
+
+    Raises:
+        UserError: keys are missing or left over, or a shape or format is wrong.
+    """
+    index = {key: parts for key, parts in index_parts(files).items() if not ignored(key)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    twin = None
+    if model.args.tie_embeddings and name_of(TIED) in index:
+        twin = store(TIED, shapes[EMBEDDING], index.pop(name_of(TIED)))
+        twin.check(shapes[EMBEDDING])
+    wanted = {name_of(name): name for name in shapes}
+    _compare_keys(wanted, index, files[0].path if len(files) == 1 else where)
+    weights = {}
+    for key, name in wanted.items():
+        weights[name] = store(name, shapes[name], index[key])
+        weights[name].check(shapes[name])
+    return Source(layout, model, weights, files, twin)
+
+
+def _compare_keys(
+    wanted: Mapping[str, object], found: Mapping[str, tuple[Part, ...]], where: Path
+) -> None:
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    if missing:
+        also = f" (and holds unknown {_few(extra)})" if extra else ""
+        raise UserError(
+            f"{where}: lacks {_few(missing)}{also}; copy the checkpoint again, or correct its "
+            "configuration"
+        )
+    if extra:
+        file = found[extra[0]][0].file.path
+        raise UserError(
+            f"{file}: holds {_few(extra)}, which the configuration has no place for; correct "
+            "n_layers or n_future_tokens (or their like) in the configuration"
+        )
+
+
+def _few(keys: Sequence[str]) -> str:
+    if len(keys) == 1:
+        return f"key {keys[0]}"
+    more = ", …" if len(keys) > 3 else ""
+    return f"{len(keys)} keys: {', '.join(keys[:3])}{more}"

@@ -1,0 +1,265 @@
+"""Files of named tensors (safetensors, PyTorch zip archives), memory-mapped a stretch at a time.
+
+A mapped page that was read stays in the process's resident memory until its mapping goes. So
+whoever reads a whole file lets go of it now and then (`release_pages`); otherwise reading would
+cost a second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+
+_SAFETENSORS_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SMALLEST_STRETCH = 4 * 2**20
+_NOT_TENSORS = "get a copy that holds tensors alone (safetensors is safest)"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says of one tensor; `dtype` is a name such as "bfloat16"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFile(ABC):
+    """One file of named tensors, open for reading.
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated, or no such file.
+    """
+
+    header: dict[str, TensorInfo]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        self._closed = False
+        self.touched = 0  # bytes read since the file was mapped
+        self._open()
+
+    def view(self, key: str) -> Tensor:
+        """The tensor on its mapped pages, which stay as long as it does."""
+        if self._closed:
+            self._open()
+            self._closed = False
+        tensor = self._get(key)
+        self.touched += tensor.nbytes
+        return tensor
+
+    def release(self) -> None:
+        """Unmap the file; the next `view` maps it again."""
+        self._close()
+        self._closed = True
+        self.touched = 0
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    @abstractmethod
+    def _get(self, key: str) -> Tensor: ...
+
+
+class SafetensorsFile(TensorFile):
+    """A safetensors file; opening it checks that it is as long as its header says."""
+
+    _handle: Any
+
+    def _open(self) -> None:
+        try:
+            self._handle = safe_open(self.path, framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: truncated or damaged safetensors file ({error}); copy it again"
+            ) from error
+        if not hasattr(self, "header"):
+            self.header = {key: self._describe(key) for key in self._handle.keys()}  # noqa: SIM118
+
+    def _describe(self, key: str) -> TensorInfo:
+        stored = self._handle.get_slice(key)
+        dtype = str(stored.get_dtype())
+        return TensorInfo(tuple(stored.get_shape()), _SAFETENSORS_NAMES.get(dtype, dtype))
+
+    def _close(self) -> None:
+        self._handle = None
+
+    def _get(self, key: str) -> Tensor:
+        tensor: Tensor = self._handle.get_tensor(key)
+        return tensor
+
+
+class PickleFile(TensorFile):
+    """A state dict written by `torch.save`; read with `weights_only`, so no code in it can run."""
+
+    def _open(self) -> None:
+        state = self._load()
+        if not isinstance(state, dict):
+            found = type(state).__name__
+            raise UserError(f"{self.path}: holds a {found}, not named tensors; {_NOT_TENSORS}")
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.layout != torch.strided:
+                found = type(value).__name__
+                raise UserError(f"{self.path}: {key!r} is a {found}, no tensor; {_NOT_TENSORS}")
+        self._state: dict[str, Tensor] = {str(key): value.detach() for key, value in state.items()}
+        self.header = {
+            key: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for key, t in self._state.items()
+        }
+
+    def _load(self) -> object:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"code or objects ({named[1]})" if named else "more than tensors"
+            raise UserError(
+                f"{self.path}: refused, because its pickle carries {what}; {_NOT_TENSORS}"
+            ) from error
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            if "mmap can only be used" in str(error):
+                raise UserError(
+                    f"{self.path}: not a PyTorch zip archive (damaged, or saved before PyTorch "
+                    "1.6); copy it again, or load and torch.save it with a newer PyTorch"
+                ) from error
+            raise UserError(
+                f"{self.path}: truncated or damaged PyTorch file ({_first_words(error)}); "
+                "copy it again"
+            ) from error
+
+    def _close(self) -> None:
+        self._state.clear()
+
+    def _get(self, key: str) -> Tensor:
+        return self._state[key]
+
+
+def _first_words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def release_pages(files: Sequence[TensorFile]) -> None:
+    """Unmap `files` if more than a fortieth of them was read since the last time."""
+    stretch = max(_SMALLEST_STRETCH, sum(file.size for file in files) // 40)
+    if sum(file.touched for file in files) > stretch:
+        for file in files:
+            file.release()
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """The file at `path`, by its suffix: `.safetensors`, or a PyTorch archive otherwise."""
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+
+
+def open_indexed(index: Path) -> list[TensorFile]:
+    """The shards that `index` (`*.index.json`) lists, each checked to hold what it promises.
+
+    Raises:
+        UserError: the index is no such file, or a shard is missing or lacks a key.
+    """
+    weight_map = JsonFile.read(index).get("weight_map", dict)
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: weight_map[{key!r}] is no file name: {name!r}; correct it")
+    names = sorted(set(weight_map.values()))
+    if not names:
+        raise UserError(f"{index}: its weight_map is empty; copy the checkpoint again")
+    files = {name: open_tensor_file(index.parent / name) for name in names}
+    for key, name in weight_map.items():
+        if key not in files[name].header:
+            raise UserError(
+                f"{index.parent / name}: holds no {key!r}, which {index.name} promises; "
+                "copy the checkpoint again"
+            )
+    return list(files.values())
+
+
+def open_weights(directory: Path, *stems: str) -> list[TensorFile]:
+    """`STEM` or `STEM.index.json` with its shards, for the first of `stems` that is there.
+
+    Raises:
+        UserError: none is there, or what is there is damaged.
+    """
+    for stem in stems:
+        if (directory / f"{stem}.index.json").is_file():
+            return open_indexed(directory / f"{stem}.index.json")
+        if (directory / stem).is_file():
+            return [open_tensor_file(directory / stem)]
+    wanted = " nor ".join(f"{stem} (or {stem}.index.json)" for stem in stems)
+    raise UserError(f"{directory}: holds no weights, neither {wanted}; copy the checkpoint again")
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    max_shard_bytes: int,
+    transform: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> None:
+    """Write `model.safetensors`, or numbered shards and their index when that would be too large.
+
+    Args:
+        max_shard_bytes: no shard is larger, unless one tensor alone is.
+        transform: applied to each (name, tensor) when its shard is written.
+    """
+    shards = _shards(tensors, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = several if len(shards) > 1 else "model.safetensors"
+        state = {name: transform(name, tensors[name]) for name in names}
+        write_safetensors_file(state, directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(directory / "model.safetensors.index.json", index)
+
+
+def write_safetensors_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one file, from tensors on any device."""
+    # transformers wants to be told that they come from PyTorch.
+    save_file({n: _own(t) for n, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _shards(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = max_shard_bytes
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= tensor.nbytes
+    return shards
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and alone in its storage, as safetensors wants it."""
+    tensor = tensor.detach().to("cpu").contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def known_dtype(name: str) -> bool:
+    """Whether weights stored in this format can be loaded."""
+    return name in DTYPES

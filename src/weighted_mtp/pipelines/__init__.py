@@ -1,0 +1,1 @@
+"""Compositions of data, model and objective on the one trainer."""

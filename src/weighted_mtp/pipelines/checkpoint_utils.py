@@ -1,0 +1,131 @@
+"""Checkpoints of a run: everything the next step depends on, marked complete last.
+
+RUN/config.yaml                          the resolved recipe
+RUN/metrics.jsonl
+RUN/checkpoints/step-00000300/
+    model/                               native layout, tokenizer included
+    optimizer.pt  rng-0.pt …             (one generator state for each rank)
+    trainer.json                         step, world size
+    COMPLETE                             written last; without it the directory is no checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
+from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.environment import rng_state, set_rng_state
+
+MARKER = "COMPLETE"
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lives."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*/{MARKER}"))
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    adapter: MetaLlamaMTPAdapter,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Tokenizer,
+    keep_last: int,
+) -> Path:
+    """Write the checkpoint of `step` (all ranks call this) and drop all but the newest few.
+
+    It is built under another name and renamed once whole: a kill at any moment leaves either the
+    old set of checkpoints or the new one.
+    """
+    final = checkpoint_path(run_dir, step)
+    partial = final.with_name(final.name + ".partial")
+    if distributed.is_main_process():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(adapter, tokenizer, partial / "model")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        trainer = {"step": step, "world_size": distributed.world_size()}
+        (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
+    distributed.barrier()
+    torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+    distributed.barrier()
+    if distributed.is_main_process():
+        (partial / MARKER).touch()
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        for old in complete_checkpoints(run_dir)[:-keep_last]:
+            (old / MARKER).unlink()
+            shutil.rmtree(old)
+    distributed.barrier()
+    return final
+
+
+def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:
+    """The weights in native layout, with tokenizer and value head beside them."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        files = sorted(Path(folder).iterdir())
+        save_native(adapter.transformer, directory, tokenizer_files=files)
+    if adapter.value_head is not None:
+        adapter.value_head.save_checkpoint(value_head_path(directory))
+
+
+def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> int:
+    """Load optimizer and generator states; return the step the checkpoint was taken after.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    state = _load(checkpoint / "optimizer.pt")
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{checkpoint / 'optimizer.pt'}: made for another model ({error})"
+        ) from error
+    rng = checkpoint / f"rng-{distributed.rank()}.pt"
+    if rng.exists():  # a rank this run did not have before starts from its seed
+        set_rng_state(_load(rng))
+    return int(json.loads((checkpoint / "trainer.json").read_text())["step"])
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); delete this "
+            "checkpoint directory to resume from the one before it"
+        ) from error
+
+
+def resolve_model_dir(path: Path) -> Path:
+    """The model directory meant by `path`: a run means its newest checkpoint, a checkpoint its
+    `model/`, and any other directory is taken as it is.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
+    newest = complete_checkpoints(path)
+    if newest:
+        path = newest[-1]
+    elif (path / "config.yaml").exists():
+        raise UserError(f"{path}: this run has saved no complete checkpoint yet")
+    return path / "model" if (path / MARKER).exists() else path

@@ -1,0 +1,226 @@
+"""From a recipe to a trainer: the parts every pipeline shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from weighted_mtp.core.config import Recipe, load_recipe_file
+from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.types import Row
+from weighted_mtp.data.collators import AlpacaCollator, Example
+from weighted_mtp.data.datasets import read_jsonl, write_jsonl
+from weighted_mtp.data.micro_tasks import generate
+from weighted_mtp.data.tokenizers import (
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    make_tokenizer,
+)
+from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
+from weighted_mtp.pipelines.objectives import Objective, make_objective
+from weighted_mtp.pipelines.trainer import Trainer, TrainResult
+from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.environment import Environment, environment
+
+log = get_logger(__name__)
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run and where.
+
+    Attributes:
+        resume: continue the run in `run_dir` from its newest complete checkpoint.
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    resume: bool = False
+
+
+def run(request: RunRequest) -> TrainResult:
+    """Train by a recipe, start to end.
+
+    Raises:
+        UserError: anything wrong with the recipe, its files, or the run directory.
+    """
+    recipe, run_dir = request.recipe, request.run_dir
+    runtime = recipe.runtime
+    with environment(runtime.device, runtime.seed, runtime.threads) as env:
+        checkpoint = prepare_run_dir(request, env)
+        tokenizer = build_tokenizer(recipe)
+        adapter = build_adapter(recipe, tokenizer, env.device, checkpoint)
+        objective = make_objective(recipe.objective, adapter.args.n_future_tokens)
+        collator = AlpacaCollator(tokenizer, recipe.data.template, recipe.data.max_length)
+        module = TrainingModule(
+            adapter,
+            objective,
+            DTYPES[runtime.compute_dtype],
+            recipe.training.loss_chunk_rows,
+        )
+        train = encode_rows(objective.select(load_rows(recipe, "train", run_dir)), collator)
+        held_out = validation_rows(recipe, objective, run_dir)
+        log.info(
+            "%s parameters on %s × %d · %s training rows, %s for validation",
+            f"{sum(p.numel() for p in adapter.parameters()):,}",
+            env.device,
+            env.world_size,
+            f"{len(train):,}",
+            f"{len(held_out):,}",
+        )
+        validation = encode_rows(held_out, collator) if held_out else []
+        return Trainer(recipe, module, collator, train, validation, run_dir, env, checkpoint).fit()
+
+
+def prepare_run_dir(request: RunRequest, env: Environment) -> Path | None:
+    """Make the run directory, or find the checkpoint to resume from.
+
+    Raises:
+        UserError: a new run would overwrite an old one, or there is nothing to resume.
+    """
+    config = request.run_dir / "config.yaml"
+    if request.resume:
+        found = complete_checkpoints(request.run_dir)
+        if not config.exists():
+            raise UserError(f"{request.run_dir}: no run to resume; start it without --resume")
+        if env.is_main:
+            log.info("resuming from %s", found[-1] if found else "the start")
+        return found[-1] if found else None
+    if config.exists():
+        raise UserError(
+            f"{request.run_dir} holds a run already; add --resume to continue it, or give another "
+            "--output-dir"
+        )
+    distributed.barrier()
+    if env.is_main:
+        request.run_dir.mkdir(parents=True, exist_ok=True)
+        config.write_text(request.recipe.to_yaml(), encoding="utf-8")
+    distributed.barrier()
+    return None
+
+
+def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe a run was started with, for resuming it.
+
+    Raises:
+        UserError: `run_dir` holds no run.
+    """
+    config = run_dir / "config.yaml"
+    if not config.exists():
+        raise UserError(f"{run_dir}: no run to resume; start it without --resume")
+    return load_recipe_file(config, overrides)
+
+
+def build_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The tokenizer a recipe names, or the one stored with its model."""
+    config = recipe.tokenizer
+    if config.kind != "auto":
+        return make_tokenizer(config.kind, config.path)
+    if recipe.model.path is None:
+        raise UserError("tokenizer.kind auto needs model.path; from scratch, name one, e.g. bytes")
+    return load_tokenizer(recipe.model.path)
+
+
+def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
+    """Shape of the model a recipe trains from scratch; `objective.heads` decides n."""
+    if recipe.model.architecture is None:
+        raise UserError("model.architecture is not set")
+    shape = recipe.model.architecture.model_dump()
+    if recipe.objective.heads is not None:
+        shape["n_future_tokens"] = recipe.objective.heads
+    try:
+        return ModelArgs(vocab_size=vocab_size, **shape)
+    except ValueError as error:
+        raise UserError(f"model.architecture: {error}") from error
+
+
+def build_adapter(
+    recipe: Recipe, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
+) -> MetaLlamaMTPAdapter:
+    """The model of a recipe: from a checkpoint of this run, from `model.path`, or fresh.
+
+    Weights are float32: bf16 updates of 1e-5 vanish in bf16 weights.
+    """
+    source = checkpoint / "model" if checkpoint is not None else recipe.model.path
+    if source is not None:
+        adapter = MetaLlamaMTPAdapter.from_pretrained(
+            source, device=device, dtype=torch.float32, initialize_value_head=False
+        )
+        check_vocabulary(tokenizer, adapter.args.vocab_size, str(source))
+    else:
+        args = model_args(recipe, tokenizer.vocab_size)
+        with torch.device("meta"):
+            transformer = Transformer(args)
+        transformer.to_empty(device=device)
+        transformer.init_weights(recipe.model.init_std)
+        adapter = MetaLlamaMTPAdapter(transformer)
+    longest = adapter.transformer.max_positions
+    if recipe.data.max_length > longest:
+        raise UserError(
+            f"data.max_length {recipe.data.max_length} exceeds the {longest} positions of the model"
+        )
+    return adapter
+
+
+def load_rows(recipe: Recipe, split: Split, run_dir: Path) -> list[Row]:
+    """Rows of a split. Micro tasks are generated once, by the main process, and kept in the run."""
+    if recipe.data.source == "jsonl":
+        path = recipe.data.train if split == "train" else recipe.data.validation
+        return read_jsonl(path) if path is not None else []
+    path = run_dir / "data" / f"{split}.jsonl"
+    if distributed.is_main_process() and not path.exists():
+        write_jsonl(path, generate_micro(recipe, split))
+    distributed.barrier()
+    return read_jsonl(path)
+
+
+def generate_micro(recipe: Recipe, split: Split) -> list[Row]:
+    """Generate the embedded data set, its labels found by running every program."""
+    micro = recipe.data.micro
+    size = micro.n_problems if split == "train" else micro.n_validation
+    log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
+    per_problem = micro.correct_per_problem if split == "train" else 1
+    with Sandbox() as judge:
+        return generate(size, micro.seed, judge, split=split, correct_per_problem=per_problem)
+
+
+def validation_rows(recipe: Recipe, objective: Objective, run_dir: Path) -> list[Row]:
+    """The held-out rows of an objective; none if the recipe names no validation file."""
+    rows = load_rows(recipe, "validation", run_dir)
+    return objective.select(rows) if rows else []
+
+
+def encode_rows(rows: Sequence[Row], collator: AlpacaCollator) -> list[Example]:
+    """Tokenise rows; say how many were cut and drop those whose prompt leaves no room at all.
+
+    Raises:
+        UserError: no row has a response token within `data.max_length`.
+    """
+    examples = [collator.encode(row, index) for index, row in enumerate(rows)]
+    usable = [e for e in examples if e.prompt_length < len(e.ids)]
+    truncated = sum(e.truncated for e in usable)
+    if truncated or len(usable) < len(examples):
+        log.warning(
+            "%d of %d rows are longer than data.max_length %d and were cut; %d more have a prompt "
+            "that fills it and were left out",
+            truncated,
+            len(examples),
+            collator.max_length,
+            len(examples) - len(usable),
+        )
+    if not usable:
+        raise UserError(f"data.max_length {collator.max_length} leaves no row a response; raise it")
+    return usable

@@ -1,0 +1,76 @@
+"""Figures of a run: per-head summaries, and the JSONL file they are kept in.
+
+Letters: n future tokens (heads).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def summarise(sums: Tensor) -> dict[str, Any]:
+    """Loss (nats a token) and accuracy of each head from the `[3, n]` sums of cross-entropy, hits
+    and valid targets; `loss` is their plain mean over heads with targets."""
+    ce, hits, counts = sums.tolist()
+    losses = [c / m if m else math.nan for c, m in zip(ce, counts, strict=True)]
+    known = [x for x in losses if not math.isnan(x)]
+    return {
+        "loss": sum(known) / len(known) if known else 0.0,
+        "head_loss": [round(x, 6) for x in losses],
+        "head_accuracy": [
+            round(h / m, 6) if m else math.nan for h, m in zip(hits, counts, strict=True)
+        ],
+        "tokens": int(counts[0]),
+    }
+
+
+def heads_in_words(summary: dict[str, Any]) -> str:
+    """`head 1: 0.12 nats, 96.1 %  head 2: …`, for a person."""
+    pairs = zip(summary["head_loss"], summary["head_accuracy"], strict=True)
+    return "  ".join(
+        f"head {k}: {loss:.3f} nats, {accuracy:.1%}" for k, (loss, accuracy) in enumerate(pairs, 1)
+    )
+
+
+class MetricsFile:
+    """`metrics.jsonl` of a run: one object a line, each with `kind` and `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Append one record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop records later than `step`: a resumed run writes them again."""
+        if not self.path.exists():
+            return
+        kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics file (the last line of a killed run may be cut)."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def curve(records: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[Any]]:
+    """Steps and values of one figure."""
+    chosen = [r for r in records if r["kind"] == kind and key in r]
+    return [r["step"] for r in chosen], [r[key] for r in chosen]

@@ -1,0 +1,11 @@
+"""Supervised fine-tuning of all heads on correct solutions, every token weighted alike."""
+
+from __future__ import annotations
+
+from weighted_mtp.pipelines.compose import RunRequest, run
+from weighted_mtp.pipelines.trainer import TrainResult
+
+
+def run_baseline(request: RunRequest) -> TrainResult:
+    """Train all n heads uniformly (recipe `baseline`)."""
+    return run(request)

@@ -1,0 +1,156 @@
+"""Write programs for held-out problems and run their tests."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.progress import Progress
+from weighted_mtp.core.types import Program, Row, Verdict
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.micro_tasks import generate as generate_micro
+from weighted_mtp.data.tokenizers import load_tokenizer
+from weighted_mtp.decoding import Sampling, generate
+from weighted_mtp.evaluation.passk import pass_at_k
+from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate.
+
+    Attributes:
+        path: a run, a checkpoint or a model directory.
+        n_problems: held-out problems to draw.
+        n_samples: programs written for each.
+        seed: of the problems; the test split shares none with training, whatever the seed.
+    """
+
+    path: Path
+    n_problems: int = 200
+    n_samples: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = 256
+    batch_size: int = 64
+    device: str = "auto"
+    seed: int = 0
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One program written for one problem."""
+
+    row: Row
+    completion: str
+    verdict: Verdict
+
+    def record(self) -> dict[str, Any]:
+        """For the result file."""
+        return {
+            "task_id": self.row["task_id"],
+            "instruction": self.row["instruction"],
+            "completion": self.completion,
+            **asdict(self.verdict),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What the programs did.
+
+    Attributes:
+        pass_at_1: mean over problems.
+        by_family: pass@1 and number of problems of each family.
+    """
+
+    pass_at_1: float
+    by_family: dict[str, tuple[float, int]]
+    attempts: list[Attempt]
+
+
+def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
+    """Evaluate on micro tasks of the test split.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer is missing or damaged.
+    """
+    model_dir = resolve_model_dir(request.path)
+    device = resolve_device(request.device)
+    adapter = MetaLlamaMTPAdapter.from_pretrained(
+        model_dir, device=device, initialize_value_head=False
+    )
+    tokenizer = load_tokenizer(model_dir)
+    template = request.template or template_of(request.path)
+    collator = AlpacaCollator(tokenizer, template)
+    with Sandbox() as judge:
+        rows = generate_micro(request.n_problems, request.seed, judge, split="test")
+        tasks = [row for row in rows for _ in range(request.n_samples)]
+        completions: list[str] = []
+        with Progress(len(tasks), "program") as progress:
+            for start in range(0, len(tasks), request.batch_size):
+                part = tasks[start : start + request.batch_size]
+                prompts = [collator.encode_prompt(r["instruction"], r["input"]) for r in part]
+                sampling = Sampling(
+                    request.sampling.temperature,
+                    request.sampling.top_p,
+                    request.sampling.seed + start,
+                )
+                ids = generate(
+                    adapter.transformer, prompts, request.max_new_tokens, tokenizer.eos_id, sampling
+                )
+                completions += [tokenizer.decode(row) for row in ids]
+                progress.update(len(part))
+        verdicts = judge(
+            [
+                Program(completion, tuple(row["metadata"]["tests"]))
+                for row, completion in zip(tasks, completions, strict=True)
+            ]
+        )
+    attempts = [Attempt(*parts) for parts in zip(tasks, completions, verdicts, strict=True)]
+    return summarise_attempts(attempts)
+
+
+def summarise_attempts(attempts: Sequence[Attempt]) -> EvaluationResult:
+    """pass@1 over problems, and by family."""
+    by_problem: dict[str, list[bool]] = defaultdict(list)
+    family_of = {a.row["task_id"]: str(a.row["metadata"]["family"]) for a in attempts}
+    for attempt in attempts:
+        by_problem[attempt.row["task_id"]].append(attempt.verdict.passed)
+    scores = {task: pass_at_k(len(passed), sum(passed), 1) for task, passed in by_problem.items()}
+    families: dict[str, list[float]] = defaultdict(list)
+    for task, score in scores.items():
+        families[family_of[task]].append(score)
+    return EvaluationResult(
+        pass_at_1=sum(scores.values()) / max(1, len(scores)),
+        by_family={f: (sum(s) / len(s), len(s)) for f, s in sorted(families.items())},
+        attempts=list(attempts),
+    )
+
+
+def save_result(result: EvaluationResult, path: Path) -> None:
+    """Write every attempt as JSONL, and the summary beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(attempt.record(), ensure_ascii=False) for attempt in result.attempts)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    summary = {"pass@1": result.pass_at_1, "by_family": result.by_family}
+    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def template_of(path: Path) -> str:
+    """The prompt template a run was trained with; Alpaca's for a bare model directory."""
+    for folder in (path, *path.resolve().parents[:3]):
+        config = folder / "config.yaml"
+        if config.exists():
+            recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+            return str(recipe.get("data", {}).get("template", "alpaca"))
+    return "alpaca"

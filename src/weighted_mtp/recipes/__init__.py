@@ -1,0 +1,1 @@
+"""Shipped recipes (one for each pipeline, with settings for 7B) and presets (another scale)."""

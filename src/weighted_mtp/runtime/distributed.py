@@ -1,0 +1,73 @@
+"""torchrun's process group, and helpers that do nothing when there is only one process."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from weighted_mtp.core.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def start(device: torch.device) -> None:
+    """Join the process group described by torchrun's environment; nothing without torchrun.
+
+    Raises:
+        UserError: the environment is incomplete or the other ranks cannot be reached.
+    """
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the "
+            f"{backend} process group ({error}); start with torchrun"
+        ) from error
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """True on the rank that writes files and speaks."""
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all ranks, on all ranks (in place)."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on all ranks if `flag` is true on any: ranks must agree before they leave a loop."""
+    if not dist.is_initialized():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
