@@ -91,7 +91,7 @@ def hf_model(**changes) -> LlamaForCausalLM:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5,
-        "initializer_range": 0.2,
+        "initializer_range": 0.1,
         "attn_implementation": "eager",
         **changes,
     }

@@ -189,6 +189,16 @@ def test_hf_logits_are_equal(tmp_path, spelling, scaling, tied):
     assert parity_with_hf(model, reference) < 1e-5
 
 
+def test_hf_to_native_to_hf_is_exact(tmp_path):
+    reference = hf_model()
+    reference.save_pretrained(tmp_path / "h")
+    save_native(load_meta_mtp_model(tmp_path / "h", device="cpu"), tmp_path / "n")
+    save_huggingface(load_meta_mtp_model(tmp_path / "n", device="cpu"), tmp_path / "back")
+    one, other = (load_file(tmp_path / d / "model.safetensors") for d in ("h", "back"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 @pytest.mark.parametrize("kind", ["sharded", "bin", "sharded bin", "mistral", "no GQA"])
 def test_hf_variants(tmp_path, kind):
     reference = hf_model(num_key_value_heads=4 if kind == "no GQA" else 2)

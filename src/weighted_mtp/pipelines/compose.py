@@ -31,7 +31,7 @@ from weighted_mtp.pipelines.objectives import Objective, make_objective
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
-from weighted_mtp.runtime.environment import Environment, environment
+from weighted_mtp.runtime.environment import environment
 
 log = get_logger(__name__)
 
@@ -60,7 +60,8 @@ def run(request: RunRequest) -> TrainResult:
     recipe, run_dir = request.recipe, request.run_dir
     runtime = recipe.runtime
     with environment(runtime.device, runtime.seed, runtime.threads) as env:
-        checkpoint = prepare_run_dir(request, env)
+        checkpoint = find_checkpoint(request)
+        distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
         adapter = build_adapter(recipe, tokenizer, env.device, checkpoint)
         objective = make_objective(recipe.objective, adapter.args.n_future_tokens)
@@ -82,34 +83,38 @@ def run(request: RunRequest) -> TrainResult:
             f"{len(held_out):,}",
         )
         validation = encode_rows(held_out, collator) if held_out else []
+        record_recipe(request)
         return Trainer(recipe, module, collator, train, validation, run_dir, env, checkpoint).fit()
 
 
-def prepare_run_dir(request: RunRequest, env: Environment) -> Path | None:
-    """Make the run directory, or find the checkpoint to resume from.
+def find_checkpoint(request: RunRequest) -> Path | None:
+    """The checkpoint to resume from; None to start afresh.
 
     Raises:
-        UserError: a new run would overwrite an old one, or there is nothing to resume.
+        UserError: a new run would overwrite an old one, or there is no run to resume.
     """
-    config = request.run_dir / "config.yaml"
-    if request.resume:
-        found = complete_checkpoints(request.run_dir)
-        if not config.exists():
-            raise UserError(f"{request.run_dir}: no run to resume; start it without --resume")
-        if env.is_main:
-            log.info("resuming from %s", found[-1] if found else "the start")
-        return found[-1] if found else None
-    if config.exists():
+    run_dir, exists = request.run_dir, (request.run_dir / "config.yaml").exists()
+    if exists and not request.resume:
         raise UserError(
-            f"{request.run_dir} holds a run already; add --resume to continue it, or give another "
+            f"{run_dir} holds a run already; add --resume to continue it, or give another "
             "--output-dir"
         )
-    distributed.barrier()
-    if env.is_main:
+    if not request.resume:
+        return None
+    if not exists:
+        raise UserError(f"{run_dir}: no run to resume; start it without --resume")
+    found = complete_checkpoints(run_dir)
+    log.info("resuming from %s", found[-1] if found else "the start: no checkpoint was saved")
+    return found[-1] if found else None
+
+
+def record_recipe(request: RunRequest) -> None:
+    """Make `run_dir` a run. Called once all input was read: a start that fails on a bad file leaves
+    nothing that would stand in the way of the next one."""
+    if distributed.is_main_process():
         request.run_dir.mkdir(parents=True, exist_ok=True)
-        config.write_text(request.recipe.to_yaml(), encoding="utf-8")
+        (request.run_dir / "config.yaml").write_text(request.recipe.to_yaml(), encoding="utf-8")
     distributed.barrier()
-    return None
 
 
 def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:

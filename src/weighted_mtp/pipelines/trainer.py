@@ -84,11 +84,11 @@ class Trainer:
         self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.wrapped, self.config)
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
-        self.step = 0
+        self.step, self.resumed_from = 0, resume_from
         if resume_from is not None:
             self.step = restore_optimizer(resume_from, self.optimizer)
-            if env.is_main:
-                self.metrics.rewind(self.step)
+        if env.is_main:
+            self.metrics.rewind(self.step)
 
     def fit(self) -> TrainResult:
         """Train to the last step, or until Ctrl-C or SIGTERM asks for an end; save either way.
@@ -96,7 +96,7 @@ class Trainer:
         Raises:
             UserError: the loss or the gradient stopped being finite.
         """
-        config, validation, saved = self.config, {}, self.run_dir
+        config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress:
             while self.step < config.steps and not stop.agreed(self.env.device):

