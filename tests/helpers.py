@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
@@ -77,3 +79,16 @@ def torchrun(script: Path | str, *args: str, nproc: int = 2, timeout: float = 12
             ended = f"no end within {timeout} s"
     assert agent.returncode == 0, f"{' '.join(command)}: {ended}\n{output}"
     return output
+
+
+def end_worker() -> NoReturn:
+    """Last call of a script that `torchrun` starts: leave the group, and the process at once.
+
+    gloo's threads may still hold the last collective's tensors, and abort (SIGABRT, now and then)
+    when they let go of them in an interpreter that is shutting down (pytorch/pytorch#179291).
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -192,7 +192,7 @@ def test_extra_heads_that_never_saw_the_prompt_are_refused(model):
     tokens, cache = random_tokens(ARGS, 2, 12), new_cache()
     model(tokens[:, :5], return_all_heads=True, cache=cache)
     model(tokens[:, 5:6], 5, cache=cache)
-    with pytest.raises(ValueError, match="extra heads never saw .* return_all_heads=True"):
+    with pytest.raises(ValueError, match=r"extra heads never saw .* return_all_heads=True"):
         model(tokens[:, 6:7], 6, return_all_heads=True, cache=cache)
     again = model(tokens, 0, return_all_heads=True, cache=cache)
     assert error_of(again, model(tokens, return_all_heads=True)) < TOLERANCE
@@ -200,7 +200,7 @@ def test_extra_heads_that_never_saw_the_prompt_are_refused(model):
 
 @pytest.mark.parametrize("start_pos", [3, torch.tensor([3, 1])])
 def test_a_later_start_needs_a_cache(model, start_pos):
-    with pytest.raises(ValueError, match="start_pos=.* needs the cache"):
+    with pytest.raises(ValueError, match=r"start_pos=.* needs the cache"):
         model(random_tokens(ARGS, 2, 4), start_pos)
 
 
@@ -216,3 +216,21 @@ def test_positions_and_mask_do_not_go_with_a_cache(model, option):
     context = {"positions": torch.arange(4)[None], "mask": torch.ones(4, 4, dtype=torch.bool)}
     with pytest.raises(ValueError, match="positions and mask"):
         model(random_tokens(ARGS, 2, 4), cache=new_cache(), **{option: context[option]})
+
+
+@pytest.mark.parametrize("length", [8, 32])
+def test_a_ragged_row_longer_than_the_cache_is_refused(model, length):
+    cache = new_cache(length=length)
+    with pytest.raises(ValueError, match=f"holds {length} tokens"):
+        model(random_tokens(ARGS, 2, 3), torch.tensor([length - 2, 1]), cache=cache)
+
+
+@pytest.mark.parametrize("start_pos", [0, torch.tensor([0])])
+def test_a_cache_of_another_batch_size_is_refused(model, start_pos):
+    with pytest.raises(ValueError, match="row"):
+        model(random_tokens(ARGS, 1, 4), start_pos, cache=new_cache(batch=2))
+
+
+def test_a_start_beyond_what_was_read_is_refused(model):
+    with pytest.raises(ValueError, match="start_pos"):
+        model(random_tokens(ARGS, 2, 4), 5, cache=new_cache())

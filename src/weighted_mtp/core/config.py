@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -28,11 +29,15 @@ from weighted_mtp.core.errors import UserError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, and nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Architecture(Section):
@@ -82,7 +87,7 @@ class MicroConfig(Section):
     n_problems: PositiveInt = 4000
     n_validation: PositiveInt = 200
     correct_per_problem: PositiveInt = 1
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 class DataConfig(Section):
@@ -126,8 +131,8 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = 1e-5
     final_learning_rate: NonNegativeFloat = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_fraction: Fraction = 0.03
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0
     loss_chunk_rows: PositiveInt | None = None
@@ -143,7 +148,7 @@ class RuntimeConfig(Section):
     device: str = "auto"
     parallel: Literal["none", "ddp"] = "ddp"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
 
 
@@ -215,7 +220,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(

@@ -5,6 +5,7 @@ Letters: B batch, S sequence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,8 +25,10 @@ class PromptTemplate:
     with_input: str
 
     def render(self, instruction: str, input_text: str = "") -> str:
+        """The prompt. Braces inside the instruction or the input are text, not placeholders."""
         chosen = self.with_input if input_text.strip() else self.without_input
-        return chosen.replace("{instruction}", instruction).replace("{input}", input_text)
+        values = {"{instruction}": instruction, "{input}": input_text}
+        return re.sub(r"\{instruction\}|\{input\}", lambda match: values[match.group()], chosen)
 
 
 TEMPLATES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import numpy as np
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS: dict[str, type] = {
     "instruction": str,
     "input": str,
@@ -20,7 +22,7 @@ _FIELDS: dict[str, type] = {
     "is_correct": bool,
     "metadata": dict,
 }
-_DEFAULTS: dict[str, Any] = {"input": "", "is_correct": True, "metadata": {}}
+_DEFAULTS: dict[str, Any] = {"input": "", "is_correct": True}
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -69,11 +71,11 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; re-save as UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an endless integer
         raise UserError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
-    row = {"task_id": f"line-{number}", **_DEFAULTS, **record}
+    row = {"task_id": f"line-{number}", "metadata": {}, **_DEFAULTS, **record}
     for name, kind in _FIELDS.items():
         if name not in row:
             raise UserError(f"{where}: the field {name!r} is missing")
@@ -81,6 +83,11 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
             raise UserError(
                 f"{where}: the field {name!r} should be {kind.__name__}, "
                 f"it is {type(row[name]).__name__}"
+            )
+        if isinstance(row[name], str) and _SURROGATE.search(row[name]):
+            raise UserError(
+                f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
+                "remove it"
             )
     return cast(Row, {name: row[name] for name in _FIELDS})
 

@@ -93,7 +93,9 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         specials = {self.bos_id, self.eos_id}
-        text: str = self._model.decode([int(i) for i in ids if i not in specials])
+        text: str = self._model.decode(
+            [int(i) for i in ids if i not in specials and i < self.vocab_size]
+        )
         return text
 
     def save(self, directory: Path) -> None:
@@ -110,7 +112,7 @@ class HuggingFaceTokenizer:
         folder = path if path.is_dir() else path.parent
         try:
             self._fast: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the Rust side raises plain Exception on a bad file
             raise UserError(
                 f"{folder}: not a Hugging Face tokenizer ({_brief(error)}); it needs tokenizer.json"
             ) from error
@@ -121,7 +123,9 @@ class HuggingFaceTokenizer:
         self.eos_id = int(self._fast.eos_token_id)
         pad = self._fast.pad_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
-        self.fingerprint = "huggingface-" + _digest(folder / "tokenizer.json")
+        # Of the tokenizer itself, not of its file: saving rewrites the file in another order.
+        state = json.dumps(json.loads(self._fast.backend_tokenizer.to_str()), sort_keys=True)
+        self.fingerprint = "huggingface-" + hashlib.sha256(state.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._fast.encode(text, add_special_tokens=False)
@@ -146,13 +150,13 @@ def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
     """
     if kind == "bytes":
         return ByteTokenizer()
+    if kind not in ("sentencepiece", "huggingface"):
+        raise UserError(f"tokenizer.kind {kind!r} is not one of bytes, sentencepiece, huggingface")
     if path is None or not path.exists():
         raise UserError(f"tokenizer.path {path}: no such file; a {kind} tokenizer needs one")
     if kind == "sentencepiece":
         return SentencePieceTokenizer(path)
-    if kind == "huggingface":
-        return HuggingFaceTokenizer(path)
-    raise UserError(f"tokenizer.kind {kind!r} is not one of bytes, sentencepiece, huggingface")
+    return HuggingFaceTokenizer(path)
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:

@@ -8,6 +8,7 @@ Letters: B batch, S longest prompt, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -61,8 +62,8 @@ def generate(
     Raises:
         ValueError: an empty prompt, or prompt plus new tokens exceed the model's positions.
     """
-    if not prompts:
-        return []
+    if not prompts or max_new_tokens < 1:
+        return [[] for _ in prompts]
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
     sampling = sampling or Sampling()

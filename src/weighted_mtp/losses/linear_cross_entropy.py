@@ -48,11 +48,11 @@ def fused_linear_cross_entropy(
 
     Returns:
         The scalar loss, differentiable (once) in `hidden` and `weight`; the cross-entropy `[N]` of
-        each row, detached, 0 for skipped rows; and `[N]` whether the target was the most likely
-        class. The numbers are float32, or float64 for float64.
+        each row, detached, 0 for skipped rows; and `[N]` whether no class was likelier than the
+        target. The numbers are float32, or float64 for float64.
     """
     device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
+    if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device_type))
     if chunk_rows is None:
         chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
@@ -139,7 +139,7 @@ def _softmax_and_cross_entropy_(
         top = p.amax(-1)
         target_logit = p.gather(1, targets[start : start + block, None]).squeeze(1)
         torch.softmax(p, -1, out=p)
-        ce[start : start + block] = top - p.amax(-1).log() - target_logit
+        ce[start : start + block] = (top - target_logit) - p.amax(-1).log()
         hit[start : start + block] = target_logit >= top
         if narrow:
             z.copy_(p)

@@ -101,7 +101,9 @@ def mtp_loss(
     per_head = head_weights.to(targets.device, wide) / denominators
     per_head = torch.where(denominators > 0, per_head, torch.zeros_like(per_head))  # [n]
     valid = targets != IGNORE_INDEX  # [B, S, n]
-    scale = per_head * (valid if weights is None else weights.detach().to(wide) * valid)
+    scale = torch.where(valid, per_head, 0.0)
+    if weights is not None:  # `where`, not a product: a NaN off the targets must stay off them
+        scale = torch.where(valid, scale * weights.detach().to(wide), 0.0)
 
     loss, *per_row = fused_linear_cross_entropy(
         rows.flatten(0, 2),

@@ -55,8 +55,12 @@ def environment(
     distributed.start(chosen)
     try:
         yield Environment(chosen, distributed.rank(), distributed.world_size())
-    finally:
+    except BaseException:
         distributed.stop()
+        raise
+    # Ranks leave together: gloo's threads must not free their last tensors in a dying interpreter.
+    distributed.barrier()
+    distributed.stop()
 
 
 def seed_everything(seed: int) -> None:

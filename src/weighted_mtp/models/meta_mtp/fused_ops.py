@@ -20,16 +20,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight over the last dimension, computed in float32 or better.
 
     Args:
-        x: `[..., D]`.
+        x: `[..., D]`, at least two dimensions.
         weight: `[D]`.
 
     Returns:
         `[..., D]` in the dtype of `x`; under autocast in autocast's, so that the projections that
         read it share one cast.
     """
-    device_type = x.device.type
-    autocast = torch.is_autocast_enabled(device_type) and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
+    kind = x.device.type
+    mixed = kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if mixed else x.dtype
     out: Tensor = _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]  # torch
     return out
 

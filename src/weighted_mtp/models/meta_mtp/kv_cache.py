@@ -67,26 +67,30 @@ class KVCache:
                 f"positions (2 × max_seq_len {args.max_seq_len})"
             )
         shape = (batch_size, args.kv_heads, length, args.head_dim)
-        self.length = length
+        self.batch_size, self.length = batch_size, length
+        self._read = 0  # slots 0 … _read − 1 of some row hold a token
         self._blocks = args.n_layers
         self._heads_behind = False  # tokens were read that the extra heads never saw
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(self._blocks)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(self._blocks)]
 
-    def slots(self, start_pos: int | Tensor, S: int, blocks: int) -> Iterator[LayerCache]:
-        """The slices for the first `blocks` blocks, when S tokens are read from `start_pos`.
+    def slots(self, B: int, start_pos: int | Tensor, S: int, blocks: int) -> Iterator[LayerCache]:
+        """The slices for the first `blocks` blocks, when `[B, S]` tokens are read from `start_pos`.
 
         Raises:
-            ValueError: no room for the tokens, or the extra heads are asked for after tokens that
-                were read without them.
+            ValueError: another number of rows than the cache has, a start past what was read, no
+                room for the tokens, or the extra heads are asked for after tokens that were read
+                without them. (Rows of their own length are checked on the CPU only: elsewhere that
+                would wait for the device.)
         """
-        if isinstance(start_pos, int):
-            if start_pos + S > self.length:
-                raise ValueError(
-                    f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
-                )
-            if start_pos == 0:
-                self._heads_behind = False
+        starts = B if isinstance(start_pos, int) else len(start_pos)
+        if (B, starts) != (self.batch_size, self.batch_size):
+            raise ValueError(
+                f"the cache has {self.batch_size} rows, the call {B} rows and {starts} start_pos"
+            )
+        self._check_room(start_pos, S)
+        if isinstance(start_pos, int) and start_pos == 0:
+            self._heads_behind = False
         if blocks < self._blocks:
             self._heads_behind = True
         elif self._heads_behind:
@@ -96,6 +100,23 @@ class KVCache:
             )
         for keys, values in zip(self.keys[:blocks], self.values[:blocks], strict=True):
             yield LayerCache(keys, values, start_pos)
+
+    def _check_room(self, start_pos: int | Tensor, S: int) -> None:
+        if isinstance(start_pos, Tensor):
+            if start_pos.device.type != "cpu":
+                self._read = self.length
+                return
+            start_pos = int(start_pos.max())
+        if start_pos > self._read:
+            raise ValueError(
+                f"start_pos={start_pos}, but the cache has read {self._read} tokens; read the "
+                "prompt first"
+            )
+        if start_pos + S > self.length:
+            raise ValueError(
+                f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
+            )
+        self._read = max(self._read, start_pos + S)
 
     def mask(self, start_pos: int | Tensor, S: int) -> Tensor | None:
         """Which slots each of S new tokens sees, `[S, T]` or `[B, 1, S, T]`; None where the

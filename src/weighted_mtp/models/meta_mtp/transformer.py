@@ -207,7 +207,10 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, std: float = 0.02) -> None:
         """Initialise every parameter: N(0, std²), the last projection of each residual branch
-        narrowed by 1/√(2·n_layers) (Radford et al. 2019), norms at one."""
+        narrowed by 1/√(2·n_layers) (Radford et al. 2019), norms at one. Ties what `to_empty`
+        untied."""
+        if self.args.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
         narrow = std / math.sqrt(2 * self.args.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -267,10 +270,10 @@ class Transformer(nn.Module):
         if return_all_heads:
             heads = [*heads, *self.extra_heads]
         trunk = list(self.layers[:-1])
-        freqs_cis, mask = self._context(tokens, start_pos, cache, positions, mask)
         slots: list[LayerCache | None] = [None] * (len(trunk) + len(heads))
         if cache is not None:
-            slots = list(cache.slots(start_pos, tokens.shape[1], len(slots)))
+            slots = list(cache.slots(tokens.shape[0], start_pos, tokens.shape[1], len(slots)))
+        freqs_cis, mask = self._context(tokens, start_pos, cache, positions, mask)
 
         h = self.tok_embeddings(tokens)  # [B, S, D]
         for block, slot in zip(trunk, slots, strict=False):
@@ -315,12 +318,16 @@ class Transformer(nn.Module):
         wide = self.tok_embeddings.weight.dtype == torch.float64
         if wide != (self.freqs_cis.dtype == torch.complex128):
             self.freqs_cis = self._rope_table(torch.float64 if wide else torch.float32)
+        if device.type == "meta":  # shapes only; the table itself must survive
+            return self.freqs_cis.to(device)
         if self.freqs_cis.device != device:
-            self.freqs_cis = self.freqs_cis.to(device)
+            with torch.inference_mode(False):
+                self.freqs_cis = self.freqs_cis.to(device)
         return self.freqs_cis
 
     def _rope_table(self, dtype: torch.dtype) -> Tensor:
         args = self.args
-        return precompute_freqs_cis(
-            args.head_dim, self.max_positions, args.rope_theta, args.rope_scaling, dtype
-        )
+        with torch.inference_mode(False):  # else training after generation could not use it
+            return precompute_freqs_cis(
+                args.head_dim, self.max_positions, args.rope_theta, args.rope_scaling, dtype
+            )

@@ -1,0 +1,270 @@
+"""Recipes: every shipped one is valid, layers merge in order, and mistakes are named."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from weighted_mtp.core.config import (
+    RECIPES,
+    Recipe,
+    available,
+    load_recipe,
+    load_recipe_file,
+)
+from weighted_mtp.core.errors import UserError
+
+PRESETS = available(RECIPES / "presets")
+FULL_SIZE = ("model.path=some/model", "data.train=rows.jsonl")
+
+
+def micro(*overrides: str) -> Recipe:
+    return load_recipe("baseline", "micro", overrides)
+
+
+def refuse(*overrides: str) -> str:
+    """The message of an override that must not be accepted."""
+    with pytest.raises(UserError) as caught:
+        micro(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what is shipped -----------------------------------------------------------------------------
+
+
+def test_the_recipes_of_the_readme_are_shipped():
+    assert {"baseline", "ntp"} <= set(available())
+    assert "micro" in PRESETS
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("name", available())
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, preset, tmp_path):
+    overrides = FULL_SIZE if preset is None else ()
+    recipe = load_recipe(name, preset, overrides)
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe_file(saved) == recipe
+    assert load_recipe(str(saved)) == recipe
+    assert load_recipe_file(saved).to_yaml() == recipe.to_yaml()
+    assert recipe.pipeline == recipe.objective.name == name
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_full_size_recipe_asks_for_its_model_and_data(name):
+    with pytest.raises(UserError, match=r"model\.path=DIR.*data\.train=FILE\.jsonl"):
+        load_recipe(name)
+    with pytest.raises(UserError, match=r"give one of model\.path"):
+        load_recipe(name, "micro", ["model.path=some/model"])
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def test_recipe_then_preset_then_set():
+    recipe = load_recipe("baseline", overrides=FULL_SIZE)
+    assert (recipe.training.learning_rate, recipe.training.clip_norm) == (1e-5, 1.0)
+    assert (micro().training.learning_rate, micro().training.clip_norm) == (3e-3, 1.0)
+    changed = micro("training.learning_rate=0.5", "training.clip_norm=2")
+    assert (changed.training.learning_rate, changed.training.clip_norm) == (0.5, 2.0)
+    assert changed.training.batch_size == micro().training.batch_size
+
+
+def test_the_last_of_two_settings_counts():
+    assert micro("training.steps=5", "training.steps=6").training.steps == 6
+
+
+def test_overrides_reach_a_saved_recipe(tmp_path):
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(micro().to_yaml(), encoding="utf-8")
+    assert load_recipe_file(saved, ["training.steps=9"]).training.steps == 9
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yml"
+    text = (RECIPES / "ntp.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("learning_rate: 1.0e-5", "learning_rate: 2e-5"), encoding="utf-8")
+    assert load_recipe(str(path), overrides=FULL_SIZE).training.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E-3", 1e-3), ("1.5e-3", 1.5e-3), ("1", 1.0), (".5", 0.5), ("3.0e+2", 300)],
+)
+def test_numbers_are_read_as_a_person_means_them(text, value):
+    rate = micro(f"training.learning_rate={text}").training.learning_rate
+    assert isinstance(rate, float)
+    assert rate == value
+
+
+def test_values_of_every_kind():
+    recipe = micro(
+        "objective.head_weights=[1, 0.5, 1e-1, 2]",
+        "objective.heads=null",
+        "training.betas=[0.8, 0.99]",
+        "model.architecture.tie_embeddings=true",
+        "data.validation=a=b/c d.jsonl",
+        "training.steps=1e3",
+        "model.architecture.n_kv_heads=2",
+    )
+    assert recipe.objective.head_weights == (1.0, 0.5, 0.1, 2.0)
+    assert recipe.objective.heads is None
+    assert recipe.training.betas == (0.8, 0.99)
+    assert recipe.model.architecture.tie_embeddings is True
+    assert str(recipe.data.validation) == "a=b/c d.jsonl"
+    assert recipe.training.steps == 1000
+    assert recipe.model.architecture.n_kv_heads == 2
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    rate=st.floats(1e-12, 10),
+    steps=st.integers(1, 10**9),
+    seed=st.integers(0, 2**63),
+    path=st.text(st.characters(categories=["L", "N"], include_characters="/._- :#"), min_size=1),
+)
+def test_any_values_survive_a_round_trip(rate, steps, seed, path, tmp_path_factory):
+    content = yaml.safe_load(micro().to_yaml())
+    content["training"].update(learning_rate=rate, steps=steps)
+    content["runtime"]["seed"] = seed
+    content["data"]["validation"] = path
+    recipe = Recipe.model_validate(content)
+    saved = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+    saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe_file(saved) == recipe
+
+
+def test_nothing_changes_after_it_was_read():
+    recipe = micro()
+    for section, key in [
+        (recipe, "pipeline"),
+        (recipe.training, "steps"),
+        (recipe.data.micro, "seed"),
+        (recipe.model.architecture, "dim"),
+    ]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, key, getattr(section, key))
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "meant"),
+    [
+        ("training.learnin_rate=1", "training.learnin_rate", "learning_rate"),
+        ("trainng.steps=1", "trainng", "training"),
+        ("model.architecture.n_layer=1", "model.architecture.n_layer", "n_layers"),
+        ("data.micro.n_problem=1", "data.micro.n_problem", "n_problems"),
+        ("objective.head_weight=[1]", "objective.head_weight", "head_weights"),
+    ],
+)
+def test_an_unknown_key_names_the_near_one(override, key, meant):
+    assert f"unknown key {key} (did you mean {meant}?)" in refuse(override)
+
+
+@pytest.mark.parametrize("override", ["zzz=1", "training.zzz=1", "a..b=1", ".=1", "1=2"])
+def test_an_unknown_key_like_no_other_is_refused(override):
+    message = refuse(override)
+    assert "unknown key" in message
+    assert "did you mean" not in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=0",
+        "training.steps=1.5",
+        "training.steps=many",
+        "training.steps=",
+        "training.steps.x=1",
+        "training.learning_rate=-1e-3",
+        "training.learning_rate=nan",
+        "training.learning_rate=inf",
+        "training.warmup_fraction=1",
+        "training.betas=0.9",
+        "training.betas=[0.9]",
+        "training.betas=[0.9, 1.5]",
+        "training.schedule=cosin",
+        "objective.name=rho",
+        "objective.head_weights=[1, nan, 1, 1]",
+        "model.architecture.dim=0",
+        "data.max_length=1",
+        "data.source=csv",
+        "runtime.compute_dtype=float16",
+        "runtime.seed=-1",
+        "tokenizer.kind=words",
+        "training=5",
+    ],
+)
+def test_a_bad_value_is_named(override):
+    key = override.partition("=")[0]
+    assert key.removesuffix(".x") in refuse(override)
+
+
+def test_batches_cut_evenly():
+    message = refuse("training.batch_size=10", "training.micro_batch_size=4")
+    assert "training.batch_size (10)" in message
+    assert "training.micro_batch_size (4)" in message
+
+
+def test_jsonl_needs_a_file():
+    assert "data.train" in refuse("data.source=jsonl")
+
+
+def test_all_mistakes_are_told_at_once():
+    message = refuse("training.steps=0", "runtime.sed=1")
+    assert "training.steps" in message
+    assert "did you mean seed?" in message
+    assert "recipe baseline with preset micro" in message
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "", "training.steps 3", "x: 1"])
+def test_bad_set_syntax(override):
+    message = refuse(override)
+    assert f"--set {override!r}" in message
+    assert "section.key=value" in message
+
+
+@pytest.mark.parametrize("value", ["[1", "{", "'", "a: b: c", "!!python/object:os.x {}"])
+def test_bad_yaml_in_a_setting(value):
+    assert "--set " + repr(f"training.steps={value}") in refuse(f"training.steps={value}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"- 1", b"text", b"a: [1", b"\ta: 1", b"a: \x00", b"\xff\xfe\x00", b"[" * 5000),
+        b"a: !!python/object/apply:os.getcwd []",
+    ],
+)
+def test_bad_yaml_in_a_file(content, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    for load in (load_recipe_file, lambda p: load_recipe(str(p))):
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_names(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            load_recipe_file(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(UserError, match=r"no recipe 'basline'; shipped ones: .*baseline"):
+        load_recipe("basline")
+    with pytest.raises(UserError, match=r"no preset 'mikro'; shipped ones: .*micro"):
+        load_recipe("baseline", "mikro")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe("missing.yaml")
+
+
+def test_a_missing_section_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("pipeline: ntp\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"missing key objective; missing key model"):
+        load_recipe_file(path)

@@ -1,0 +1,238 @@
+"""Decoding equals its definition: no cache, one prompt at a time; pass@k equals enumeration."""
+
+import itertools
+import math
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.helpers import tiny_args, tiny_model
+from torch import Tensor
+
+from weighted_mtp.decoding.generate import Sampling, choose, generate
+from weighted_mtp.evaluation.passk import pass_at_k
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+
+
+@cache
+def make_model(seed: int = 0, n_future: int = 3, kv_heads: int = 2) -> Transformer:
+    """In float64, where no two tokens tie and rounding changes no choice."""
+    args = tiny_args(n_future_tokens=n_future, n_kv_heads=kv_heads)
+    return tiny_model(args, seed, dtype=torch.float64).requires_grad_(False)
+
+
+def greedy_by_definition(
+    model: Transformer, prompt: list[int], max_new_tokens: int, eos_id: int | None = None
+) -> list[int]:
+    """The whole sequence is read again for every token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_new_tokens:
+        chosen = int(model(torch.tensor([tokens]))[0, -1, 0].argmax())
+        if chosen == eos_id:
+            break
+        tokens.append(chosen)
+    return tokens[len(prompt) :]
+
+
+def sampler(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- greedy --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 36), min_size=1, max_size=9), max_size=4),
+    max_new_tokens=st.integers(1, 8),
+    eos_id=st.none() | st.integers(0, 36),
+    seed=st.integers(0, 5),
+    n_future=st.sampled_from([1, 3, 5]),
+    kv_heads=st.sampled_from([1, 4]),
+)
+def test_greedy_equals_the_uncached_loop(prompts, max_new_tokens, eos_id, seed, n_future, kv_heads):
+    model = make_model(seed, n_future, kv_heads)
+    expected = [greedy_by_definition(model, p, max_new_tokens, eos_id) for p in prompts]
+    assert generate(model, prompts, max_new_tokens, eos_id) == expected
+
+
+def test_eos_ends_its_own_row_and_is_dropped():
+    """A token that one row produces midway is made EOS: that row stops, the others go on."""
+    model = make_model()
+    free = generate(model, PROMPTS, 12)
+    assert [len(row) for row in free] == [12] * 3
+    for eos_id in {token for row in free for token in row}:
+        ended = generate(model, PROMPTS, 12, eos_id)
+        for row, whole in zip(ended, free, strict=True):
+            assert row == whole[: whole.index(eos_id) if eos_id in whole else 12]
+
+
+def test_an_immediate_eos_gives_nothing():
+    model = make_model()
+    first = generate(model, [PROMPTS[0]], 1)[0][0]
+    assert generate(model, [PROMPTS[0]], 5, eos_id=first) == [[]]
+
+
+def test_rows_of_a_batch_do_not_meet():
+    model = make_model()
+    assert generate(model, PROMPTS, 9) == [generate(model, [p], 9)[0] for p in PROMPTS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_number_format_decodes(dtype):
+    rows = generate(tiny_model().to(dtype), PROMPTS, 6)
+    assert [len(row) for row in rows] == [6] * 3
+    assert all(0 <= token < 37 for row in rows for token in row)
+
+
+def test_the_last_position_can_be_filled():
+    model = make_model()
+    assert generate(model, [[1, 2]], 30) == [greedy_by_definition(model, [1, 2], 30)]
+
+
+def test_no_prompts_and_no_new_tokens():
+    assert generate(make_model(), [], 5) == []
+    assert generate(make_model(), PROMPTS, 0) == [[], [], []]
+
+
+# --- sampled -------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_one_text():
+    def sample(seed: int) -> list[list[int]]:
+        return generate(make_model(), PROMPTS, 10, sampling=Sampling(1.0, 1.0, seed))
+
+    assert sample(3) == sample(3)
+    assert sample(3) != sample(4)
+    assert sample(3) != generate(make_model(), PROMPTS, 10)
+
+
+def test_temperature_0_ignores_the_seed():
+    texts = [generate(make_model(), PROMPTS, 6, sampling=Sampling(0.0, 1.0, s)) for s in range(3)]
+    assert texts == [generate(make_model(), PROMPTS, 6)] * 3
+
+
+def test_a_tiny_temperature_or_nucleus_is_greedy():
+    greedy = generate(make_model(), PROMPTS, 6)
+    for sampling in (Sampling(1e-6), Sampling(1.0, top_p=1e-9)):
+        assert generate(make_model(), PROMPTS, 6, sampling=sampling) == greedy
+
+
+def frequencies(probs: list[float], sampling: Sampling, draws: int = 20_000) -> Tensor:
+    logits = torch.tensor(probs).log().expand(draws, -1)
+    chosen = choose(logits, sampling, sampler(sampling.seed))
+    return torch.bincount(chosen, minlength=len(probs)) / draws
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.3, [1]),
+        (0.5, [1]),
+        (0.501, [1, 3]),
+        (0.74, [1, 3]),
+        (0.76, [1, 3, 0]),
+        (0.999, [1, 3, 0, 2]),
+    ],
+)
+def test_top_p_keeps_the_smallest_nucleus(top_p, kept):
+    probs = [0.1875, 0.5, 0.0625, 0.25]  # exact in binary
+    seen = frequencies(probs, Sampling(1.0, top_p))
+    assert set(seen.nonzero().flatten().tolist()) == set(kept)
+    total = sum(probs[i] for i in kept)
+    for i in kept:
+        assert seen[i] == pytest.approx(probs[i] / total, abs=0.02)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=2, max_size=8, unique=True),
+    top_p=st.floats(0.01, 0.99),
+)
+def test_a_sampled_token_is_in_the_nucleus(logits, top_p):
+    """All that is likelier than a sampled token falls short of `top_p` together."""
+    probs = torch.tensor(logits).softmax(-1)
+    rows = torch.tensor(logits).expand(50, -1)
+    for token in choose(rows, Sampling(1.0, top_p), sampler()).unique():
+        assert probs[probs > probs[token]].sum() < top_p + 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_follows_the_softmax(temperature):
+    """χ² of 4000 first tokens, at most 36 degrees of freedom: chance passes 80 once in 20 000."""
+    model, draws = make_model(), 4000
+    logits = model(torch.tensor([PROMPTS[0]]))[0, -1, 0]
+    expected = torch.softmax(logits / temperature, -1) * draws
+    rows = generate(model, [PROMPTS[0]] * draws, 1, sampling=Sampling(temperature, 1.0, seed=11))
+    seen = torch.bincount(torch.tensor(rows).flatten(), minlength=37)
+    rare = expected < 5  # lumped together, as the test asks for
+    cells = [(seen[~rare], expected[~rare]), (seen[rare].sum()[None], expected[rare].sum()[None])]
+    chi2 = sum(((o - e) ** 2 / e.clamp(min=1e-9)).sum() for o, e in cells if e.sum() > 0)
+    assert 0 < chi2 < 80
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+    ],
+)
+def test_impossible_sampling_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**changes)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(make_model(), [[1], []], 3)
+
+
+@pytest.mark.parametrize(("length", "new"), [(2, 31), (33, 1), (32, 1), (1, 1000)])
+def test_more_than_the_models_positions_is_refused(length, new):
+    with pytest.raises(ValueError, match="32 positions"):
+        generate(make_model(), [[1], [1] * length], new)
+
+
+# --- pass@k --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_equals_enumeration(n):
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        share = sum(any(draw) for draw in draws) / len(draws)
+        assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "value"),
+    [
+        (10, 3, 1, 0.3),
+        (10, 0, 10, 0.0),
+        (10, 10, 1, 1.0),
+        (10, 1, 10, 1.0),
+        (5, 2, 2, 0.7),
+        (200, 1, 100, 0.5),
+        (200, 50, 1, 0.25),
+        (100_000, 1, 1, 1e-5),
+    ],
+)
+def test_pass_at_k_of_known_values(n, c, k, value):
+    assert pass_at_k(n, c, k) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, 6), (0, 0, 1)])
+def test_pass_at_k_of_nonsense_is_refused(n, c, k):
+    with pytest.raises(ValueError, match=f"pass@{k}"):
+        pass_at_k(n, c, k)
