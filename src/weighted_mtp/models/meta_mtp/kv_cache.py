@@ -107,14 +107,14 @@ class KVCache:
                 self._read = self.length
                 return
             start_pos = int(start_pos.max())
+        if start_pos + S > self.length:
+            raise ValueError(
+                f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
+            )
         if start_pos > self._read:
             raise ValueError(
                 f"start_pos={start_pos}, but the cache has read {self._read} tokens; read the "
                 "prompt first"
-            )
-        if start_pos + S > self.length:
-            raise ValueError(
-                f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
             )
         self._read = max(self._read, start_pos + S)
 
