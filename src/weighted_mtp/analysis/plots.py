@@ -31,7 +31,8 @@ def plot_losses(
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    for head, colour in enumerate(COLOURS[: _width(train)]):
+    for head in range(_width(train)):
+        colour = COLOURS[head % len(COLOURS)]
         name = "next token" if head == 0 else f"token +{head + 1}"
         left.plot(train[0], _smooth(_column(train, head)), color=colour, lw=1.4, label=name)
         left.plot(validation[0], _column(validation, head), "o", color=colour, ms=4)

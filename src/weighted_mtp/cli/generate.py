@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the continuation."""
+    if args.max_new_tokens < 1:
+        raise UserError("--max-new-tokens must be at least 1")
     model_dir = resolve_model_dir(args.checkpoint)
     tokenizer = load_tokenizer(model_dir)
     adapter = MetaLlamaMTPAdapter.from_pretrained(

@@ -18,7 +18,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -30,6 +29,7 @@ from weighted_mtp.core.errors import UserError
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -50,7 +50,7 @@ class Architecture(Section):
     n_kv_heads: int | None = None
     n_future_tokens: PositiveInt = 4
     multiple_of: PositiveInt = 256
-    ffn_dim_multiplier: float | None = None
+    ffn_dim_multiplier: PositiveFloat | None = None
     norm_eps: PositiveFloat = 1e-5
     rope_theta: PositiveFloat = 10000.0
     max_seq_len: PositiveInt = 2048
@@ -87,7 +87,7 @@ class MicroConfig(Section):
     n_problems: PositiveInt = 4000
     n_validation: PositiveInt = 200
     correct_per_problem: PositiveInt = 1
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
@@ -99,6 +99,7 @@ class DataConfig(Section):
     micro: MicroConfig = MicroConfig()
     template: Literal["alpaca", "short"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
+    pad_to_multiple: PositiveInt = 8
 
     @model_validator(mode="after")
     def _has_files(self) -> DataConfig:
@@ -148,7 +149,7 @@ class RuntimeConfig(Section):
     device: str = "auto"
     parallel: Literal["none", "ddp"] = "ddp"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     threads: PositiveInt | None = None
 
 

@@ -34,6 +34,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise UserError(
             f"device {device!r} is not one; use auto, cpu, cuda, cuda:1 or mps"
         ) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {device!r} is not supported; use auto, cpu, cuda, cuda:1 or mps")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r}: this PyTorch sees no CUDA device; use auto or cpu")
     if chosen.type == "mps" and not torch.backends.mps.is_available():

@@ -52,13 +52,15 @@ class Example(NamedTuple):
         ids: prompt, response and, unless truncated, EOS.
         prompt_length: tokens at the start that are no targets.
         truncated: the response's end was cut off, so that its last token is not terminal.
-        row: index of the row it came from.
+        row: index of the row it came from, among those that were encoded.
+        task_id: of that row.
     """
 
     ids: list[int]
     prompt_length: int
     truncated: bool
     row: int
+    task_id: str = ""
 
 
 class Batch(NamedTuple):
@@ -88,6 +90,7 @@ class AlpacaCollator:
         tokenizer: its BOS (if any) starts the prompt, its EOS ends the response.
         template: a name in `TEMPLATES`, or a template of your own.
         max_length: longest sequence in tokens, BOS and EOS counted.
+        pad_to_multiple: batches are padded to a multiple of it, so that kernels meet few shapes.
     """
 
     def __init__(
@@ -95,10 +98,12 @@ class AlpacaCollator:
         tokenizer: Tokenizer,
         template: str | PromptTemplate = "alpaca",
         max_length: int = 2048,
+        pad_to_multiple: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = TEMPLATES[template] if isinstance(template, str) else template
         self.max_length = max_length
+        self.pad_to_multiple = pad_to_multiple
 
     def encode_prompt(self, instruction: str, input_text: str = "") -> list[int]:
         """Ids of a prompt as training sees it."""
@@ -112,13 +117,14 @@ class AlpacaCollator:
         ids = [*prompt, *self.tokenizer.encode(row["output"]), self.tokenizer.eos_id]
         truncated = len(ids) > self.max_length
         ids = ids[: self.max_length]
-        return Example(ids, min(len(prompt), len(ids)), truncated, index)
+        return Example(ids, min(len(prompt), len(ids)), truncated, index, row["task_id"])
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pad examples to a batch. No examples give a batch of one row with nothing to learn, so
         that every rank can always run its forward pass."""
-        length = max((len(e.ids) for e in examples), default=2)
-        B, L = max(1, len(examples)), max(2, length)
+        longest = max((len(e.ids) for e in examples), default=2)
+        S = max(1, longest - 1)
+        B, L = max(1, len(examples)), S + -S % self.pad_to_multiple + 1
         ids = torch.full((B, L), self.tokenizer.pad_id)
         labels = torch.full((B, L), IGNORE_INDEX)
         for i, example in enumerate(examples):

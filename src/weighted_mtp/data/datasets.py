@@ -40,6 +40,17 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
+def first_row(path: Path) -> Row:
+    """The first row of a JSONL file, for a check that reads no more.
+
+    Raises:
+        UserError: as for `read_jsonl`.
+    """
+    for row in _rows(path):
+        return row
+    raise UserError(f"{path}: no rows; one JSON object a line is expected")
+
+
 def write_jsonl(path: Path, rows: list[Row]) -> None:
     """Write rows, replacing the file only once all are written."""
     path.parent.mkdir(parents=True, exist_ok=True)

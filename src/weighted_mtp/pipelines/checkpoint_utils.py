@@ -12,6 +12,7 @@ RUN/checkpoints/step-00000300/
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -101,17 +102,29 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> int
     rng = checkpoint / f"rng-{distributed.rank()}.pt"
     if rng.exists():  # a rank this run did not have before starts from its seed
         set_rng_state(_load(rng))
-    return int(json.loads((checkpoint / "trainer.json").read_text())["step"])
+    return _saved_step(checkpoint / "trainer.json")
 
 
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); delete this "
-            "checkpoint directory to resume from the one before it"
-        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise _damaged(path, error) from error
+
+
+def _saved_step(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:120]
+    return UserError(
+        f"{path}: cannot be read ({reason}); delete this checkpoint directory to resume from the "
+        "one before it"
+    )
 
 
 def resolve_model_dir(path: Path) -> Path:

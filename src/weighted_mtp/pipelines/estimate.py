@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.device import resolve_device
+from weighted_mtp.data.datasets import first_row
+from weighted_mtp.data.tokenizers import check_vocabulary
 from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.compose import build_tokenizer, model_args
+from weighted_mtp.pipelines.compose import build_tokenizer, check_length, model_args
+from weighted_mtp.pipelines.objectives import make_objective
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Estimate:
     """Size of a run.
 
     Attributes:
-        parameters: trained numbers.
+        parameters: all of the model's numbers; heads that are not trained have no gradient.
         tokens_per_step: upper bound, every row at its longest.
         weights, gradients, optimizer, activations, loss: bytes on one rank.
     """
@@ -50,26 +54,37 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Parameters, tokens and memory of a recipe; reads headers, loads no weights.
+    """Parameters, tokens and memory of a recipe, after checking all that can be checked without
+    loading weights or reading more than the first row of a file.
 
     Raises:
-        UserError: the checkpoint or tokenizer it names is not there.
+        UserError: what training with this recipe would refuse.
     """
+    resolve_device(recipe.runtime.device)
+    for path in (recipe.data.train, recipe.data.validation):
+        if recipe.data.source == "jsonl" and path is not None:
+            first_row(path)
+    tokenizer = build_tokenizer(recipe)
     if recipe.model.path is not None:
         args = inspect_checkpoint(recipe.model.path).args
+        check_vocabulary(tokenizer, args.vocab_size, str(recipe.model.path))
     else:
-        args = model_args(recipe, build_tokenizer(recipe).vocab_size)
+        args = model_args(recipe, tokenizer.vocab_size)
+    check_length(recipe, args)
+    heads = make_objective(recipe.objective, args.n_future_tokens).heads
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(args).parameters())
+        model = Transformer(args)
+    parameters = sum(p.numel() for p in model.parameters())
+    idle = [p for head in list(model.extra_heads)[heads - 1 :] for p in head.parameters()]
+    trained = parameters - sum(p.numel() for p in idle)
     tokens = recipe.training.micro_batch_size * recipe.data.max_length
-    heads = recipe.objective.heads or args.n_future_tokens
     size = 2 if recipe.runtime.compute_dtype == "bfloat16" else 4
     return Estimate(
         parameters=parameters,
         tokens_per_step=recipe.training.batch_size * recipe.data.max_length,
         weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=8 * parameters,
+        gradients=4 * trained,
+        optimizer=8 * trained,
         activations=tokens * _activation_bytes(args, heads, size),
         loss=_loss_bytes(args, tokens * heads, size),
     )

@@ -5,6 +5,7 @@ Letters: B batch, S sequence, n future tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,10 +32,11 @@ class Objective:
         self.heads = heads
         self.head_weights = torch.full((heads,), 1.0 / heads, dtype=torch.float64)
         if head_weights is not None:
-            if len(head_weights) != heads or sum(head_weights) <= 0:
+            usable = all(0 <= c < math.inf for c in head_weights) and sum(head_weights) > 0
+            if len(head_weights) != heads or not usable:
                 raise UserError(
-                    f"objective.head_weights has {len(head_weights)} entries for {heads} heads; "
-                    "give one positive weight for each head"
+                    f"objective.head_weights {list(head_weights)}: give one weight of 0 or more "
+                    f"for each of the {heads} heads, not all 0"
                 )
             self.head_weights = torch.tensor(head_weights, dtype=torch.float64)
 

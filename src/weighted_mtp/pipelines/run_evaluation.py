@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
@@ -105,9 +106,16 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
                     request.sampling.top_p,
                     request.sampling.seed + start,
                 )
-                ids = generate(
-                    adapter.transformer, prompts, request.max_new_tokens, tokenizer.eos_id, sampling
-                )
+                try:
+                    ids = generate(
+                        adapter.transformer,
+                        prompts,
+                        request.max_new_tokens,
+                        tokenizer.eos_id,
+                        sampling,
+                    )
+                except ValueError as error:
+                    raise UserError(f"{error}; lower --max-new-tokens") from error
                 completions += [tokenizer.decode(row) for row in ids]
                 progress.update(len(part))
         verdicts = judge(

@@ -193,12 +193,14 @@ class Trainer:
 
     def _refuse(self, loss: float, norm: float, rows: list[int]) -> None:
         """Stop before a non-finite gradient reaches the weights; keep the batch for inspection."""
-        report = self.run_dir / f"nonfinite-step-{self.step}.json"
+        step = self.step + 1  # as the metrics would have counted it
+        report = self.run_dir / f"nonfinite-step-{step}.json"
         if self.env.is_main:
-            indices = [self.train[i].row for i in rows]
-            report.write_text(json.dumps({"step": self.step, "rows": indices}) + "\n")
+            tasks = [self.train[i].task_id for i in rows]
+            record = {"step": step, "rows": [self.train[i].row for i in rows], "task_ids": tasks}
+            report.write_text(json.dumps(record) + "\n")
         raise UserError(
-            f"step {self.step}: loss {loss} and gradient norm {norm} are not finite; the rows are "
+            f"step {step}: loss {loss} and gradient norm {norm} are not finite; the rows are "
             f"in {report}, earlier checkpoints are untouched; lower training.learning_rate or "
             "look at those rows, then --resume"
         )

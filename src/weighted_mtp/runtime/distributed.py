@@ -39,8 +39,8 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 without torchrun."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Number of this process, 0 without torchrun; known before the group forms and after it."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def environment(
         UserError: the device is not there, or the process group cannot be formed.
     """
     chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        # PyTorch's bfloat16 products on the CPU keep one compiled kernel for each shape met: with
+        # batches of all lengths that grew by 11 MB a step. Only the most recent ones are worth it.
+        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            os.environ.setdefault(name, "128")
     if threads is not None:
         torch.set_num_threads(threads)
     if chosen.type == "cuda":
