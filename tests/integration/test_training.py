@@ -254,4 +254,6 @@ def test_micro_data_follows_the_recipe(tmp_path, rows_file):
     assert train(run_dir, rows_file, **micro, data__micro__n_problems=4, data__max_length=8) == 2
     status = train(run_dir, rows_file, **micro, data__micro__n_problems=6, data__max_length=512)
     assert status == 0
-    assert len({row["task_id"] for row in read_jsonl(run_dir / "data" / "train.jsonl")}) == 6
+    assert (
+        len({row["task_id"] for row in read_jsonl(next(run_dir.glob("data/micro-train-6x*")))}) == 6
+    )

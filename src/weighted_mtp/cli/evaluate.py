@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="a run, a checkpoint or a model directory")
     parser.add_argument("--dataset", choices=["micro"], default="micro")
     parser.add_argument("--n-problems", type=int, default=200)
+    parser.add_argument(
+        "--max-difficulty", type=int, help="hardest problems, 1 to 11 (default: as in training)"
+    )
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -35,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, keep every program."""
-    for name in ("n_problems", "n_samples", "max_new_tokens"):
-        if getattr(args, name) < 1:
+    for name in ("n_problems", "n_samples", "max_new_tokens", "max_difficulty"):
+        if (getattr(args, name) or 0) < 1 and getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     try:
         sampling = Sampling(args.temperature, args.top_p, args.seed)
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
             device=args.device,
             seed=args.seed,
+            max_difficulty=args.max_difficulty,
         )
     )
     output = args.output or args.path / "evaluation" / f"{args.dataset}.jsonl"

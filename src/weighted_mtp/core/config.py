@@ -82,8 +82,9 @@ class TokenizerConfig(Section):
 
 
 class MicroConfig(Section):
-    """How many embedded problems to generate (data/micro_tasks)."""
+    """Which embedded problems to generate (data/micro_tasks)."""
 
+    max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
     n_problems: PositiveInt = 4000
     n_validation: PositiveInt = 200
     correct_per_problem: PositiveInt = 1

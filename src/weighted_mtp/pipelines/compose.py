@@ -16,7 +16,7 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
-from weighted_mtp.data.micro_tasks import generate
+from weighted_mtp.data.micro_tasks import generate, up_to
 from weighted_mtp.data.tokenizers import (
     Tokenizer,
     check_vocabulary,
@@ -205,11 +205,14 @@ def load_rows(recipe: Recipe, split: Split, run_dir: Path) -> list[Row]:
     micro = recipe.data.micro
     size = micro.n_problems if split == "train" else micro.n_validation
     each = micro.correct_per_problem if split == "train" else 1
-    path = run_dir / "data" / f"micro-{split}-{size}x{each}-seed{micro.seed}.jsonl"
+    name = f"micro-{split}-{size}x{each}-to{micro.max_difficulty}-seed{micro.seed}.jsonl"
+    path = run_dir / "data" / name
     if distributed.is_main_process() and not path.exists():
         log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
+        families = up_to(micro.max_difficulty)
         with Sandbox() as judge:
-            write_jsonl(path, generate(size, micro.seed, judge, split, correct_per_problem=each))
+            rows = generate(size, micro.seed, judge, split, each, families=families)
+        write_jsonl(path, rows)
     distributed.barrier()
     return read_jsonl(path)
 

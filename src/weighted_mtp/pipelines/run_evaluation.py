@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import generate as generate_micro
+from weighted_mtp.data.micro_tasks import up_to
 from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.decoding import Sampling, generate
 from weighted_mtp.evaluation.passk import pass_at_k
@@ -33,6 +33,7 @@ class EvaluationRequest:
         path: a run, a checkpoint or a model directory.
         n_problems: held-out problems to draw.
         n_samples: programs written for each.
+        template, max_difficulty: None takes those of the run, or Alpaca's and 11.
         seed: of the problems; the test split shares none with training, whatever the seed.
     """
 
@@ -45,6 +46,7 @@ class EvaluationRequest:
     device: str = "auto"
     seed: int = 0
     template: str | None = None
+    max_difficulty: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,14 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     )
     tokenizer = load_tokenizer(model_dir)
     template = request.template or template_of(request.path)
+    hardest = request.max_difficulty or run_data(request.path).get("micro", {}).get(
+        "max_difficulty"
+    )
     collator = AlpacaCollator(tokenizer, template)
     with Sandbox() as judge:
-        rows = generate_micro(request.n_problems, request.seed, judge, split="test")
+        rows = generate_micro(
+            request.n_problems, request.seed, judge, "test", families=up_to(hardest)
+        )
         tasks = [row for row in rows for _ in range(request.n_samples)]
         completions: list[str] = []
         with Progress(len(tasks), "program") as progress:
@@ -156,9 +163,13 @@ def save_result(result: EvaluationResult, path: Path) -> None:
 
 def template_of(path: Path) -> str:
     """The prompt template a run was trained with; Alpaca's for a bare model directory."""
+    return str(run_data(path).get("template", "alpaca"))
+
+
+def run_data(path: Path) -> dict[str, Any]:
+    """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
     for folder in (path, *path.resolve().parents[:3]):
         config = folder / "config.yaml"
         if config.exists():
-            recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
-            return str(recipe.get("data", {}).get("template", "alpaca"))
-    return "alpaca"
+            return load_recipe_file(config).data.model_dump()
+    return {}

@@ -7,7 +7,7 @@
 `generate.py` draws and labels. A new family, style, wording or operator is one more entry.
 """
 
-from weighted_mtp.data.micro_tasks.families import FAMILIES
+from weighted_mtp.data.micro_tasks.families import FAMILIES, up_to
 from weighted_mtp.data.micro_tasks.family import SPLITS, Family, Problem, Split, Task, pose
 from weighted_mtp.data.micro_tasks.generate import draw_problems, generate
 from weighted_mtp.data.micro_tasks.mutations import OPERATORS, Mutation, mutations
@@ -25,4 +25,5 @@ __all__ = [
     "generate",
     "mutations",
     "pose",
+    "up_to",
 ]

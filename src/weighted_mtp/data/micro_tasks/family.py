@@ -14,6 +14,14 @@ from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_WORDS = """
+ant ape ash bat bee bay bow box cap car cat cod cow cub dew doe dog elk elm ewe eel fig fir fly
+fog fox gem gnu hat hay hen hog ice ink ivy jam jar jay jet kid kit koi log map mud net nut oak
+oar owl pea pen pie pig pin pod ram ray rye sea sky sun tar tea tin toe urn van vat wax web yak
+yam zoo
+"""
+MARKS = tuple(_WORDS.split())
+"""What follows a function's name: it must be read from the instruction, it cannot be guessed."""
 Params = Mapping[str, Any]
 Arguments = tuple[Any, ...]
 
@@ -32,7 +40,7 @@ class Family:
     Attributes:
         name: unique, stable (it is part of every problem's identity).
         difficulty: 1 to 11.
-        entry_points: function names a problem may ask for.
+        entry_points: function names a problem may ask for, before their mark.
         arguments: the argument list, as source.
         space: every parameter's possible values.
         wordings: instructions; each says everything that matters.
@@ -119,7 +127,7 @@ def normalise(source: str) -> str:
 def pose(problem: Problem, rng: Random) -> Task:
     """Choose a name, a wording and test inputs for a problem."""
     family = problem.family
-    entry_point = rng.choice(family.entry_points)
+    entry_point = f"{rng.choice(family.entry_points)}_{rng.choice(MARKS)}"
     words = family.words(problem.params) | {"f": entry_point}
     signature = f"`{entry_point}({family.arguments})`"
     wording = Template(rng.choice(family.wordings))

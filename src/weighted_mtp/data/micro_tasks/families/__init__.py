@@ -10,4 +10,10 @@ FAMILIES: tuple[Family, ...] = (
     *loops.FAMILIES,
 )
 
-__all__ = ["FAMILIES"]
+
+def up_to(difficulty: int) -> tuple[Family, ...]:
+    """The families of at most this difficulty."""
+    return tuple(family for family in FAMILIES if family.difficulty <= difficulty)
+
+
+__all__ = ["FAMILIES", "up_to"]
