@@ -134,6 +134,7 @@ class TrainingConfig(Section):
     final_learning_rate: NonNegativeFloat = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.03
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0

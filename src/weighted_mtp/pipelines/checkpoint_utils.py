@@ -24,6 +24,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
+from weighted_mtp.pipelines.optimization import Optimizer
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 
@@ -44,7 +45,7 @@ def save_checkpoint(
     run_dir: Path,
     step: int,
     adapter: MetaLlamaMTPAdapter,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     tokenizer: Tokenizer,
     keep_last: int,
 ) -> Path:
@@ -86,7 +87,7 @@ def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Pa
         adapter.value_head.save_checkpoint(value_head_path(directory))
 
 
-def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> int:
+def restore_optimizer(checkpoint: Path, optimizer: Optimizer) -> int:
     """Load optimizer and generator states; return the step the checkpoint was taken after.
 
     Raises:

@@ -3,24 +3,95 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from weighted_mtp.core.config import TrainingConfig
+from weighted_mtp.core.errors import UserError
 
 
-def make_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with no decay on norms, biases and embeddings.
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer; `torch.optim.Optimizer` is one."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class Optimizers:
+    """Several optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, **parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        self.param_groups: list[dict[str, Any]] = [
+            group for part in parts.values() for group in part.param_groups
+        ]
+
+    def step(self) -> None:
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self.param_groups = [g for part in self.parts.values() for g in part.param_groups]
+
+
+def make_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
+    """The optimizer of a recipe; norms, biases and embeddings are never decayed.
+
+    `adamw` is AdamW (Loshchilov & Hutter 2019) for everything. `muon` orthogonalises the updates
+    of the blocks' matrices (Jordan et al. 2024), scaled to the size of AdamW's so that one
+    learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW for the rest.
 
     Build it after the module was wrapped or sharded: it must hold the parameters that are trained.
+
+    Raises:
+        UserError: `muon` with a PyTorch that has none.
     """
-    decayed: list[nn.Parameter] = []
+    blocks: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and "tok_embeddings" not in name
-            (decayed if matrix else plain).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2 or "tok_embeddings" in name:
+            plain.append(parameter)
+        elif ".layers." in name or ".extra_heads." in name:
+            blocks.append(parameter)
+        else:
+            matrices.append(parameter)
+    if config.optimizer == "adamw":
+        return _adamw(blocks + matrices, plain, config)
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"training.optimizer muon needs PyTorch 2.9, this is {torch.__version__}; use adamw"
+        )
+    muon = torch.optim.Muon(
+        blocks,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Optimizers(muon=muon, adamw=_adamw(matrices, plain, config))
+
+
+def _adamw(
+    decayed: list[nn.Parameter], plain: list[nn.Parameter], config: TrainingConfig
+) -> torch.optim.AdamW:
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
