@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,13 @@ def test_generate_writes_text(run_dir, capsys):
         command = ["generate", str(path), "--prompt", "add 1 and 2", "--max-new-tokens", "8"]
         assert main([*command, "--device", "cpu"]) == 0
         assert len(capsys.readouterr().out.rstrip("\n").encode()) <= 3 * 8
+
+
+def test_evaluate_takes_a_model_directory_outside_any_run(run_dir, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(helpers_training.last_checkpoint(run_dir) / "model", model)
+    command = ["evaluate", str(model), "--n-problems", "2", "--max-new-tokens", "4"]
+    assert main(command) == 0
 
 
 def test_evaluate_judges_programs(run_dir, capsys):

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, keep every program."""
     for name in ("n_problems", "n_samples", "max_new_tokens", "max_difficulty"):
-        if (getattr(args, name) or 0) < 1 and getattr(args, name) is not None:
+        value = getattr(args, name)
+        if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     try:
         sampling = Sampling(args.temperature, args.top_p, args.seed)

@@ -93,11 +93,9 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         model_dir, device=device, initialize_value_head=False
     )
     tokenizer = load_tokenizer(model_dir)
-    template = request.template or template_of(request.path)
-    hardest = request.max_difficulty or run_data(request.path).get("micro", {}).get(
-        "max_difficulty"
-    )
-    collator = AlpacaCollator(tokenizer, template)
+    trained_on = run_data(request.path)
+    hardest = request.max_difficulty or trained_on.get("micro", {}).get("max_difficulty", 11)
+    collator = AlpacaCollator(tokenizer, request.template or trained_on.get("template", "alpaca"))
     with Sandbox() as judge:
         rows = generate_micro(
             request.n_problems, request.seed, judge, "test", families=up_to(hardest)
