@@ -84,9 +84,11 @@ def make_trainer(tmp_path, rows_file):
         seed_everything(recipe.runtime.seed)
         tokenizer = ByteTokenizer()
         adapter = build_adapter(recipe, tokenizer, CPU.device, None)
-        objective = make_objective(recipe.objective, adapter.args.n_future_tokens)
+        seed = recipe.runtime.seed
+        objective = make_objective(recipe.objective, adapter.args.n_future_tokens, seed)
         collator = AlpacaCollator(tokenizer, recipe.data.template, recipe.data.max_length)
-        rows = encode_rows(objective.select(read_jsonl(rows_file)), collator)
+        raw = read_jsonl(rows_file)
+        rows = encode_rows(raw, collator, objective.select(raw), objective.group_size)
         module = TrainingModule(adapter, objective, chunk_rows=recipe.training.loss_chunk_rows)
         return Trainer(recipe, module, collator, train or rows, rows[:6], tmp_path, CPU)
 

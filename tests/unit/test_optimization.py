@@ -5,8 +5,8 @@ import torch
 from tests.helpers import tiny_args, tiny_model
 from torch import nn
 
-from weighted_mtp.core.config import TrainingConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.optimization import Optimizers, make_optimizer
 

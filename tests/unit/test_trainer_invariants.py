@@ -19,8 +19,8 @@ from tests.integration.helpers_training import (
     tree,
 )
 
-from weighted_mtp.core.config import TrainingConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import ObjectiveConfig, TrainingConfig
 from weighted_mtp.data.collators import Example
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.objectives import Objective
@@ -196,9 +196,9 @@ def test_a_step_without_responses_has_zero_gradients(make_trainer, monkeypatch):
 
 def test_an_empty_batch_is_a_graph_connected_zero(make_trainer):
     trainer = make_trainer()
-    out = trainer.module(trainer.collator([]), torch.ones(3))
+    out = trainer.module(trainer.collator([]), "train", torch.ones(4))
     assert float(out.loss.detach()) == 0
-    assert float(out.sums.abs().sum()) == 0
+    assert float(out.sums["heads"].abs().sum()) == 0
     out.loss.backward()
     for name, parameter in trainer.module.named_parameters():
         assert parameter.grad is not None, name
@@ -209,7 +209,7 @@ def test_an_empty_batch_is_a_graph_connected_zero(make_trainer):
 def poisoned(request, make_trainer, monkeypatch):
     """A trainer that saves after step 2 and whose weights are spoiled before step 4; with it the
     weights just before that step."""
-    trainer = make_trainer(training__save_every=2)
+    trainer = make_trainer(training__save_every=2, training__max_skipped_steps=0)
     original, before = trainer.train_step, {}
     weight = trainer.module.adapter.transformer.layers[0].feed_forward.w1.weight
 
@@ -249,9 +249,13 @@ def test_the_step_that_is_not_finite_is_numbered_as_in_the_metrics(poisoned):
     assert (trainer.run_dir / "nonfinite-step-4.json").exists()
 
 
+PLAIN = ObjectiveConfig(name="uniform")
+
+
 def test_head_weights_default_to_equal_shares():
-    assert Objective(4).head_weights.tolist() == [0.25] * 4
-    assert Objective(2, [1.0, 0.0]).head_weights.tolist() == [1.0, 0.0]
+    assert Objective(PLAIN, 4).head_weights.tolist() == [0.25] * 4
+    given = PLAIN.model_copy(update={"head_weights": (1.0, 0.0)})
+    assert Objective(given, 2).head_weights.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_head_weights_default_to_equal_shares():
 )
 def test_head_weights_that_make_no_sense_are_refused(given):
     with pytest.raises(UserError, match=r"objective\.head_weights"):
-        Objective(2, given)
+        Objective(PLAIN.model_copy(update={"head_weights": given}), 2)
 
 
 def test_head_weights_decide_which_heads_learn(make_trainer, monkeypatch):

@@ -11,13 +11,19 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.compose import RunRequest, saved_recipe
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.run_baseline import run_baseline
+from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
+from weighted_mtp.pipelines.run_rho1 import run_rho1
+from weighted_mtp.pipelines.run_verifiable import run_verifiable
 from weighted_mtp.pipelines.trainer import TrainResult
 from weighted_mtp.runtime.distributed import is_main_process
 
 PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
     "baseline": run_baseline,
     "ntp": run_ntp,
+    "critic": run_critic,
+    "verifiable": run_verifiable,
+    "rho1": run_rho1,
 }
 
 

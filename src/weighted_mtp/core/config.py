@@ -2,6 +2,8 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
+A preset may hold a mapping `pipelines`: the entry of the recipe's pipeline goes on top of the rest.
+
 Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
 """
 
@@ -10,161 +12,39 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import (
+    OBJECTIVES,
+    CriticStage,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PipelineName,
+    RuntimeConfig,
+    Section,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-class Architecture(Section):
-    """Shape of a model trained from scratch (the fields of `ModelArgs`; the vocabulary is the
-    tokenizer's)."""
-
-    dim: PositiveInt
-    n_layers: PositiveInt
-    n_heads: PositiveInt
-    n_kv_heads: int | None = None
-    n_future_tokens: PositiveInt = 4
-    multiple_of: PositiveInt = 256
-    ffn_dim_multiplier: PositiveFloat | None = None
-    norm_eps: PositiveFloat = 1e-5
-    rope_theta: PositiveFloat = 10000.0
-    max_seq_len: PositiveInt = 2048
-    tie_embeddings: bool = False
-
-
-class ModelConfig(Section):
-    """Where the weights come from: a checkpoint, or random ones of a given shape."""
-
-    path: Path | None = None
-    architecture: Architecture | None = None
-    init_std: PositiveFloat = 0.02
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelConfig:
-        if (self.path is None) == (self.architecture is None):
-            raise ValueError(
-                "give one of model.path (a checkpoint) and model.architecture (from scratch): "
-                "--set model.path=DIR, or --preset micro"
-            )
-        return self
-
-
-class TokenizerConfig(Section):
-    """`auto` takes the tokenizer stored in the checkpoint; the others name one."""
-
-    kind: Literal["auto", "bytes", "sentencepiece", "huggingface"] = "auto"
-    path: Path | None = None
-
-
-class MicroConfig(Section):
-    """Which embedded problems to generate (data/micro_tasks)."""
-
-    max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
-    n_problems: PositiveInt = 4000
-    n_validation: PositiveInt = 200
-    correct_per_problem: PositiveInt = 1
-    seed: Seed = 0
-
-
-class DataConfig(Section):
-    """What to train and validate on."""
-
-    source: Literal["micro", "jsonl"] = "jsonl"
-    train: Path | None = None
-    validation: Path | None = None
-    micro: MicroConfig = MicroConfig()
-    template: Literal["alpaca", "short"] = "alpaca"
-    max_length: Annotated[int, Field(gt=1)] = 2048
-    pad_to_multiple: PositiveInt = 8
-
-    @model_validator(mode="after")
-    def _has_files(self) -> DataConfig:
-        if self.source == "jsonl" and self.train is None:
-            raise ValueError(
-                "data.source jsonl needs data.train: --set data.train=FILE.jsonl, or --preset micro"
-            )
-        return self
-
-
-class ObjectiveConfig(Section):
-    """What is optimised.
-
-    Attributes:
-        heads: how many heads are trained; None means all the model has.
-        head_weights: c_k of each head in the loss; None means 1/n each.
-    """
-
-    name: Literal["baseline", "ntp"]
-    heads: PositiveInt | None = None
-    head_weights: tuple[float, ...] | None = None
-
-
-class TrainingConfig(Section):
-    """The loop. Batch sizes count rows; `batch_size` is one optimizer step over all ranks."""
-
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = 32
-    micro_batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 1e-5
-    final_learning_rate: NonNegativeFloat = 0.0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_fraction: Fraction = 0.03
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: NonNegativeFloat = 0.1
-    clip_norm: PositiveFloat = 1.0
-    loss_chunk_rows: PositiveInt | None = None
-    validate_every: PositiveInt = 100
-    save_every: PositiveInt = 500
-    keep_last: PositiveInt = 2
-    log_every: PositiveInt = 1
-
-
-class RuntimeConfig(Section):
-    """Where it runs."""
-
-    device: str = "auto"
-    parallel: Literal["none", "ddp"] = "ddp"
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: Seed = 0
-    threads: PositiveInt | None = None
 
 
 class Recipe(Section):
     """Everything a training run depends on."""
 
-    pipeline: Literal["baseline", "ntp"]
+    pipeline: PipelineName
     objective: ObjectiveConfig
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    critic_stage: CriticStage | None = None
 
     @model_validator(mode="after")
     def _cuts_evenly(self) -> Recipe:
@@ -174,6 +54,18 @@ class Recipe(Section):
                 f"training.batch_size ({batch}) must be a multiple of training.micro_batch_size "
                 f"({micro})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Recipe:
+        name, known = self.objective.name, OBJECTIVES[self.pipeline]
+        if name not in known:
+            raise ValueError(
+                f"objective.name {name} does not run in the {self.pipeline} pipeline, which takes "
+                f"{', '.join(known)}"
+            )
+        if self.critic_stage is not None and self.pipeline != "verifiable":
+            raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
         return self
 
     def to_yaml(self) -> str:
@@ -194,7 +86,10 @@ def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str]
     """
     merged = _read_yaml(_find(recipe, RECIPES, "recipe"))
     if preset is not None:
-        merged = _merge(merged, _read_yaml(_find(preset, RECIPES / "presets", "preset")))
+        scale = _read_yaml(_find(preset, RECIPES / "presets", "preset"))
+        special = scale.pop("pipelines", None) or {}
+        merged = _merge(merged, scale)
+        merged = _merge(merged, special.get(merged.get("pipeline"), None) or {})
     where = f"recipe {recipe}" + (f" with preset {preset}" if preset else "")
     return _validate(_override(merged, overrides), where)
 

@@ -52,8 +52,10 @@ class Example(NamedTuple):
         ids: prompt, response and, unless truncated, EOS.
         prompt_length: tokens at the start that are no targets.
         truncated: the response's end was cut off, so that its last token is not terminal.
-        row: index of the row it came from, among those that were encoded.
-        task_id: of that row.
+        row: index of the row it came from, in its file.
+        task_id, is_correct: of that row.
+        reference: `[len(ids)]` a reference model's cross-entropy of each token, given those before
+            it; None where no objective asks for it.
     """
 
     ids: list[int]
@@ -61,6 +63,8 @@ class Example(NamedTuple):
     truncated: bool
     row: int
     task_id: str = ""
+    is_correct: bool = True
+    reference: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -70,17 +74,22 @@ class Batch(NamedTuple):
         tokens: `[B, S]` input; the last token of the longest example is a target only.
         labels: `[B, S + 1]` the same tokens, −100 on prompt and padding.
         truncated: `[B]` whose end was cut off.
-        rows: `[B]` row indices.
+        rows: `[B]` row indices, −1 for a row that only fills the batch.
+        correct: `[B]` whose solution is right.
+        reference: `[B, S + 1]` a reference model's cross-entropy of each token, if examples had it.
     """
 
     tokens: Tensor
     labels: Tensor
     truncated: Tensor
     rows: Tensor
+    correct: Tensor
+    reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        moved = (None if x is None else x.to(device, non_blocking=True) for x in self)
+        return Batch(*moved)  # type: ignore[arg-type]  # None stays where None was
 
 
 class AlpacaCollator:
@@ -117,7 +126,8 @@ class AlpacaCollator:
         ids = [*prompt, *self.tokenizer.encode(row["output"]), self.tokenizer.eos_id]
         truncated = len(ids) > self.max_length
         ids = ids[: self.max_length]
-        return Example(ids, min(len(prompt), len(ids)), truncated, index, row["task_id"])
+        prompt_length = min(len(prompt), len(ids))
+        return Example(ids, prompt_length, truncated, index, row["task_id"], row["is_correct"])
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pad examples to a batch. No examples give a batch of one row with nothing to learn, so
@@ -133,4 +143,17 @@ class AlpacaCollator:
             labels[i, example.prompt_length : end] = ids[i, example.prompt_length : end]
         truncated = torch.tensor([e.truncated for e in examples] or [False])
         rows = torch.tensor([e.row for e in examples] or [-1])
-        return Batch(ids[:, :-1].contiguous(), labels, truncated, rows)
+        correct = torch.tensor([e.is_correct for e in examples] or [False])
+        reference = self._pad_reference(examples, L)
+        return Batch(ids[:, :-1].contiguous(), labels, truncated, rows, correct, reference)
+
+    def _pad_reference(self, examples: Sequence[Example], L: int) -> Tensor | None:
+        """`[B, L]`, 0 on padding; None if no example has any."""
+        losses = [e.reference for e in examples]
+        if any(x is None for x in losses):
+            return None
+        padded = torch.zeros(max(1, len(losses)), L)
+        for i, x in enumerate(losses):
+            if x is not None:
+                padded[i, : len(x)] = x
+        return padded

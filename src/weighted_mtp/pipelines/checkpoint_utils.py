@@ -5,7 +5,7 @@ RUN/metrics.jsonl
 RUN/checkpoints/step-00000300/
     model/                               native layout, tokenizer included
     optimizer.pt  rng-0.pt …             (one generator state for each rank)
-    trainer.json                         step, world size
+    trainer.json                         step, world size, state of objective and trainer
     COMPLETE                             written last; without it the directory is no checkpoint
 """
 
@@ -15,6 +15,7 @@ import json
 import pickle
 import shutil
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,11 @@ def save_checkpoint(
     optimizer: Optimizer,
     tokenizer: Tokenizer,
     keep_last: int,
+    keep_steps: Collection[int] = (),
+    state: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` (all ranks call this) and drop all but the newest few.
+    """Write the checkpoint of `step` (all ranks call this) and drop all but the newest few and
+    those of `keep_steps`. `state` is what else the next step depends on, as JSON.
 
     It is built under another name and renamed once whole: a kill at any moment leaves either the
     old set of checkpoints or the new one.
@@ -61,7 +65,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         save_model(adapter, tokenizer, partial / "model")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        trainer = {"step": step, "world_size": distributed.world_size()}
+        trainer = {"step": step, "world_size": distributed.world_size(), **(state or {})}
         (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
     distributed.barrier()
     torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
@@ -70,25 +74,29 @@ def save_checkpoint(
         (partial / MARKER).touch()
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
+        kept = {checkpoint_path(run_dir, step) for step in keep_steps}
         for old in complete_checkpoints(run_dir)[:-keep_last]:
-            (old / MARKER).unlink()
-            shutil.rmtree(old)
+            if old not in kept:
+                (old / MARKER).unlink()
+                shutil.rmtree(old)
     distributed.barrier()
     return final
 
 
 def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:
     """The weights in native layout, with tokenizer and value head beside them."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        files = sorted(Path(folder).iterdir())
-        save_native(adapter.transformer, directory, tokenizer_files=files)
-    if adapter.value_head is not None:
-        adapter.value_head.save_checkpoint(value_head_path(directory))
+    with tempfile.TemporaryDirectory() as name:
+        folder, head = Path(name) / "tokenizer", None
+        tokenizer.save(folder)
+        files = sorted(folder.iterdir())
+        if adapter.value_head is not None:
+            head = Path(name) / value_head_path(directory).name
+            adapter.value_head.save_checkpoint(head)
+        save_native(adapter.transformer, directory, tokenizer_files=files, value_head_file=head)
 
 
-def restore_optimizer(checkpoint: Path, optimizer: Optimizer) -> int:
-    """Load optimizer and generator states; return the step the checkpoint was taken after.
+def restore(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
+    """Load optimizer and generator states; return the rest, `step` among it.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -103,7 +111,7 @@ def restore_optimizer(checkpoint: Path, optimizer: Optimizer) -> int:
     rng = checkpoint / f"rng-{distributed.rank()}.pt"
     if rng.exists():  # a rank this run did not have before starts from its seed
         set_rng_state(_load(rng))
-    return _saved_step(checkpoint / "trainer.json")
+    return _saved_state(checkpoint / "trainer.json")
 
 
 def _load(path: Path) -> Any:
@@ -113,9 +121,10 @@ def _load(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _saved_step(path: Path) -> int:
+def _saved_state(path: Path) -> dict[str, Any]:
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
 

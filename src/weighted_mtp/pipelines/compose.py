@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
-from weighted_mtp.data.micro_tasks import generate, up_to
+from weighted_mtp.data.micro_tasks import Split, generate, up_to
 from weighted_mtp.data.tokenizers import (
     Tokenizer,
     check_vocabulary,
@@ -25,17 +24,19 @@ from weighted_mtp.data.tokenizers import (
 )
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.value_head import ValueHead
 from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
-from weighted_mtp.pipelines.objectives import Objective, make_objective
+from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
+from weighted_mtp.pipelines.reference import attach_reference, online_reference
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment
 
 log = get_logger(__name__)
-
-Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,15 @@ class RunRequest:
 
     Attributes:
         resume: continue the run in `run_dir` from its newest complete checkpoint.
+        data_dir: where generated data sets are kept, `run_dir` if None.
+        record: the recipe the run directory keeps, `recipe` if None.
     """
 
     recipe: Recipe
     run_dir: Path
     resume: bool = False
+    data_dir: Path | None = None
+    record: Recipe | None = None
 
 
 def run(request: RunRequest) -> TrainResult:
@@ -58,7 +63,7 @@ def run(request: RunRequest) -> TrainResult:
         UserError: anything wrong with the recipe, its files, or the run directory.
     """
     recipe, run_dir = request.recipe, request.run_dir
-    runtime = recipe.runtime
+    runtime, data = recipe.runtime, recipe.data
     with environment(runtime.device, runtime.seed, runtime.threads) as env:
         if runtime.parallel == "none" and env.world_size > 1:
             raise UserError(
@@ -69,8 +74,7 @@ def run(request: RunRequest) -> TrainResult:
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
         adapter = build_adapter(recipe, tokenizer, env.device, checkpoint)
-        objective = make_objective(recipe.objective, adapter.args.n_future_tokens)
-        data = recipe.data
+        objective = make_objective(recipe.objective, adapter.args.n_future_tokens, runtime.seed)
         collator = AlpacaCollator(tokenizer, data.template, data.max_length, data.pad_to_multiple)
         module = TrainingModule(
             adapter,
@@ -78,20 +82,37 @@ def run(request: RunRequest) -> TrainResult:
             DTYPES[runtime.compute_dtype],
             recipe.training.loss_chunk_rows,
         )
-        train = encode_rows(objective.select(load_rows(recipe, "train", run_dir)), collator)
-        held_out = validation_rows(recipe, objective, run_dir)
+        files = {split: rows_file(recipe, split, request.data_dir or run_dir) for split in SPLITS}
+        train = load_examples(files["train"], objective.select, collator, objective.group_size)
+        validation = load_examples(files["validation"], objective.select, collator, whole=True)
+        annotate = None
+        if recipe.objective.name == "rho1" and recipe.objective.rho1.mode != "difficult":
+            train = attach_reference(recipe, tokenizer, train, files["train"])
+            annotate = online_reference(recipe, tokenizer, env.device)
         log.info(
-            "%s parameters on %s × %d · %s training rows, %s for validation",
+            "%s parameters, %s of them trained, on %s × %d · %s training rows, %s for validation",
             f"{sum(p.numel() for p in adapter.parameters()):,}",
+            f"{sum(p.numel() for p in adapter.parameters() if p.requires_grad):,}",
             env.device,
             env.world_size,
             f"{len(train):,}",
-            f"{len(held_out):,}",
+            f"{len(validation):,}",
         )
-        validation = encode_rows(held_out, collator) if held_out else []
-        trainer = Trainer(recipe, module, collator, train, validation, run_dir, env, checkpoint)
+        prepare_blocks(recipe, adapter.transformer)
+        trainer = Trainer(
+            recipe, module, collator, train, validation, run_dir, env, checkpoint, annotate
+        )
         record_recipe(request)
         return trainer.fit()
+
+
+def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
+    """Activation checkpointing and compilation, block by block."""
+    plan = transformer.grouping_plan()
+    if recipe.training.activation_checkpointing:
+        checkpoint_activations(transformer, plan)
+    if recipe.runtime.compile:
+        compile_blocks(transformer, plan)
 
 
 def find_checkpoint(request: RunRequest) -> Path | None:
@@ -120,7 +141,8 @@ def record_recipe(request: RunRequest) -> None:
     nothing that would stand in the way of the next one."""
     if distributed.is_main_process():
         request.run_dir.mkdir(parents=True, exist_ok=True)
-        (request.run_dir / "config.yaml").write_text(request.recipe.to_yaml(), encoding="utf-8")
+        recipe = request.record or request.recipe
+        (request.run_dir / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     distributed.barrier()
 
 
@@ -184,7 +206,24 @@ def build_adapter(
         transformer.init_weights(recipe.model.init_std)
         adapter = MetaLlamaMTPAdapter(transformer)
     check_length(recipe, adapter.args)
+    if OBJECTIVES[recipe.objective.name].needs_value_head:
+        _attach_value_head(recipe, adapter, source)
     return adapter
+
+
+def _attach_value_head(recipe: Recipe, adapter: MetaLlamaMTPAdapter, source: Path | None) -> None:
+    """The stored one; a critic may also start a fresh one."""
+    stored = value_head_path(source) if source is not None else None
+    if stored is not None and stored.is_file():
+        adapter.attach_value_head(ValueHead.load_checkpoint(stored))
+        return
+    if recipe.pipeline != "critic":
+        where = "a model from scratch" if source is None else str(source)
+        raise UserError(
+            f"{where} has no value head; train one first (weighted-mtp train --recipe critic) and "
+            "set model.path to it, or set critic_stage.steps to do both"
+        )
+    adapter.attach_value_head(None, recipe.objective.value.head_type)
 
 
 def check_length(recipe: Recipe, args: ModelArgs) -> None:
@@ -196,41 +235,69 @@ def check_length(recipe: Recipe, args: ModelArgs) -> None:
         )
 
 
-def load_rows(recipe: Recipe, split: Split, run_dir: Path) -> list[Row]:
-    """Rows of a split. Micro tasks are generated by the main process, their labels found by running
-    every program, and kept in the run under a name that says all they depend on."""
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
+    """Where the rows of a split are; None if there are none. Micro tasks are generated by the main
+    process, their labels found by running every program, and kept under a name that says all they
+    depend on."""
     if recipe.data.source == "jsonl":
-        path = recipe.data.train if split == "train" else recipe.data.validation
-        return read_jsonl(path) if path is not None else []
+        return recipe.data.train if split == "train" else recipe.data.validation
     micro = recipe.data.micro
-    size = micro.n_problems if split == "train" else micro.n_validation
-    each = micro.correct_per_problem if split == "train" else 1
+    training = split == "train"
+    size = micro.n_problems if training else micro.n_validation
+    right = micro.correct_per_problem if training else 1
+    wrong = micro.incorrect_per_problem if training else min(1, micro.incorrect_per_problem)
+    each = f"{right}+{wrong}" if wrong else f"{right}"
     name = f"micro-{split}-{size}x{each}-to{micro.max_difficulty}-seed{micro.seed}.jsonl"
-    path = run_dir / "data" / name
+    path = data_dir / "data" / name
     if distributed.is_main_process() and not path.exists():
         log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
         families = up_to(micro.max_difficulty)
         with Sandbox() as judge:
-            rows = generate(size, micro.seed, judge, split, each, families=families)
+            rows = generate(size, micro.seed, judge, split, right, wrong, families)
         write_jsonl(path, rows)
     distributed.barrier()
-    return read_jsonl(path)
+    return path
 
 
-def validation_rows(recipe: Recipe, objective: Objective, run_dir: Path) -> list[Row]:
-    """The held-out rows of an objective; none if the recipe names no validation file."""
-    rows = load_rows(recipe, "validation", run_dir)
-    return objective.select(rows) if rows else []
+def load_examples(
+    path: Path | None,
+    select: Callable[[Sequence[Row]], list[int]],
+    collator: AlpacaCollator,
+    group_size: int = 1,
+    whole: bool = False,
+) -> list[Example]:
+    """The rows of a file that an objective learns from, tokenised; with `whole`, all of them."""
+    if path is None:
+        return []
+    rows = read_jsonl(path)
+    chosen = list(range(len(rows))) if whole else select(rows)
+    return encode_rows(rows, collator, chosen, group_size)
 
 
-def encode_rows(rows: Sequence[Row], collator: AlpacaCollator) -> list[Example]:
-    """Tokenise rows; say how many were cut and drop those whose prompt leaves no room at all.
+def encode_rows(
+    rows: Sequence[Row],
+    collator: AlpacaCollator,
+    chosen: Sequence[int] | None = None,
+    group_size: int = 1,
+) -> list[Example]:
+    """Tokenise rows; say how many were cut, and drop those whose prompt leaves no room at all (with
+    the group they belong to).
+
+    Args:
+        chosen: indices of the rows wanted, all by default; groups lie side by side.
 
     Raises:
         UserError: no row has a response token within `data.max_length`.
     """
-    examples = [collator.encode(row, index) for index, row in enumerate(rows)]
-    usable = [e for e in examples if e.prompt_length < len(e.ids)]
+    wanted = range(len(rows)) if chosen is None else chosen
+    examples = [collator.encode(rows[i], i) for i in wanted]
+    groups = [examples[i : i + group_size] for i in range(0, len(examples), group_size)]
+    usable = [
+        e for group in groups if all(e.prompt_length < len(e.ids) for e in group) for e in group
+    ]
     truncated = sum(e.truncated for e in usable)
     if truncated or len(usable) < len(examples):
         log.warning(

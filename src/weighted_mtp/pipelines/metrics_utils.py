@@ -6,28 +6,21 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 
-
-def summarise(sums: Tensor) -> dict[str, Any]:
-    """Loss (nats a token) and accuracy of each head from the `[3, n]` sums of cross-entropy, hits
-    and valid targets; `loss` is their plain mean over heads with targets."""
-    ce, hits, counts = sums.tolist()
-    losses = [c / m if m else math.nan for c, m in zip(ce, counts, strict=True)]
-    known = [x for x in losses if not math.isnan(x)]
-    return {
-        "loss": sum(known) / len(known) if known else 0.0,
-        "head_loss": [round(x, 6) for x in losses],
-        "head_accuracy": [
-            round(h / m, 6) if m else math.nan for h, m in zip(hits, counts, strict=True)
-        ],
-        "tokens": int(counts[0]),
-    }
+def in_words(figures: dict[str, Any]) -> str:
+    """`head 1: 0.12 nats, 96.1 %  head 2: …  value: AUC 0.81 half-way, 0.93 at the end`, for a
+    person."""
+    words = [heads_in_words(figures)] if "head_loss" in figures else []
+    if "auc_at_50" in figures and "auc_at_100" in figures:
+        half, end = figures["auc_at_50"], figures["auc_at_100"]
+        words.append(f"value: AUC {half:.2f} half-way, {end:.2f} at the end")
+    elif "value_loss" in figures:
+        words.append(f"value loss {figures['value_loss']:.4f}")
+    return "  ".join(words)
 
 
 def heads_in_words(summary: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from weighted_mtp.core.config import TrainingConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import TrainingConfig
 
 
 class Optimizer(Protocol):
@@ -49,7 +49,9 @@ class Optimizers:
         self.param_groups = [g for part in self.parts.values() for g in part.param_groups]
 
 
-def make_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
+def make_optimizer(
+    module: nn.Module, config: TrainingConfig, value_learning_rate: float | None = None
+) -> Optimizer:
     """The optimizer of a recipe; norms, biases and embeddings are never decayed.
 
     `adamw` is AdamW (Loshchilov & Hutter 2019) for everything. `muon` orthogonalises the updates
@@ -58,27 +60,38 @@ def make_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
 
     Build it after the module was wrapped or sharded: it must hold the parameters that are trained.
 
+    Args:
+        value_learning_rate: of the value head, which AdamW trains; None takes the others'. Both
+            follow one schedule.
+
     Raises:
         UserError: `muon` with a PyTorch that has none.
     """
     blocks: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    value: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2 or "tok_embeddings" in name:
+        if "value_head." in name:
+            value.append(parameter)
+        elif parameter.ndim < 2 or "tok_embeddings" in name:
             plain.append(parameter)
         elif ".layers." in name or ".extra_heads." in name:
             blocks.append(parameter)
         else:
             matrices.append(parameter)
+    scale = (value_learning_rate or config.learning_rate) / config.learning_rate
     if config.optimizer == "adamw":
-        return _adamw(blocks + matrices, plain, config)
+        return _adamw(blocks + matrices, plain, value, scale, config)
     if not hasattr(torch.optim, "Muon"):
         raise UserError(
             f"training.optimizer muon needs PyTorch 2.9, this is {torch.__version__}; use adamw"
         )
+    adamw = _adamw(matrices, plain, value, scale, config)
+    if not blocks:
+        return adamw
     muon = torch.optim.Muon(
         blocks,
         lr=config.learning_rate,
@@ -86,16 +99,24 @@ def make_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
         momentum=0.95,
         adjust_lr_fn="match_rms_adamw",
     )
-    return Optimizers(muon=muon, adamw=_adamw(matrices, plain, config))
+    return Optimizers(muon=muon, adamw=adamw)
 
 
 def _adamw(
-    decayed: list[nn.Parameter], plain: list[nn.Parameter], config: TrainingConfig
+    decayed: list[nn.Parameter],
+    plain: list[nn.Parameter],
+    value: list[nn.Parameter],
+    value_scale: float,
+    config: TrainingConfig,
 ) -> torch.optim.AdamW:
-    groups = [
+    """`lr_scale` of a group is its share of the schedule's rate."""
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    if value:
+        head = {"params": value, "weight_decay": 0.0, "lr_scale": value_scale}
+        groups.append(head | {"lr": value_scale * config.learning_rate})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
@@ -109,5 +130,6 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         "linear": 1.0 - progress,
         "constant": 1.0,
+        "wsd": min(1.0, (1.0 - progress) / config.decay_fraction),  # Hu et al. 2024, 2404.06395
     }[config.schedule]
     return config.final_learning_rate + shape * (config.learning_rate - config.final_learning_rate)

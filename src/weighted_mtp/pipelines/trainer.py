@@ -1,18 +1,18 @@
 """The one training loop.
 
-A step: its rows are cut into micro-batches and dealt to the ranks, the denominators of the loss are
-agreed, then forward and backward for each micro-batch, clip, optimizer, log; now and then validate
-and save. The result does not depend on how the step was cut.
+A step: its rows are cut into micro-batches and dealt to the ranks, the denominators of the loss
+(and, if the objective asks, the token weights of the whole step) are agreed, then forward and
+backward for each micro-batch, clip, optimizer, log; now and then validate and save. The result does
+not depend on how the step was cut.
 
-Letters: n future tokens (heads).
+Letters: S sequence, n future tokens (heads), m micro-batches of this rank in a step.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,25 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from weighted_mtp.core.config import Recipe
-from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
 from weighted_mtp.data.datasets import step_indices
-from weighted_mtp.losses import count_targets
-from weighted_mtp.pipelines.checkpoint_utils import restore_optimizer, save_checkpoint
+from weighted_mtp.pipelines.best import Best
+from weighted_mtp.pipelines.checkpoint_utils import restore, save_checkpoint
 from weighted_mtp.pipelines.interruption import StopRequest
-from weighted_mtp.pipelines.metrics_utils import MetricsFile, heads_in_words, summarise
+from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
+from weighted_mtp.pipelines.nonfinite import SkippedSteps
+from weighted_mtp.pipelines.objectives import Pool, Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, summarise, value_figures
+from weighted_mtp.pipelines.trackers import Tracker, make_trackers
+from weighted_mtp.pipelines.training_module import TrainingModule, pool_of
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.ddp import gradient_sync, wrap_ddp
 from weighted_mtp.runtime.environment import Environment
+from weighted_mtp.runtime.pooling import concat_rows, gather_rows
+
+Annotate = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,11 @@ class Trainer:
         recipe: the resolved recipe.
         module: on the environment's device, not yet wrapped.
         collator: makes batches of examples.
-        train, validation: tokenised rows; the same on every rank.
+        train, validation: tokenised rows; the same on every rank. Groups that the objective draws
+            together (pairs) lie side by side.
         run_dir: where metrics and checkpoints go.
         resume_from: a complete checkpoint of this run, whose weights `module` already holds.
+        annotate: adds to a batch what the objective needs and the data did not bring.
     """
 
     def __init__(
@@ -76,91 +84,117 @@ class Trainer:
         run_dir: Path,
         env: Environment,
         resume_from: Path | None = None,
+        annotate: Annotate | None = None,
     ) -> None:
         self.recipe, self.config, self.env = recipe, recipe.training, env
-        self.module, self.collator = module, collator
+        self.module, self.objective, self.collator = module, module.objective, collator
         self.train, self.validation, self.run_dir = train, validation, run_dir
+        self.annotate = annotate
         self.wrapped = wrap_ddp(module, env.device)
         self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.wrapped, self.config)
+        value_rate = recipe.objective.value.learning_rate
+        self.optimizer = make_optimizer(self.wrapped, self.config, value_rate)
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
+        self.best = Best(self.config)
+        self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
         self.step, self.resumed_from = 0, resume_from
         if resume_from is not None:
-            self.step = restore_optimizer(resume_from, self.optimizer)
+            state = restore(resume_from, self.optimizer)
+            self.step = state["step"]
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+        self.trackers: list[Tracker] = []
         if env.is_main:
             self.metrics.rewind(self.step)
+            params = recipe.model_dump(mode="json")
+            self.trackers = make_trackers(self.config.trackers, run_dir, params, self.step)
 
     def fit(self) -> TrainResult:
-        """Train to the last step, or until Ctrl-C or SIGTERM asks for an end; save either way.
+        """Train to the last step, until it stops early, or until Ctrl-C or SIGTERM asks for an end;
+        save in each case.
 
         Raises:
-            UserError: the loss or the gradient stopped being finite.
+            UserError: more steps had a loss or gradient that was not finite than are allowed.
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress:
-            while self.step < config.steps and not stop.agreed(self.env.device):
+            while not self._done() and not stop.agreed(self.env.device):
                 started = time.perf_counter()
                 figures = self.train_step()
                 figures["tokens_per_second"] = figures["tokens"] / (time.perf_counter() - started)
                 self.step += 1
-                last = self.step == config.steps
                 self._log("train", figures, every=config.log_every)
                 progress.update(
                     1,
                     f"loss {figures['loss']:.4f} · {figures['tokens_per_second']:,.0f} tok/s",
                 )
+                last, keep = self.step == config.steps, False
                 if self.validation and (last or self.step % config.validate_every == 0):
                     validation = self.validate()
+                    keep = self.best.observe(self.step, validation)
                     self._log("validation", validation)
-                    progress.note(f"step {self.step}  validation  {heads_in_words(validation)}")
-                if last or self.step % config.save_every == 0:
+                    progress.note(f"step {self.step}  validation  {in_words(validation)}")
+                if self._done() or keep or self.step % config.save_every == 0:
                     saved = self.save()
-            finished = self.step == config.steps
+            finished = self._done()
             if not finished:
                 saved = self.save()
+        for tracker in self.trackers:
+            tracker.close()
         return TrainResult(self.step, finished, saved, validation)
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its figures (global, the same on every rank)."""
-        rows = step_indices(
-            len(self.train), self.config.batch_size, self.step, self.recipe.runtime.seed
-        )
+        self.objective.begin_step(self.step, self.config.steps)
+        rows = self._rows_of_step()
         batches = self._micro_batches([self.train[i] for i in rows])
-        denominators = self._denominators(batches)
+        counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
+        denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
+        weights = self._weights_of_step(batches)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
-        sums = torch.zeros(3, self.module.objective.heads, dtype=torch.float64)
-        total = torch.zeros((), dtype=torch.float64)
+        sums: Sums = {}
         for i, batch in enumerate(batches):
             with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
-                out = self.wrapped(batch, denominators)
+                out = self.wrapped(batch, "train", denominators, weights[i])
                 # DDP averages over ranks; the denominators already count all of them.
                 (out.loss * self.env.world_size).backward()
-            sums += out.sums.cpu()
-            total += out.loss.detach().cpu()
-        norm = clip_grad_norm_(self.parameters, self.config.clip_norm)
-        totals = distributed.all_reduce_sum(
-            torch.cat([sums.flatten(), total.view(1)]).to(self.env.device)
-        ).cpu()
-        loss, norm_value = float(totals[-1]), float(norm)
-        if not (math.isfinite(loss) and math.isfinite(norm_value)):
-            self._refuse(loss, norm_value, rows)
+            add_sums(sums, {**out.sums, "loss": out.loss.detach().double()})
+        norm = float(clip_grad_norm_(self.parameters, self.config.clip_norm))
+        sums = reduce_sums(sums, self.env.device)
+        loss = float(sums["loss"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            chosen = [self.train[i] for i in rows]
+            self.skipped.add(self.step + 1, loss, norm, chosen, self.env.is_main)
+            return {"loss": loss, "grad_norm": norm, "tokens": 0, "skipped": self.skipped.count}
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = summarise(totals[:-1].view(3, -1))
-        return {**figures, "loss": loss, "learning_rate": rate, "grad_norm": norm_value}
+        self.objective.end_step(sums)
+        figures = {**summarise(sums), **self.objective.summarise(sums)}
+        return {**figures, "loss": loss, "learning_rate": rate, "grad_norm": norm}
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Held-out loss and accuracy of each head; touches nothing that training depends on."""
-        sums = torch.zeros(3, self.module.objective.heads, dtype=torch.float64)
-        ones = torch.ones(self.module.objective.heads)
+        """Held-out figures of all rows, unweighted; touches nothing that training depends on."""
+        sums: Sums = {}
+        probes: list[Tensor] = []
         for batch in self._micro_batches(self.validation):
-            sums += self.wrapped(batch, ones).sums.cpu()
-        return summarise(distributed.all_reduce_sum(sums.to(self.env.device)).cpu())
+            out = self.wrapped(batch, "validate")
+            add_sums(sums, out.sums)
+            if out.probe is not None:
+                probes.append(out.probe)
+        sums = reduce_sums(sums, self.env.device)
+        figures = summarise(sums)
+        if self.objective.needs_value_head:
+            figures |= self.objective.summarise(sums)
+            gathered = gather_rows([torch.cat(probes)])[0][0]
+            figures |= value_figures(gathered, self.validation)
+            figures.setdefault("loss", figures["value_loss"])
+        return figures
 
     def save(self) -> Path:
         """Save everything the next step depends on."""
@@ -171,36 +205,61 @@ class Trainer:
             self.optimizer,
             self.collator.tokenizer,
             self.config.keep_last,
+            self.best.steps,
+            {name: part.state_dict() for name, part in self._parts().items()},
         )
 
+    def _parts(self) -> dict[str, Any]:
+        """What has a small state of its own."""
+        return {"objective": self.objective, "best": self.best, "skipped": self.skipped}
+
+    def _done(self) -> bool:
+        return self.step >= self.config.steps or self.best.exhausted
+
+    def _rows_of_step(self) -> list[int]:
+        """Indices into `train`: groups in the order of the epoch, each one's rows together."""
+        size = self.objective.group_size
+        groups = step_indices(
+            len(self.train) // size,
+            self.config.batch_size // size,
+            self.step,
+            self.recipe.runtime.seed,
+        )
+        return [group * size + i for group in groups for i in range(size)]
+
     def _micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """This rank's share. Rows of like length go together (less padding; the loss does not
+        """This rank's share. Groups of like length go together (less padding; the loss does not
         mind), and every rank gets the same number of batches, the last perhaps empty."""
         size, world = self.config.micro_batch_size, self.env.world_size
-        ordered = sorted(examples, key=lambda e: (len(e.ids), e.row))
+        step = self.objective.group_size
+        groups = [examples[i : i + step] for i in range(0, len(examples), step)]
+        groups.sort(key=lambda group: (max(len(e.ids) for e in group), group[0].row))
+        ordered = [example for group in groups for example in group]
         cuts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         cuts += [[] for _ in range(-len(cuts) % world)]
-        return [self.collator(cut).to(self.env.device) for cut in cuts[self.env.rank :: world]]
+        batches = [self.collator(cut).to(self.env.device) for cut in cuts[self.env.rank :: world]]
+        return batches if self.annotate is None else [self.annotate(batch) for batch in batches]
 
-    def _denominators(self, batches: Sequence[Batch]) -> Tensor:
-        """D_k `[n]`: valid targets of each head in the whole step, over micro-batches and ranks."""
-        counts = [count_targets(self.module.targets(batch)) for batch in batches]
-        return distributed.all_reduce_sum(torch.stack(counts).sum(0))
+    @torch.no_grad()
+    def _weights_of_step(self, batches: Sequence[Batch]) -> list[Tensor | None]:
+        """`[B, S, n]` for each micro-batch, decided over all of them; None if that is for the
+        forward pass to do."""
+        if not self.objective.scores_whole_steps:
+            return [None] * len(batches)
+        pools = [pool_of(batch, self.wrapped(batch, "score").signal) for batch in batches]
+        gathered = [gather_rows(pool) for pool in pools]
+        whole = Pool.of(concat_rows([rows for rows, _ in gathered]))
+        decided = self.objective.weights(whole)  # [R, S, n]
+        weights: list[Tensor | None] = []
+        start = 0
+        for (rows, own), pool in zip(gathered, pools, strict=True):
+            mine = decided[start + own.start : start + own.stop, : pool.signal.shape[1]]
+            weights.append(mine)
+            start += len(rows[1]) if rows[1] is not None else 0
+        return weights
 
     def _log(self, kind: str, figures: dict[str, Any], every: int = 1) -> None:
         if self.env.is_main and (self.step % every == 0 or self.step == self.config.steps):
             self.metrics.write(kind, self.step, figures)
-
-    def _refuse(self, loss: float, norm: float, rows: list[int]) -> None:
-        """Stop before a non-finite gradient reaches the weights; keep the batch for inspection."""
-        step = self.step + 1  # as the metrics would have counted it
-        report = self.run_dir / f"nonfinite-step-{step}.json"
-        if self.env.is_main:
-            tasks = [self.train[i].task_id for i in rows]
-            record = {"step": step, "rows": [self.train[i].row for i in rows], "task_ids": tasks}
-            report.write_text(json.dumps(record) + "\n")
-        raise UserError(
-            f"step {step}: loss {loss} and gradient norm {norm} are not finite; the rows are "
-            f"in {report}, earlier checkpoints are untouched; lower training.learning_rate or "
-            "look at those rows, then --resume"
-        )
+            for tracker in self.trackers:
+                tracker.log(kind, self.step, figures)

@@ -1,35 +1,47 @@
 """The one module that is wrapped, sharded and called: tokens in, loss out.
 
-Trunk, heads and fused loss run inside a single `forward`, so DDP and FSDP see one forward and one
-backward, and nothing happens behind their back.
+Trunk, value head, heads and fused loss run inside a single `forward`, so DDP and FSDP see one
+forward and one backward, and nothing happens behind their back.
 
-Letters: B batch, S sequence, n future tokens.
+Letters: B batch, S sequence, n future tokens, F fractions of a response, D model width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.collators import Batch
-from weighted_mtp.losses import mtp_loss, shift_labels
+from weighted_mtp.losses import MTPLoss, mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.objectives import Objective
+from weighted_mtp.pipelines.objectives import Objective, Pool, Sums
+from weighted_mtp.runtime.pooling import gather_rows
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+"""Of the response: where held-out values are read."""
+
+Task = Literal["train", "score", "validate"]
 
 
 class StepOutput(NamedTuple):
     """What one micro-batch gives.
 
     Attributes:
-        loss: its share of the step's loss, differentiable.
-        sums: `[3, n]` float64: cross-entropy summed over valid targets, hits, valid targets.
+        loss: its share of the step's loss, differentiable; 0 unless training.
+        sums: additive figures; `heads` is `[2, 3, n]`: correct rows and incorrect ones; summed
+            cross-entropy, hits, counted targets.
+        signal: what weights are decided from, if this was a scoring pass.
+        probe: `[B, 1 + F]` row index and values along the response, if this was a validation.
     """
 
     loss: Tensor
-    sums: Tensor
+    sums: Sums
+    signal: Tensor | None = None
+    probe: Tensor | None = None
 
 
 class TrainingModule(nn.Module):
@@ -52,31 +64,161 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.compute_dtype = compute_dtype
         self.chunk_rows = chunk_rows
-        # Heads that are not trained get no gradient; frozen, DDP does not wait for one.
-        for head in list(adapter.transformer.extra_heads)[objective.heads - 1 :]:
-            head.requires_grad_(False)
+        objective.prepare(adapter)
 
-    def targets(self, batch: Batch) -> Tensor:
-        """`[B, S, n]` what each trained head should predict."""
-        return shift_labels(batch.labels, self.objective.heads, length=batch.tokens.shape[1])
+    def forward(
+        self,
+        batch: Batch,
+        task: Task = "train",
+        denominators: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> StepOutput:
+        """One micro-batch.
 
-    def forward(self, batch: Batch, denominators: Tensor) -> StepOutput:
-        """Loss of one micro-batch of a step whose denominators D_k `[n]` are known."""
-        objective, transformer = self.objective, self.adapter.transformer
-        device_type = batch.tokens.device.type
+        Args:
+            task: `train` gives a loss; `score` only the signal from which weights are decided;
+                `validate` unweighted figures of all rows.
+            denominators: `[n + 1]` D of the whole step, for `train`.
+            weights: `[B, S, n]`, if they were decided over the whole step.
+        """
         mixed = self.compute_dtype != torch.float32
+        device_type = batch.tokens.device.type
         with torch.autocast(device_type, dtype=self.compute_dtype, enabled=mixed):
-            hidden = transformer.head_states(batch.tokens, return_all_heads=objective.heads > 1)
-            targets = self.targets(batch)
-            loss, ce, hit = mtp_loss(
-                hidden[: objective.heads],
-                transformer.output.weight,
-                targets,
-                denominators,
-                objective.weights(batch, targets),
-                objective.head_weights,
-                self.chunk_rows,
-            )
-        valid = targets != IGNORE_INDEX
-        sums = torch.stack([x.double().sum(dim=(0, 1)) for x in (ce, hit, valid)])
+            if task == "score":
+                return self._score(batch)
+            if task == "validate":
+                return self._validate(batch)
+            if denominators is None:
+                raise ValueError("training needs the denominators of the step")
+            return self._train(batch, denominators, weights)
+
+    def _train(self, batch: Batch, denominators: Tensor, weights: Tensor | None) -> StepOutput:
+        objective = self.objective
+        states = self._states(batch, all_heads=objective.runs_heads)
+        values = self._values(states[0])  # [B, S]
+        targets = objective.targets(batch)
+        scored, sums = None, Sums()
+        if objective.signal != "none":
+            if objective.signal == "cross_entropy":
+                scored = self._cross_entropy(states, targets)
+            pool = pool_of(batch, scored.ce if scored is not None else values)
+            if weights is None:
+                weights = self._weights(pool)
+            sums = objective.figures(pool, weights)
+
+        loss = states[0].sum() * 0.0
+        if objective.runs_heads:
+            head_weights = objective.head_weights.to(targets.device)
+            out = self._loss(states, targets, denominators[:-1], weights, head_weights)
+            loss = out.loss
+            counted = (targets != IGNORE_INDEX) & (head_weights > 0)
+            if scored is None and weights is not None:
+                counted &= weights != 0  # others were skipped: their cross-entropy is not known
+            seen = out if scored is None else scored
+            sums["heads"] = _head_sums(seen.ce, seen.hit, counted, batch.correct)
+        if values is not None:
+            value_loss, value_sums = objective.value_loss(batch, values, denominators[-1])
+            loss = loss + objective.value_coef * value_loss
+            sums |= value_sums
         return StepOutput(loss, sums)
+
+    def _score(self, batch: Batch) -> StepOutput:
+        by_values = self.objective.signal == "values"
+        states = self._states(batch, all_heads=not by_values)
+        signal = self._values(states[0])
+        if not by_values:
+            signal = self._cross_entropy(states, self.objective.targets(batch)).ce
+        return StepOutput(states[0].new_zeros(()), {}, signal)
+
+    def _validate(self, batch: Batch) -> StepOutput:
+        objective = self.objective
+        states = self._states(batch, all_heads=objective.runs_heads)
+        values, sums, probe = self._values(states[0]), Sums(), None
+        if objective.runs_heads:
+            targets = shift_labels(batch.labels, objective.heads, batch.tokens.shape[1])
+            seen = self._cross_entropy(states, targets)
+            sums["heads"] = _head_sums(seen.ce, seen.hit, targets != IGNORE_INDEX, batch.correct)
+        if values is not None:
+            sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
+            along = values_along(values, batch.labels)
+            probe = torch.cat([batch.rows[:, None].to(along), along], dim=1)
+        return StepOutput(states[0].new_zeros(()), sums, None, probe)
+
+    def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
+        """Normalised states `[B, S, D]`, the next-token path first."""
+        n = self.objective.heads
+        return self.adapter.transformer.head_states(
+            batch.tokens, return_all_heads=all_heads and n > 1
+        )[:n]
+
+    def _values(self, hidden: Tensor) -> Tensor | None:
+        """`[B, S]` float32: what is to come is written in the small digits of a value."""
+        if not self.objective.needs_value_head or self.adapter.value_head is None:
+            return None
+        if not self.objective.gradient_to_trunk:
+            hidden = hidden.detach()
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.adapter.value_head(hidden)
+        return values.squeeze(-1)
+
+    def _weights(self, pool: Pool) -> Tensor:
+        """Decided by this batch alone, or by the batches of all ranks together."""
+        if not self.objective.pooled:
+            return self.objective.weights(pool)
+        everyone, own = gather_rows(pool)
+        S = pool.signal.shape[1]
+        return self.objective.weights(Pool.of(everyone))[own, :S]
+
+    @torch.no_grad()
+    def _cross_entropy(self, states: Sequence[Tensor], targets: Tensor) -> MTPLoss:
+        """Of every valid target, unweighted."""
+        return self._loss(states, targets, torch.ones(len(states)), None, None)
+
+    def _loss(
+        self,
+        states: Sequence[Tensor],
+        targets: Tensor,
+        denominators: Tensor,
+        weights: Tensor | None,
+        head_weights: Tensor | None,
+    ) -> MTPLoss:
+        unembedding = self.adapter.transformer.output.weight
+        return mtp_loss(
+            states, unembedding, targets, denominators, weights, head_weights, self.chunk_rows
+        )
+
+
+def pool_of(batch: Batch, signal: Tensor | None) -> Pool:
+    """The rows of a batch with their signal."""
+    if signal is None:
+        raise ValueError("the objective weighs tokens by values, but there is no value head")
+    return Pool(
+        batch.labels,
+        batch.correct,
+        batch.truncated,
+        batch.rows,
+        signal.detach().float(),
+        batch.reference,
+    )
+
+
+def values_along(values: Tensor, labels: Tensor) -> Tensor:
+    """`[B, F]` values after a quarter, half, three quarters and all of each response (all: the
+    state that predicts EOS)."""
+    before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S] states that predict a response token
+    length = before.sum(1)  # m tokens, m states; the first stands before the response
+    first = before.int().argmax(1)
+    columns = [
+        first + (fraction * (length - 1).clamp(min=0)).ceil().long() for fraction in FRACTIONS
+    ]
+    return values.detach().gather(1, torch.stack(columns, dim=1))
+
+
+def _head_sums(ce: Tensor, hit: Tensor, counted: Tensor, correct: Tensor) -> Tensor:
+    """`[2, 3, n]` float64 from `[B, S, n]`."""
+    groups = []
+    for group in (correct, ~correct):
+        mask = counted & group[:, None, None]
+        parts = (ce.double() * mask, (hit & mask).double(), mask.double())
+        groups.append(torch.stack([x.sum(dim=(0, 1)) for x in parts]))
+    return torch.stack(groups)

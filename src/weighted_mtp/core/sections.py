@@ -1,0 +1,286 @@
+"""The sections of a recipe: typed, strict, frozen (merging and reading them is `config.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
+ObjectiveName = Literal[
+    "baseline", "ntp", "uniform", "critic", "verifiable", "random_matched", "shuffled", "rho1"
+]
+OBJECTIVES: Mapping[PipelineName, tuple[ObjectiveName, ...]] = {
+    "baseline": ("baseline", "uniform"),
+    "ntp": ("ntp", "uniform"),
+    "critic": ("critic",),
+    "verifiable": ("verifiable", "random_matched", "shuffled"),
+    "rho1": ("rho1",),
+}
+"""What each pipeline may optimise; the controls run where what they control runs."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class Architecture(Section):
+    """Shape of a model trained from scratch (the fields of `ModelArgs`; the vocabulary is the
+    tokenizer's)."""
+
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: int | None = None
+    n_future_tokens: PositiveInt = 4
+    multiple_of: PositiveInt = 256
+    ffn_dim_multiplier: PositiveFloat | None = None
+    norm_eps: PositiveFloat = 1e-5
+    rope_theta: PositiveFloat = 10000.0
+    max_seq_len: PositiveInt = 2048
+    tie_embeddings: bool = False
+
+
+class ModelConfig(Section):
+    """Where the weights come from: a checkpoint, or random ones of a given shape."""
+
+    path: Path | None = None
+    architecture: Architecture | None = None
+    init_std: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError(
+                "give one of model.path (a checkpoint) and model.architecture (from scratch): "
+                "--set model.path=DIR, or --preset micro"
+            )
+        return self
+
+
+class TokenizerConfig(Section):
+    """`auto` takes the tokenizer stored in the checkpoint; the others name one."""
+
+    kind: Literal["auto", "bytes", "sentencepiece", "huggingface"] = "auto"
+    path: Path | None = None
+
+
+class MicroConfig(Section):
+    """Which embedded problems to generate (data/micro_tasks)."""
+
+    max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
+    n_problems: PositiveInt = 4000
+    n_validation: PositiveInt = 200
+    correct_per_problem: PositiveInt = 1
+    incorrect_per_problem: NonNegativeInt = 0
+    seed: Seed = 0
+
+
+class DataConfig(Section):
+    """What to train and validate on."""
+
+    source: Literal["micro", "jsonl"] = "jsonl"
+    train: Path | None = None
+    validation: Path | None = None
+    micro: MicroConfig = MicroConfig()
+    template: Literal["alpaca", "short"] = "alpaca"
+    max_length: Annotated[int, Field(gt=1)] = 2048
+    pad_to_multiple: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _has_files(self) -> DataConfig:
+        if self.source == "jsonl" and self.train is None:
+            raise ValueError(
+                "data.source jsonl needs data.train: --set data.train=FILE.jsonl, or --preset micro"
+            )
+        return self
+
+
+class ValueConfig(Section):
+    """The value head and how it learns.
+
+    Attributes:
+        loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) (critic only).
+        coef: factor of the value loss beside the language-model loss (verifiable).
+        lam: λ of the targets; with gamma 1, 1 is Monte Carlo: every state's target is the reward.
+        clip: how far a target may lie from the present value. huber: where squares become lines.
+        learning_rate: of the value head; None takes training's.
+        trunk: what a critic trains besides its head: nothing, the `top_blocks` last blocks of the
+            next-token path, or all of it.
+        lm_coef: factor of the language-model loss on correct rows while a critic is trained (from
+            scratch its trunk has to learn to read first); 0 runs no prediction head at all.
+        gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
+            verifiable no.
+        max_pairs_per_problem: for the pairwise loss.
+    """
+
+    head_type: Literal["linear", "mlp"] = "linear"
+    loss: Literal["mse", "pairwise"] = "mse"
+    coef: NonNegativeFloat = 0.5
+    gamma: UnitInterval = 1.0
+    lam: UnitInterval = 1.0
+    clip: PositiveFloat | None = None
+    huber: PositiveFloat | None = None
+    learning_rate: PositiveFloat | None = None
+    trunk: Literal["frozen", "top", "all"] = "frozen"
+    top_blocks: PositiveInt = 2
+    lm_coef: NonNegativeFloat = 0.0
+    gradient_to_trunk: bool | None = None
+    max_pairs_per_problem: PositiveInt = 4
+
+
+class TDConfig(Section):
+    """Token weights from the critic's TD errors: clamp(exp(A / beta), min_weight, max_weight).
+
+    Attributes:
+        lam: λ of the advantages A. final_lam: where it moves to, after `lam_hold` of the training,
+            along `lam_shape`; None keeps it.
+        whiten: bring A to mean 0 and spread 1, by the batch's statistics or by running ones.
+        renormalise: bring the weights to mean 1.
+    """
+
+    gamma: UnitInterval = 1.0
+    lam: UnitInterval = 0.95
+    final_lam: UnitInterval | None = None
+    lam_hold: UnitInterval = 0.0
+    lam_shape: Literal["linear", "cosine"] = "linear"
+    beta: PositiveFloat = 0.9
+    min_weight: NonNegativeFloat = 0.1
+    max_weight: PositiveFloat = 5.0
+    whiten: Literal["none", "batch", "ema"] = "none"
+    ema_decay: Fraction = 0.99
+    renormalise: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TDConfig:
+        if self.min_weight > self.max_weight:
+            raise ValueError(
+                f"objective.td.min_weight ({self.min_weight}) is above max_weight "
+                f"({self.max_weight})"
+            )
+        return self
+
+
+class Rho1Config(Section):
+    """Which tokens Rho-1 keeps, and where the reference's losses come from.
+
+    Attributes:
+        reference: stored losses (`weighted-mtp prepare reference-losses`).
+        reference_model: a checkpoint that scores every batch on line instead.
+    """
+
+    k_percent: Annotated[float, Field(gt=0, le=1)] = 0.6
+    mode: Literal["signed", "absolute", "difficult"] = "signed"
+    first_head_always: bool = False
+    reference: Path | None = None
+    reference_model: Path | None = None
+
+
+class ObjectiveConfig(Section):
+    """What is optimised.
+
+    Attributes:
+        rows: which rows are learnt from; None is the objective's own choice.
+        heads: how many heads are trained; None means all the model has.
+        head_weights: c_k of each head in the loss; None means 1/n each.
+        final_head_weights: what they become, linearly over the training; None keeps them.
+        head_curriculum: `forward` adds heads one by one, `reverse` drops them, at the fractions of
+            the training given by `head_fractions` (one for each head after the first; None spreads
+            them evenly).
+        scope: what batch statistics and selections are taken over: one forward pass on all ranks,
+            or the whole optimizer step (exact however it is cut, for one scoring pass more).
+    """
+
+    name: ObjectiveName
+    rows: Literal["correct", "all"] | None = None
+    heads: PositiveInt | None = None
+    head_weights: tuple[float, ...] | None = None
+    final_head_weights: tuple[float, ...] | None = None
+    head_curriculum: Literal["none", "forward", "reverse"] = "none"
+    head_fractions: tuple[UnitInterval, ...] | None = None
+    scope: Literal["micro_batch", "step"] = "micro_batch"
+    value: ValueConfig = ValueConfig()
+    td: TDConfig = TDConfig()
+    rho1: Rho1Config = Rho1Config()
+
+
+class CriticStage(Section):
+    """Train a critic first, in the same command; what is not given is as in the main stage."""
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat | None = None
+    final_learning_rate: NonNegativeFloat | None = None
+
+
+class EarlyStopping(Section):
+    """Stop when the monitored figure has not improved by `min_delta` for `patience` validations."""
+
+    patience: PositiveInt
+    min_delta: NonNegativeFloat = 0.0
+
+
+class TrainingConfig(Section):
+    """The loop. Batch sizes count rows; `batch_size` is one optimizer step over all ranks.
+
+    Attributes:
+        decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays.
+        monitor: the validation figure by which checkpoints are best and training stops early.
+        max_skipped_steps: steps with a loss or gradient that is not finite are skipped, up to this.
+        activation_checkpointing: recompute the blocks in the backward pass instead of storing them.
+        trackers: where metrics go besides metrics.jsonl.
+    """
+
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt = 4
+    learning_rate: PositiveFloat = 1e-5
+    final_learning_rate: NonNegativeFloat = 0.0
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_fraction: Fraction = 0.03
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat = 1.0
+    loss_chunk_rows: PositiveInt | None = None
+    activation_checkpointing: bool = False
+    validate_every: PositiveInt = 100
+    save_every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = 0
+    monitor: str = "loss"
+    monitor_mode: Literal["min", "max"] = "min"
+    early_stopping: EarlyStopping | None = None
+    max_skipped_steps: NonNegativeInt = 10
+    log_every: PositiveInt = 1
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+
+
+class RuntimeConfig(Section):
+    """Where it runs."""
+
+    device: str = "auto"
+    parallel: Literal["none", "ddp"] = "ddp"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: Seed = 0
+    threads: PositiveInt | None = None
+    compile: bool = False

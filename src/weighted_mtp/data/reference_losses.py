@@ -1,0 +1,123 @@
+"""A reference model's token losses, stored beside the data set they belong to.
+
+One safetensors file: `losses` float32, the response tokens of every row one after the other (EOS
+included), `offsets` int64 `[rows + 1]`, and in its header what they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weighted_mtp.core.errors import UserError
+
+FORMAT = "weighted-mtp reference losses v1"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What stored losses depend on; all but `model` must match the training run.
+
+    Attributes:
+        data: SHA-256 of the data file.
+        tokenizer: of the tokenizer.
+        template, max_length: how rows become sequences.
+        model: SHA-256 of the reference's weights.
+    """
+
+    data: str
+    tokenizer: str
+    template: str
+    max_length: int
+    model: str = ""
+
+
+def default_path(data: Path) -> Path:
+    """`FILE.jsonl` → `FILE.reference.safetensors`."""
+    return data.with_suffix(".reference.safetensors")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerprint) -> None:
+    """Store one tensor for each row of the data file, whole or not at all."""
+    lengths = torch.tensor([0, *map(len, losses)])
+    tensors = {
+        "losses": torch.cat([x.float() for x in losses]) if losses else torch.zeros(0),
+        "offsets": lengths.cumsum(0),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    header = {"format": FORMAT, "fingerprint": json.dumps(asdict(fingerprint))}
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+class ReferenceLosses:
+    """Random access to stored losses; the file stays on disk.
+
+    Raises:
+        UserError: missing, damaged, or stale: made for another tokenizer, data file, template or
+            length than `expected`.
+    """
+
+    def __init__(self, path: Path, expected: Fingerprint) -> None:
+        self.path = path
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; make it with: weighted-mtp prepare reference-losses"
+            )
+        try:
+            file: Any = safe_open(path, framework="pt")  # stays open as long as its slices
+            found = Fingerprint(**json.loads((file.metadata() or {}).get("fingerprint", "")))
+            self._losses: Any = file.get_slice("losses")
+            self._offsets: list[int] = file.get_tensor("offsets").tolist()
+        except (SafetensorError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: no reference losses, or damaged; make them anew with: weighted-mtp "
+                "prepare reference-losses"
+            ) from error
+        self.fingerprint = found
+        for name in ("tokenizer", "data", "template", "max_length"):
+            stored, wanted = getattr(found, name), getattr(expected, name)
+            if stored != wanted:
+                raise UserError(
+                    f"{path}: these losses were made with another {name} ({_short(stored)}, "
+                    f"training has {_short(wanted)}); make them anew with: weighted-mtp prepare "
+                    "reference-losses"
+                )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> Tensor:
+        """`[response tokens]` float32 of a row of the data file."""
+        losses: Tensor = self._losses[self._offsets[row] : self._offsets[row + 1]]
+        return losses
+
+
+def _short(value: str | int) -> str:
+    return str(value)[:24]

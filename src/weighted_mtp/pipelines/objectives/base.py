@@ -1,0 +1,202 @@
+"""What a run optimises, as the trainer sees it. A new scheme is one small file beside this one.
+
+Letters: B batch, R rows of a pool, S sequence, n future tokens (heads), m micro-batches of a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import ObjectiveConfig
+from weighted_mtp.core.types import IGNORE_INDEX, Row
+from weighted_mtp.data.collators import Batch
+from weighted_mtp.losses import shift_labels
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+
+Sums = dict[str, Tensor]
+"""Figures that add up over micro-batches and ranks, float64."""
+
+
+class Pool(NamedTuple):
+    """Rows whose token weights are decided together: a batch, that of all ranks, or a whole step.
+
+    Attributes:
+        labels: `[R, S + 1]` as in a batch.
+        correct, truncated, rows: `[R]`.
+        signal: what the weights come from: values `[R, S]`, or the policy's cross-entropy
+            `[R, S, n]`.
+        reference: `[R, S + 1]` the reference model's cross-entropy, if there is one.
+    """
+
+    labels: Tensor
+    correct: Tensor
+    truncated: Tensor
+    rows: Tensor
+    signal: Tensor
+    reference: Tensor | None
+
+    @classmethod
+    def of(cls, fields: Sequence[Tensor | None]) -> Pool:
+        """From its fields in order."""
+        return cls(*fields)  # type: ignore[arg-type]  # only the last may be None
+
+    @property
+    def mask(self) -> Tensor:
+        """`[R, S + 1]` true on response tokens."""
+        return self.labels != IGNORE_INDEX
+
+
+class Objective:
+    """Every token weighted alike. Subclasses change what they need.
+
+    Attributes:
+        heads: n, how many heads are trained.
+        head_weights: `[n]` c_k of the present step.
+        needs_value_head: the adapter must have one.
+        runs_heads: False if the language-model loss has no part in it.
+        gradient_to_trunk: whether the value loss reaches what the value head reads.
+        value_coef: factor of the value loss.
+        signal: what `weights` is computed from; "none" means every weight is 1.
+        pooled: `weights` depends on the whole pool, not on each row by itself.
+        group_size: rows that are drawn together (2 for pairs).
+    """
+
+    needs_value_head: ClassVar[bool] = False
+    default_rows: ClassVar[Literal["correct", "all"]] = "all"
+    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "none"
+    pooled = False
+    runs_heads = True
+    gradient_to_trunk = False
+    value_coef = 0.0
+    group_size = 1
+
+    def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
+        self.config, self.heads, self.seed = config, heads, seed
+        self.step, self.progress = 0, 0.0
+        self._start = _checked(config.head_weights, heads, "head_weights")
+        self._end = _checked(config.final_head_weights, heads, "final_head_weights")
+        if self._end is not None and self._start is None:
+            raise UserError("objective.final_head_weights needs objective.head_weights")
+        fractions = config.head_fractions
+        if fractions is not None and len(fractions) != heads - 1:
+            raise UserError(
+                f"objective.head_fractions {list(fractions)}: give one for each head after the "
+                f"first, {heads - 1} in all"
+            )
+        self.head_weights = self._head_weights()
+
+    @property
+    def scores_whole_steps(self) -> bool:
+        """Weights are decided over all micro-batches, which takes a scoring pass."""
+        return self.pooled and self.config.scope == "step"
+
+    # --- data ---
+
+    def select(self, rows: Sequence[Row]) -> list[int]:
+        """Indices of the rows this objective learns from.
+
+        Raises:
+            UserError: there are none.
+        """
+        if (self.config.rows or self.default_rows) == "all":
+            return list(range(len(rows)))
+        kept = [i for i, row in enumerate(rows) if row["is_correct"]]
+        if not kept:
+            raise UserError(
+                f"no row has is_correct true; the {self.config.name} objective learns from "
+                "correct solutions"
+            )
+        return kept
+
+    def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
+        """Freeze what is not trained: heads that get no gradient would keep DDP waiting."""
+        for head in list(adapter.transformer.extra_heads)[self.heads - 1 :]:
+            head.requires_grad_(False)
+
+    # --- a step ---
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Move every schedule to step 0 … steps − 1."""
+        self.step, self.progress = step, step / max(1, steps - 1)
+        self.head_weights = self._head_weights()
+
+    def targets(self, batch: Batch) -> Tensor:
+        """`[B, S, n]` what each trained head should predict."""
+        return shift_labels(batch.labels, self.heads, length=batch.tokens.shape[1])
+
+    def counts(self, batch: Batch) -> Tensor:
+        """`[n + 1]` float64: valid targets of each head, and what the value loss is divided by."""
+        per_head = (self.targets(batch) != IGNORE_INDEX).sum(dim=(0, 1)).double()
+        return torch.cat([per_head, self.value_count(batch).double().view(1)])
+
+    def value_count(self, batch: Batch) -> Tensor:
+        """How many terms this batch adds to the value loss: its response tokens."""
+        return (batch.labels != IGNORE_INDEX).sum()
+
+    def denominators(self, counts: Tensor) -> Tensor:
+        """D `[n + 1]` of the step from the counts `[m, n + 1]` of its micro-batches (all ranks)."""
+        return counts.sum(0)
+
+    def weights(self, pool: Pool) -> Tensor:
+        """w `[R, S, n]`, no gradient; asked for only if there is a signal."""
+        raise NotImplementedError
+
+    def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
+        """The value head's share of the loss, from its values `[B, S]`."""
+        return values.sum() * 0.0, {}
+
+    def figures(self, pool: Pool, weights: Tensor) -> Sums:
+        """Additive statistics of a batch's weights."""
+        return {}
+
+    def end_step(self, sums: Mapping[str, Tensor]) -> None:
+        """After the optimizer step, with the sums of all micro-batches and ranks."""
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Figures for the log."""
+        return {}
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever later steps depend on (numbers only)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state."""
+
+    def _head_weights(self) -> Tensor:
+        """c `[n]`: constant, moving, or a curriculum's (Aynetdinov & Akbik 2025, arXiv 2505.22757:
+        a head is added, or dropped, at each fraction of the training)."""
+        n, kind = self.heads, self.config.head_curriculum
+        given = self.config.head_fractions
+        active = [True]
+        for k in range(2, n + 1):
+            if kind == "forward":
+                active.append(self.progress >= (given[k - 2] if given else (k - 1) / n))
+            else:
+                end = given[k - 2] if given else (n - k + 1) / n
+                active.append(kind == "none" or self.progress < end)
+        mask = torch.tensor(active, dtype=torch.float64)
+        if self._start is None:
+            return mask / mask.sum()
+        end_weights = self._start if self._end is None else self._end
+        return torch.lerp(self._start, end_weights, self.progress) * mask
+
+
+def _checked(weights: Sequence[float] | None, heads: int, name: str) -> Tensor | None:
+    if weights is None:
+        return None
+    usable = all(0 <= c < math.inf for c in weights) and sum(weights) > 0
+    if len(weights) != heads or not usable:
+        raise UserError(
+            f"objective.{name} {list(weights)}: give one weight of 0 or more for each of the "
+            f"{heads} heads, not all 0"
+        )
+    return torch.tensor(weights, dtype=torch.float64)

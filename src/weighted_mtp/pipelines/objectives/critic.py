@@ -1,0 +1,160 @@
+"""The value head's objectives: what the critic learns, and what it may train besides its head.
+
+Letters: B batch, S sequence, n future tokens (heads).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import ObjectiveConfig
+from weighted_mtp.core.types import IGNORE_INDEX, Row
+from weighted_mtp.data.collators import Batch
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.pipelines.objectives.base import Objective, Sums
+from weighted_mtp.value_weighting.td_weighting import compute_td_targets, compute_value_loss
+
+
+class ValueObjective(Objective):
+    """Trains the value head towards its TD targets."""
+
+    needs_value_head: ClassVar[bool] = True
+
+    def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
+        super().__init__(config, heads, seed)
+        self.gradient_to_trunk = bool(config.value.gradient_to_trunk)
+        self.value_coef = config.value.coef
+
+    def select(self, rows: Sequence[Row]) -> list[int]:
+        """As the base class; both kinds of solution must be among them.
+
+        Raises:
+            UserError: no correct row, or no incorrect one.
+        """
+        chosen = super().select(rows)
+        for wanted in (True, False):
+            if all(rows[i]["is_correct"] != wanted for i in chosen):
+                kind = "correct" if wanted else "incorrect"
+                raise UserError(
+                    f"no {kind} samples: all {len(chosen)} rows have is_correct "
+                    f"{str(not wanted).lower()}; a critic learns from both kinds (micro tasks: "
+                    "data.micro.incorrect_per_problem=1)"
+                )
+        return chosen
+
+    def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
+        """Σ (V_t − target_t)² / D over the states before response tokens."""
+        value = self.config.value
+        mask = batch.labels != IGNORE_INDEX  # [B, S + 1]
+        padded = F.pad(values, (0, 1)).unsqueeze(-1)  # [B, S + 1, 1]; the last is never read
+        targets = compute_td_targets(
+            padded.detach(),
+            batch.correct.to(values.dtype),
+            mask,
+            value.gamma,
+            value.lam,
+            truncated=batch.truncated,
+        )
+        each = compute_value_loss(padded, targets, mask, value.clip, value.huber)  # [B, S + 1]
+        total = each.sum()
+        sums = {"value": torch.stack([total.detach().double(), mask.sum().double()])}
+        return total / denominator.clamp(min=1), sums
+
+    def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        total, count = sums["value"].tolist()
+        return {"value_loss": total / max(1.0, count)}
+
+
+class Critic(ValueObjective):
+    """The first stage: P(correct) after every token, on a trunk that is frozen, partly trained, or
+    trained with it; with `lm_coef`, the heads go on learning from correct rows."""
+
+    def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
+        super().__init__(config, heads, seed)
+        value = config.value
+        self.value_coef = 1.0
+        self.runs_heads = value.lm_coef > 0
+        self.gradient_to_trunk = value.gradient_to_trunk is not False and value.trunk != "frozen"
+        if self.runs_heads and value.trunk != "all":
+            raise UserError(
+                "objective.value.lm_coef trains the whole model: set objective.value.trunk=all, or "
+                "lm_coef=0"
+            )
+
+    def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
+        """Freeze all that neither loss may change."""
+        super().prepare(adapter)
+        if self.runs_heads:
+            return
+        value, transformer = self.config.value, adapter.transformer
+        transformer.requires_grad_(False)
+        if value.trunk == "frozen":
+            return
+        path = list(transformer.layers)
+        if value.trunk == "top" and value.top_blocks > len(path):
+            raise UserError(
+                f"objective.value.top_blocks {value.top_blocks}: the next-token path has "
+                f"{len(path)} blocks"
+            )
+        chosen = path if value.trunk == "all" else path[-value.top_blocks :]
+        for block in [*chosen, transformer.norm]:
+            block.requires_grad_(True)
+        if value.trunk == "all":
+            transformer.tok_embeddings.requires_grad_(True)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The language-model loss, if any, is of correct rows."""
+        wrong = ~batch.correct[:, None, None]
+        return super().targets(batch).masked_fill(wrong, IGNORE_INDEX)
+
+    def _head_weights(self) -> Tensor:
+        return super()._head_weights() * self.config.value.lm_coef
+
+
+class PairwiseCritic(Critic):
+    """−log σ(V̄⁺ − V̄⁻) over pairs of a right and a wrong solution of one problem, V̄ the mean value
+    along the response (Bradley & Terry 1952)."""
+
+    group_size = 2
+
+    def select(self, rows: Sequence[Row]) -> list[int]:
+        """Right, wrong, right, wrong, …: different pairs, few of each problem, drawn by seed.
+
+        Raises:
+            UserError: no problem has both.
+        """
+        kinds: Mapping[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for i in super().select(rows):
+            kinds[rows[i]["task_id"]][rows[i]["is_correct"]].append(i)
+        chosen: list[int] = []
+        for problem, (wrong, right) in kinds.items():
+            pairs = [(r, w) for r in right for w in wrong]
+            Random(f"{self.seed}/{problem}").shuffle(pairs)
+            chosen += [i for pair in pairs[: self.config.value.max_pairs_per_problem] for i in pair]
+        if not chosen:
+            raise UserError("no task_id has both a correct and an incorrect row; pairs need both")
+        return chosen
+
+    def value_count(self, batch: Batch) -> Tensor:
+        """Pairs in the batch."""
+        return (batch.rows >= 0).sum() // 2
+
+    def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
+        """Rows 2i and 2i + 1 are a pair."""
+        before = (batch.labels != IGNORE_INDEX)[:, 1:]  # [B, S] states that predict the response
+        mean = (values * before).sum(1) / before.sum(1).clamp(min=1)  # [B]
+        pairs = len(mean) // 2 * 2
+        margin = mean[0:pairs:2] - mean[1:pairs:2]
+        total = -F.logsigmoid(margin).sum() + values.sum() * 0.0
+        count = self.value_count(batch).double()
+        return total / denominator.clamp(min=1), {
+            "value": torch.stack([total.detach().double(), count])
+        }

@@ -1,0 +1,178 @@
+"""Rho-1's reference model: scored once and stored, or asked for every batch.
+
+Letters: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.device import DTYPES, resolve_device
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.progress import Progress
+from weighted_mtp.core.types import IGNORE_INDEX
+from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
+from weighted_mtp.data.datasets import read_jsonl
+from weighted_mtp.data.reference_losses import (
+    Fingerprint,
+    ReferenceLosses,
+    default_path,
+    file_digest,
+    write_reference,
+)
+from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.losses import mtp_loss
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.trainer import Annotate
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """What to score with what.
+
+    Attributes:
+        out: where to store; None is beside the data.
+        batch_size: rows scored at a time.
+    """
+
+    data: Path
+    model: Path
+    out: Path | None = None
+    template: str = "alpaca"
+    max_length: int = 2048
+    batch_size: int = 16
+    device: str = "auto"
+    compute_dtype: str = "float32"
+
+
+def prepare_reference_losses(request: ReferenceRequest) -> Path:
+    """Score a data set once, with any Llama in any layout; returns where the losses are.
+
+    Raises:
+        UserError: the data or the model cannot be read, or do not fit each other.
+    """
+    model_dir, device = resolve_model_dir(request.model), resolve_device(request.device)
+    tokenizer = load_tokenizer(model_dir)
+    transformer = _load(model_dir, tokenizer, device)
+    if request.max_length > transformer.max_positions:
+        raise UserError(
+            f"--max-length {request.max_length} exceeds the {transformer.max_positions} positions "
+            f"of {model_dir}"
+        )
+    collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8)
+    rows = read_jsonl(request.data)
+    examples = [collator.encode(row, i) for i, row in enumerate(rows)]
+    losses: list[Tensor] = [torch.zeros(0)] * len(examples)
+    usable = [e for e in examples if e.prompt_length < len(e.ids)]
+    by_length = sorted(usable, key=lambda e: len(e.ids))
+    with Progress(len(by_length), "row") as progress:
+        for start in range(0, len(by_length), request.batch_size):
+            part = by_length[start : start + request.batch_size]
+            batch = collator(part).to(device)
+            scored = token_losses(transformer, batch, DTYPES[request.compute_dtype]).cpu()
+            for example, line in zip(part, scored, strict=True):
+                losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
+            progress.update(len(part))
+    out = request.out or default_path(request.data)
+    fingerprint = Fingerprint(
+        data=file_digest(request.data),
+        tokenizer=tokenizer.fingerprint,
+        template=request.template,
+        max_length=request.max_length,
+        model=model_digest(model_dir),
+    )
+    write_reference(out, losses, fingerprint)
+    return out
+
+
+@torch.no_grad()
+def token_losses(transformer: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """`[B, S + 1]` cross-entropy of every response token, given all before it; 0 elsewhere."""
+    device_type = batch.tokens.device.type
+    with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
+        states = transformer.head_states(batch.tokens)
+        targets = batch.labels[:, 1:, None]  # [B, S, 1]
+        ones = torch.ones(1, device=batch.tokens.device)
+        ce = mtp_loss(states, transformer.output.weight, targets, ones).ce[:, :, 0]
+    return F.pad(ce.masked_fill(targets[:, :, 0] == IGNORE_INDEX, 0.0), (1, 0))
+
+
+def attach_reference(
+    recipe: Recipe, tokenizer: Tokenizer, examples: Sequence[Example], data: Path | None
+) -> list[Example]:
+    """Give every example its stored losses; the examples as they are, if a model scores on line.
+
+    Raises:
+        UserError: neither or both are named, or the stored losses are stale.
+    """
+    rho1 = recipe.objective.rho1
+    if (rho1.reference is None) == (rho1.reference_model is None):
+        raise UserError(
+            "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
+            "reference-losses) and objective.rho1.reference_model (a checkpoint that scores every "
+            "batch)"
+        )
+    if rho1.reference is None or data is None:
+        return list(examples)
+    expected = Fingerprint(
+        file_digest(data), tokenizer.fingerprint, recipe.data.template, recipe.data.max_length
+    )
+    stored = ReferenceLosses(rho1.reference, expected)
+    attached = []
+    for example in examples:
+        losses = stored[example.row]
+        if len(losses) != len(example.ids) - example.prompt_length:
+            raise UserError(f"{rho1.reference}: row {example.row} has another length; make it anew")
+        padded = F.pad(losses, (example.prompt_length, 0))
+        attached.append(example._replace(reference=padded))
+    return attached
+
+
+def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Annotate | None:
+    """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
+
+    Raises:
+        UserError: the reference has another tokenizer.
+    """
+    path = recipe.objective.rho1.reference_model
+    if path is None:
+        return None
+    model_dir = resolve_model_dir(path)
+    other = load_tokenizer(model_dir)
+    if other.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
+            f"model ({tokenizer.fingerprint}); token losses cannot be compared"
+        )
+    transformer = _load(model_dir, tokenizer, device).requires_grad_(False)
+    dtype = DTYPES[recipe.runtime.compute_dtype]
+
+    def annotate(batch: Batch) -> Batch:
+        return batch._replace(reference=token_losses(transformer, batch, dtype))
+
+    return annotate
+
+
+def model_digest(model_dir: Path) -> str:
+    """SHA-256 over the weight files of a checkpoint."""
+    digests = [file_digest(path) for path in sorted(inspect_checkpoint(model_dir).files)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _load(model_dir: Path, tokenizer: Tokenizer, device: torch.device) -> Transformer:
+    adapter = MetaLlamaMTPAdapter.from_pretrained(
+        model_dir, device=device, dtype=torch.float32, initialize_value_head=False
+    )
+    check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
+    return adapter.transformer

@@ -1,0 +1,75 @@
+"""Fine-tune all heads with token weights from a critic; train that critic first, if asked to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, complete_checkpoints
+from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, record_recipe, run
+from weighted_mtp.pipelines.run_critic import run_critic
+from weighted_mtp.pipelines.trainer import TrainResult
+
+log = get_logger(__name__)
+
+
+def run_verifiable(request: RunRequest) -> TrainResult:
+    """Train by a critic's TD errors (recipe `verifiable`), or by one of its controls.
+
+    With `critic_stage` the critic is trained in RUN/critic, from the recipe's model, and the main
+    stage starts from it; a stage that was interrupted is resumed.
+
+    Raises:
+        UserError: there is no value head to start from, and no stage to train one.
+    """
+    if request.recipe.critic_stage is None:
+        return run(request)
+    find_checkpoint(request)  # refuses what must not be started here
+    folder = request.run_dir / "critic"
+    data_dir = request.data_dir or request.run_dir
+    if not request.resume:
+        record_recipe(request)
+    recipe = critic_recipe(request.recipe)
+    if not finished(folder, recipe):
+        log.info("first stage: the critic")
+        resume = (folder / "config.yaml").exists()
+        result = run_critic(RunRequest(recipe, folder, resume, data_dir))
+        if not result.finished:
+            return result
+    log.info("second stage: %s", request.recipe.objective.name)
+    start = complete_checkpoints(folder)[-1] / "model"
+    config = request.recipe.model.model_copy(update={"path": start, "architecture": None})
+    main = request.recipe.model_copy(update={"model": config, "critic_stage": None})
+    return run(replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe))
+
+
+def critic_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the first stage.
+
+    Raises:
+        UserError: the recipe has none.
+    """
+    stage = recipe.critic_stage
+    if stage is None:
+        raise UserError("critic_stage is not set")
+    changes = {k: v for k, v in stage.model_dump().items() if v is not None}
+    return recipe.model_copy(
+        update={
+            "pipeline": "critic",
+            "objective": recipe.objective.model_copy(update={"name": "critic"}),
+            "training": recipe.training.model_copy(update=changes),
+            "critic_stage": None,
+        }
+    )
+
+
+def finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether the critic in `folder` was trained to its end."""
+    checkpoints = complete_checkpoints(folder)
+    return (
+        bool(checkpoints)
+        and checkpoints[-1].name == checkpoint_path(folder, recipe.training.steps).name
+    )

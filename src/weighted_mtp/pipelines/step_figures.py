@@ -1,0 +1,82 @@
+"""From sums over micro-batches and ranks to the figures of a step or a validation.
+
+Letters: n future tokens (heads), N held-out rows, F fractions of a response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weighted_mtp.data.collators import Example
+from weighted_mtp.evaluation.critic_metrics import critic_report
+from weighted_mtp.pipelines.objectives import Sums
+from weighted_mtp.pipelines.training_module import FRACTIONS
+from weighted_mtp.runtime import distributed
+
+
+def add_sums(total: Sums, part: Mapping[str, Tensor]) -> None:
+    """Add a micro-batch's sums, in place."""
+    for name, value in part.items():
+        total[name] = total[name] + value if name in total else value
+
+
+def reduce_sums(sums: Mapping[str, Tensor], device: torch.device) -> Sums:
+    """The sums over all ranks, on the CPU: one exchange for all of them."""
+    names = sorted(sums)
+    if not names:
+        return {}
+    flat = torch.cat([sums[name].double().flatten().to(device) for name in names])
+    whole = distributed.all_reduce_sum(flat).cpu()
+    parts = torch.split(whole, [sums[name].numel() for name in names])
+    return {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Loss (nats a token) and accuracy of each head on the rows that are right, and its loss on
+    those that are wrong, if there are any; `loss` is the plain mean over heads of the former."""
+    if "heads" not in sums:
+        return {"tokens": int(sums["value"][1]) if "value" in sums else 0}
+    right, wrong = sums["heads"]  # [3, n]
+    if not right[2].any():  # nothing but wrong ones: they are what there is to tell
+        right, wrong = wrong, right
+    losses, accuracies = _means(right[0], right[2]), _means(right[1], right[2])
+    known = [x for x in losses if not math.isnan(x)]
+    figures: dict[str, Any] = {
+        "loss": sum(known) / len(known) if known else 0.0,
+        "head_loss": losses,
+        "head_accuracy": accuracies,
+        "tokens": int(right[2, 0] + wrong[2, 0]),
+    }
+    if wrong[2].any():
+        figures["head_loss_incorrect"] = _means(wrong[0], wrong[2])
+    return figures
+
+
+def value_figures(probe: Tensor | None, examples: Sequence[Example]) -> dict[str, float]:
+    """How well values along held-out responses tell right from wrong.
+
+    Args:
+        probe: `[N, 1 + F]` row index and values at `FRACTIONS`.
+        examples: where the rows' labels and problems are found.
+    """
+    if probe is None:
+        return {}
+    by_row = {example.row: example for example in examples}
+    known = [line for line in probe.tolist() if int(line[0]) in by_row]
+    chosen = [by_row[int(line[0])] for line in known]
+    return critic_report(
+        torch.tensor([line[1:] for line in known]).view(-1, len(FRACTIONS)),
+        torch.tensor([float(example.is_correct) for example in chosen]),
+        [example.task_id for example in chosen],
+        FRACTIONS,
+    )
+
+
+def _means(total: Tensor, count: Tensor) -> list[float]:
+    pairs = zip(total.tolist(), count.tolist(), strict=True)
+    return [round(x / m, 6) if m else math.nan for x, m in pairs]
