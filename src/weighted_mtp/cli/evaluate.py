@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument("path", type=Path, help="a run, a checkpoint or a model directory")
     parser.add_argument("--dataset", choices=["micro"], default="micro")
+    parser.add_argument(
+        "--split",
+        choices=["test", "compositions"],
+        default="test",
+        help="problems like those of training, or compositions that no training row holds",
+    )
     parser.add_argument("--n-problems", type=int, default=200)
     parser.add_argument(
         "--max-difficulty", type=int, help="hardest problems, 1 to 11 (default: as in training)"
@@ -32,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
     parser.add_argument(
-        "--output", type=Path, help="result file (default PATH/evaluation/micro.jsonl)"
+        "--output", type=Path, help="result file (default PATH/evaluation/micro-SPLIT.jsonl)"
     )
 
 
@@ -56,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             seed=args.seed,
             max_difficulty=args.max_difficulty,
+            split=args.split,
         )
     )
-    output = args.output or args.path / "evaluation" / f"{args.dataset}.jsonl"
+    name = f"{args.dataset}-{args.split}.jsonl"
+    output = args.output or args.path / "evaluation" / name
     save_result(result, output)
     show(result, args.show)
     print(f"every program and verdict: {output}")

@@ -126,7 +126,7 @@ class ValueConfig(Section):
         learning_rate: of the value head; None takes training's.
         trunk: what a critic trains besides its head: nothing, the `top_blocks` last blocks of the
             next-token path, or all of it.
-        lm_coef: factor of the language-model loss on correct rows while a critic is trained (from
+        lm_coef: factor of the language-model loss on `lm_rows` while a critic is trained (from
             scratch its trunk has to learn to read first); 0 runs no prediction head at all.
         gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
             verifiable no.
@@ -144,6 +144,7 @@ class ValueConfig(Section):
     trunk: Literal["frozen", "top", "all"] = "frozen"
     top_blocks: PositiveInt = 2
     lm_coef: NonNegativeFloat = 0.0
+    lm_rows: Literal["correct", "all"] = "correct"
     gradient_to_trunk: bool | None = None
     max_pairs_per_problem: PositiveInt = 4
 

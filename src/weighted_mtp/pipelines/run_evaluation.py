@@ -15,8 +15,8 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.micro_tasks import Split, up_to
 from weighted_mtp.data.micro_tasks import generate as generate_micro
-from weighted_mtp.data.micro_tasks import up_to
 from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.decoding import Sampling, generate
 from weighted_mtp.evaluation.passk import pass_at_k
@@ -34,7 +34,8 @@ class EvaluationRequest:
         n_problems: held-out problems to draw.
         n_samples: programs written for each.
         template, max_difficulty: None takes those of the run, or Alpaca's and 11.
-        seed: of the problems; the test split shares none with training, whatever the seed.
+        split: `test`, or `compositions`: two known operations put together as training never did.
+        seed: of the problems; neither split shares one with training, whatever the seed.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class EvaluationRequest:
     seed: int = 0
     template: str | None = None
     max_difficulty: int | None = None
+    split: Split = "test"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class EvaluationResult:
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
-    """Evaluate on micro tasks of the test split.
+    """Evaluate on held-out micro tasks.
 
     Raises:
         UserError: the checkpoint or its tokenizer is missing or damaged.
@@ -98,7 +100,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     collator = AlpacaCollator(tokenizer, request.template or trained_on.get("template", "alpaca"))
     with Sandbox() as judge:
         rows = generate_micro(
-            request.n_problems, request.seed, judge, "test", families=up_to(hardest)
+            request.n_problems, request.seed, judge, request.split, families=up_to(hardest)
         )
         tasks = [row for row in rows for _ in range(request.n_samples)]
         completions: list[str] = []

@@ -75,7 +75,7 @@ class ValueObjective(Objective):
 
 class Critic(ValueObjective):
     """The first stage: P(correct) after every token, on a trunk that is frozen, partly trained, or
-    trained with it; with `lm_coef`, the heads go on learning from correct rows."""
+    trained with it; with `lm_coef`, the heads go on learning."""
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
@@ -111,9 +111,11 @@ class Critic(ValueObjective):
             transformer.tok_embeddings.requires_grad_(True)
 
     def targets(self, batch: Batch) -> Tensor:
-        """The language-model loss, if any, is of correct rows."""
-        wrong = ~batch.correct[:, None, None]
-        return super().targets(batch).masked_fill(wrong, IGNORE_INDEX)
+        """The language-model loss, if any, is of `lm_rows`."""
+        targets = super().targets(batch)
+        if self.config.value.lm_rows == "all":
+            return targets
+        return targets.masked_fill(~batch.correct[:, None, None], IGNORE_INDEX)
 
     def _head_weights(self) -> Tensor:
         return super()._head_weights() * self.config.value.lm_coef

@@ -1,0 +1,139 @@
+"""`weighted-mtp experiment`: does weighting help? Objectives and controls under one budget."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from weighted_mtp.analysis.experiment_table import Line, markdown_table, plot, replace_section
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.evaluation.statistics import Interval, hierarchical_bootstrap, paired_difference
+from weighted_mtp.pipelines.experiment import (
+    ARMS,
+    SPLITS,
+    ArmResult,
+    ExperimentRequest,
+    run_experiment,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `experiment`."""
+    parser.add_argument("name", choices=["wmtp"], help="wmtp: all weightings and their controls")
+    parser.add_argument("--preset", default="micro")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
+    parser.add_argument("--steps", type=int, default=150, help="of every arm")
+    parser.add_argument("--base-steps", type=int, default=350, help="of what they start from")
+    parser.add_argument("--n-problems", type=int, default=200, help="held out, of each split")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
+    )
+    parser.add_argument("--output-dir", type=Path, help="default runs/experiment-NAME-PRESET")
+    parser.add_argument("--against", help="arm to compare with (default uniform, else baseline)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/RESULTS.md"), help="file the table is written to"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing, then write table and picture."""
+    for name in ("seeds", "steps", "base_steps", "n_problems", "jobs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    directory = args.output_dir or Path("runs") / f"experiment-{args.name}-{args.preset}"
+    arms = tuple(args.arms.split(","))
+    request = ExperimentRequest(
+        directory.absolute(),
+        args.preset,
+        args.seeds,
+        arms,
+        args.steps,
+        args.base_steps,
+        args.n_problems,
+        args.jobs,
+        tuple(args.overrides),
+    )
+    against = args.against or ("uniform" if "uniform" in arms else "baseline")
+    if against not in arms:
+        raise UserError(f"--against {against}: not one of the arms {', '.join(arms)}")
+    lines = summarise(run_experiment(request), against)
+    write(args, request, lines, against)
+    return 0
+
+
+def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
+    """One line for each arm, best first. Intervals resample seeds and problems together."""
+    by_arm: dict[str, list[ArmResult]] = {}
+    for result in results:
+        by_arm.setdefault(result.arm, []).append(result)
+    tables = {arm: {s: table(part, s) for s in SPLITS} for arm, part in by_arm.items()}
+    lines = []
+    for arm, part in by_arm.items():
+        first = tables[arm][SPLITS[0]]
+        difference = None
+        if arm != against:
+            other = tables[against][SPLITS[0]]
+            difference = bounds(paired_difference(first, other, same_problems=True))
+        lines.append(
+            Line(
+                arm,
+                ARMS[arm].about,
+                {
+                    split: bounds(hierarchical_bootstrap(scores, same_problems=True))
+                    for split, scores in tables[arm].items()
+                },
+                difference,
+                tuple(first.mean(axis=1)),
+                float(np.mean([result.head_loss[0] for result in part])),
+                int(np.mean([result.tokens for result in part])),
+            )
+        )
+    return sorted(lines, key=lambda line: -line.scores[SPLITS[0]][0])
+
+
+def table(results: Sequence[ArmResult], split: str) -> np.ndarray:
+    """`[seeds, problems]` 0 or 1; every seed was tried on the same problems."""
+    problems = sorted(results[0].passed[split])
+    return np.array([[float(r.passed[split][p]) for p in problems] for r in results])
+
+
+def bounds(interval: Interval) -> tuple[float, float, float]:
+    """Mean, low, high."""
+    return interval.mean, interval.low, interval.high
+
+
+def write(
+    args: argparse.Namespace, request: ExperimentRequest, lines: Sequence[Line], against: str
+) -> None:
+    """The section of the results file, its picture beside it, and the table on the screen."""
+    title = f"experiment {args.name}, preset {args.preset}"
+    picture = args.results.parent / "figures" / f"experiment-{args.name}-{args.preset}.png"
+    plot(lines, SPLITS, picture, f"{title}: {request.seeds} seeds, {request.n_problems} problems")
+    told = markdown_table(lines, SPLITS, against)
+    settings = " ".join(f"--set {x}" for x in request.settings)
+    command = (
+        f"weighted-mtp experiment {args.name} --preset {args.preset} --seeds {request.seeds} "
+        f"--steps {request.steps} --base-steps {request.base_steps} "
+        f"--n-problems {request.n_problems} {settings}"
+    ).strip()
+    text = f"""
+{told}
+
+![pass@1 of every arm]({os.path.relpath(picture, args.results.parent)})
+
+Written by `{command}`. {request.seeds} seeds; {request.n_problems} greedy programs for each split
+and seed. Brackets are 95 % percentile bootstrap intervals over seeds and problems together;
+the difference is paired (percentage points, test split). Every arm starts from its seed's base
+({request.base_steps} steps on right and wrong programs alike, with a critic) and trains for
+{request.steps} steps of the same number of rows. Beyond that budget, the TD arms use the base's
+critic, and rho1 the finished baseline arm as its reference.
+"""
+    replace_section(args.results, title, text)
+    print(told)
+    print(f"\ntable and picture: {args.results}, {picture}")

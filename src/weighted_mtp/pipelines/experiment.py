@@ -1,0 +1,229 @@
+"""Does weighting help? Several objectives from one start, under one budget, with controls.
+
+For each seed one base model is trained on right and wrong programs alike, together with a critic.
+Every arm starts from that base and trains for the same number of steps and rows; all are evaluated
+on the same held-out problems. Each training and evaluation is a process of its own, so an
+experiment can be interrupted and taken up again, and several may run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
+from weighted_mtp.pipelines.metrics_utils import read_metrics
+
+log = get_logger(__name__)
+
+SPLITS = ("test", "compositions")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One objective under test.
+
+    Attributes:
+        recipe: the shipped recipe it starts from.
+        settings: what is changed in it.
+        about: what it does, in a few words.
+    """
+
+    recipe: str
+    about: str
+    settings: tuple[str, ...] = ()
+
+
+ARMS: dict[str, Arm] = {
+    "ntp": Arm("ntp", "correct programs, next token only"),
+    "baseline": Arm("baseline", "correct programs, all heads"),
+    "uniform": Arm("baseline", "right and wrong programs alike", ("objective.name=uniform",)),
+    "verifiable": Arm("verifiable", "all programs, weighted by the critic's TD errors"),
+    "random_matched": Arm(
+        "verifiable",
+        "all programs, random weights of the same mean and spread",
+        ("objective.name=random_matched",),
+    ),
+    "shuffled": Arm(
+        "verifiable",
+        "all programs, the TD weights shuffled within each",
+        ("objective.name=shuffled",),
+    ),
+    "rho1": Arm("rho1", "all programs, the 60 % of tokens furthest behind the baseline arm"),
+}
+LAST = ("rho1",)
+"""Arms whose reference model is another arm."""
+
+
+@dataclass(frozen=True)
+class ExperimentRequest:
+    """What to compare, and how large.
+
+    Attributes:
+        steps, base_steps: optimizer steps of every arm and of the base.
+        n_problems: held-out problems of each split.
+        jobs: processes at a time; each takes its share of the cores.
+        settings: `section.key=value` for every training.
+    """
+
+    directory: Path
+    preset: str = "micro"
+    seeds: int = 3
+    arms: tuple[str, ...] = tuple(ARMS)
+    steps: int = 150
+    base_steps: int = 350
+    n_problems: int = 200
+    jobs: int = 1
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What one arm did with one seed.
+
+    Attributes:
+        passed: for each split, whether each problem was solved, by its id.
+        tokens: target tokens trained on.
+        head_loss: held-out loss of each head on correct programs, nats a token.
+    """
+
+    arm: str
+    seed: int
+    passed: dict[str, dict[str, bool]]
+    tokens: int
+    head_loss: list[float] = field(default_factory=list)
+
+
+def run_experiment(request: ExperimentRequest) -> list[ArmResult]:
+    """Train and evaluate every arm with every seed; what is done already is not done again.
+
+    Raises:
+        UserError: an unknown arm, a recipe or a setting that is wrong, or a training that failed.
+    """
+    unknown = [arm for arm in request.arms if arm not in ARMS]
+    if unknown:
+        raise UserError(f"no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    if any(arm in LAST for arm in request.arms) and "baseline" not in request.arms:
+        raise UserError("rho1's reference model is the baseline arm: add baseline to --arms")
+    seeds = range(request.seeds)
+    first = [(arm, seed) for seed in seeds for arm in request.arms if arm not in LAST]
+    last = [(arm, seed) for seed in seeds for arm in request.arms if arm in LAST]
+    with ThreadPoolExecutor(request.jobs) as pool:
+        list(pool.map(lambda seed: train(request, "base", seed), seeds))
+        for phase in (first, last):
+            list(pool.map(lambda task: train_and_evaluate(request, *task), phase))
+    return [collect(request, arm, seed) for arm, seed in sorted(first + last)]
+
+
+def folder(request: ExperimentRequest, arm: str, seed: int) -> Path:
+    """The run directory of an arm."""
+    return request.directory / f"seed{seed}" / arm
+
+
+def train_and_evaluate(request: ExperimentRequest, arm: str, seed: int) -> None:
+    """One arm with one seed."""
+    train(request, arm, seed)
+    run_dir = folder(request, arm, seed)
+    for split in SPLITS:
+        output = run_dir / "evaluation" / f"micro-{split}.jsonl"
+        if not output.exists():
+            command = ["evaluate", str(run_dir), "--split", split, "--show", "0"]
+            _call(request, [*command, "--n-problems", str(request.n_problems)], run_dir)
+
+
+def train(request: ExperimentRequest, arm: str, seed: int) -> None:
+    """The base of a seed, or an arm on top of it."""
+    run_dir = folder(request, arm, seed)
+    recipe = arm_recipe(request, arm, seed)
+    if _is_finished(run_dir, recipe):
+        return
+    started = (run_dir / "config.yaml").exists()
+    file = run_dir.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    command = ["train", "--output-dir", str(run_dir)]
+    command += ["--resume"] if started else ["--recipe", str(file)]
+    log.info("seed %d: training %s", seed, arm)
+    _call(request, command, run_dir)
+
+
+def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
+    """The resolved recipe of an arm (or of the base)."""
+    data = [f"data.micro.seed={seed}", f"runtime.seed={seed}"]
+    if arm == "base":
+        base = [
+            "data.micro.incorrect_per_problem=1",
+            "objective.value.lm_rows=all",
+            f"training.steps={request.base_steps}",
+            f"training.save_every={request.base_steps}",
+            "training.keep_last=1",
+        ]
+        return load_recipe("critic", request.preset, [*data, *base, *request.settings])
+    start = complete_checkpoints(folder(request, "base", seed))[-1] / "model"
+    changes = [
+        "data.micro.incorrect_per_problem=1",
+        "model.architecture=null",
+        f"model.path={start}",
+        f"training.steps={request.steps}",
+        f"training.save_every={request.steps}",
+        "training.keep_last=1",
+        # Other rows than the base began with: the same for every arm.
+        f"runtime.seed={seed + 1000}",
+    ]
+    chosen = ARMS[arm]
+    if chosen.recipe == "verifiable":
+        changes.append("critic_stage=null")
+    if arm == "rho1":
+        changes.append(f"objective.rho1.reference_model={folder(request, 'baseline', seed)}")
+    settings = [*data, *changes, *chosen.settings, *request.settings]
+    return load_recipe(chosen.recipe, request.preset, settings)
+
+
+def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
+    """Read what an arm left behind."""
+    run_dir = folder(request, arm, seed)
+    passed = {}
+    for split in SPLITS:
+        lines = (run_dir / "evaluation" / f"micro-{split}.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        passed[split] = {record["task_id"]: bool(record["passed"]) for record in records}
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    held_out = [r for r in metrics if r["kind"] == "validation"]
+    return ArmResult(
+        arm,
+        seed,
+        passed,
+        sum(r["tokens"] for r in metrics if r["kind"] == "train"),
+        held_out[-1]["head_loss"] if held_out else [],
+    )
+
+
+def _is_finished(run_dir: Path, recipe: Recipe) -> bool:
+    done = complete_checkpoints(run_dir)
+    return bool(done) and done[-1].name == f"step-{recipe.training.steps:08d}"
+
+
+def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -> None:
+    """`weighted-mtp` in a process of its own; what it prints goes to a file beside the run."""
+    threads = max(1, (os.cpu_count() or 1) // request.jobs)
+    printed = run_dir.with_suffix(".log")
+    with printed.open("a", encoding="utf-8") as file:
+        result = subprocess.run(
+            [sys.executable, "-m", "weighted_mtp", *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            check=False,
+        )
+    if result.returncode:
+        last = printed.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        raise UserError(f"{run_dir}: {''.join(last)} (all of it: {printed})")
