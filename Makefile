@@ -9,12 +9,12 @@ DEMO ?= runs/demo
 .PHONY: help setup demo test test-slow lint format bench clean
 
 help:
-	@echo "make demo       train a micro model from nothing, run the programs it writes (5 minutes)"
+	@echo "make demo       from nothing: critic, weighted training, programs run, a report (6 minutes)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the long proofs too"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make format     let ruff rewrite the code"
-	@echo "make bench      training step against named peers (15 minutes)"
+	@echo "make bench      training steps and token weights against named peers (20 minutes)"
 
 setup: $(INSTALLED)
 
@@ -25,9 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/weighted-mtp train --recipe baseline --preset micro --output-dir $(DEMO) \
+	$(BIN)/weighted-mtp train --recipe verifiable --preset micro --output-dir $(DEMO) \
 	    $$(test ! -e $(DEMO)/config.yaml || echo --resume)
-	$(BIN)/weighted-mtp evaluate $(DEMO)
+	$(BIN)/weighted-mtp evaluate $(DEMO) --show 1
+	$(BIN)/weighted-mtp evaluate $(DEMO) --split compositions --n-problems 100 --show 0
 	$(BIN)/weighted-mtp report $(DEMO)
 
 lint: setup
@@ -48,6 +49,8 @@ test-slow: lint
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/objectives_step.py
+	$(BIN)/python benchmarks/td_weighting.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,9 +19,11 @@ from weighted_mtp.core.config import Recipe, load_recipe
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
 from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.pipelines.compose import build_adapter, encode_rows
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
 from weighted_mtp.pipelines.trainer import Trainer
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime.environment import Environment, seed_everything
@@ -47,6 +49,15 @@ TINY = {
     "runtime.compute_dtype": "float32",
     "runtime.threads": 1,
 }
+CRITIC = {"objective.value.trunk": "all", "objective.value.lm_coef": 1.0}
+"""From scratch a critic's trunk has to learn to read."""
+SMALL = {
+    "model__architecture__dim": 16,
+    "model__architecture__n_layers": 3,
+    "model__architecture__n_future_tokens": 2,
+    "data__max_length": 40,  # a quarter of the rows is cut
+}
+"""Smaller still, for tests that take hundreds of steps."""
 SLOW_STEP = 0.1  # seconds
 CPU = Environment(torch.device("cpu"), 0, 1)
 
@@ -75,24 +86,77 @@ def rows_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def critic_model(tmp_path_factory, rows_file) -> Path:
+    """A model with a value head: a critic trained for six steps, its trunk with it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "critic"
+    assert train(run_dir, rows_file, "critic", training__steps=6, **CRITIC) == 0
+    return last_checkpoint(run_dir) / "model"
+
+
+@pytest.fixture(scope="session")
+def reference_file(tmp_path_factory, rows_file, critic_model) -> Path:
+    """That model's losses on the rows, stored."""
+    out = tmp_path_factory.mktemp("reference") / "rows.safetensors"
+    return prepare_reference_losses(reference_request(rows_file, critic_model, out))
+
+
+def reference_request(rows: Path, model: Path, out: Path | None = None) -> ReferenceRequest:
+    """Scores the rows as a tiny run reads them."""
+    return ReferenceRequest(rows, model, out, "short", 64, batch_size=5, device="cpu")
+
+
 @pytest.fixture
 def make_trainer(tmp_path, rows_file):
-    """Builds a trainer of the tiny baseline in this process; keywords change its recipe."""
+    """Builds a tiny trainer in this process; see `build_trainer`."""
 
-    def make(train: list[Example] | None = None, **changes) -> Trainer:
-        recipe = tiny_recipe(rows_file, **changes)
-        seed_everything(recipe.runtime.seed)
-        tokenizer = ByteTokenizer()
-        adapter = build_adapter(recipe, tokenizer, CPU.device, None)
-        seed = recipe.runtime.seed
-        objective = make_objective(recipe.objective, adapter.args.n_future_tokens, seed)
-        collator = AlpacaCollator(tokenizer, recipe.data.template, recipe.data.max_length)
-        raw = read_jsonl(rows_file)
-        rows = encode_rows(raw, collator, objective.select(raw), objective.group_size)
-        module = TrainingModule(adapter, objective, chunk_rows=recipe.training.loss_chunk_rows)
-        return Trainer(recipe, module, collator, train or rows, rows[:6], tmp_path, CPU)
+    def make(*args, **changes) -> Trainer:
+        return build_trainer(rows_file, tmp_path, *args, **changes)
 
     return make
+
+
+def build_trainer(
+    rows: Path,
+    run_dir: Path,
+    recipe: str = "baseline",
+    train: list[Example] | None = None,
+    env: Environment = CPU,
+    dtype: torch.dtype = torch.float32,
+    **changes,
+) -> Trainer:
+    """A trainer from scratch; keywords change its recipe.
+
+    Where values weigh tokens, the value head is random, as if a critic had been trained. Rho-1's
+    reference losses are random too, but for mode `difficult`, which has none.
+    """
+    resolved = tiny_recipe(rows, recipe, **changes)
+    seed = resolved.runtime.seed
+    seed_everything(seed)
+    tokenizer = ByteTokenizer()
+    from_scratch = resolved.model_copy(update={"pipeline": "critic"})  # may start a fresh head
+    adapter = build_adapter(from_scratch, tokenizer, env.device, None)
+    if adapter.value_head is not None and resolved.pipeline != "critic":
+        for parameter in adapter.value_head.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    objective = make_objective(resolved.objective, adapter.args.n_future_tokens, seed)
+    collator = AlpacaCollator(tokenizer, resolved.data.template, resolved.data.max_length)
+    raw = read_jsonl(rows)
+    examples = encode_rows(raw, collator, objective.select(raw), objective.group_size)
+    held_out = encode_rows(raw, collator)[:6]
+    if recipe == "rho1" and resolved.objective.rho1.mode != "difficult":
+        examples = [with_reference(example) for example in examples]
+    module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
+    module.to(dtype)
+    return Trainer(resolved, module, collator, train or examples, held_out, run_dir, env)
+
+
+def with_reference(example: Example) -> Example:
+    """The example with made-up losses of a reference model, about as large as a byte's."""
+    generator = torch.Generator().manual_seed(example.row)
+    losses = torch.rand(len(example.ids), generator=generator) * 6
+    losses[: example.prompt_length] = 0
+    return example._replace(reference=losses)
 
 
 def run_steps(trainer: Trainer, steps: int) -> list[dict]:
@@ -139,13 +203,15 @@ def resume(run_dir: Path, *more: str) -> int:
     return main(["train", "--resume", "--output-dir", str(run_dir), *more])
 
 
-def interrupt(run_dir: Path, arguments: list[str], number: int, after_step: int) -> str:
+def interrupt(
+    run_dir: Path, arguments: list[str], number: int, after_step: int, watched: Path | None = None
+) -> str:
     """Run `train` in a process of its own and send it a signal at some moment soon after it logged
-    a step; all that it printed."""
+    a step (in `watched`, if that is not the run itself); all that it printed."""
     printed = run_dir.with_suffix(".txt")
     process = _forkserver.Process(target=_slow_train, args=(printed, arguments))
     process.start()
-    metrics = run_dir / "metrics.jsonl"
+    metrics = (watched or run_dir) / "metrics.jsonl"
     while not (metrics.exists() and any(r["step"] >= after_step for r in read_metrics(metrics))):
         assert process.is_alive(), f"it ended before step {after_step}:\n{printed.read_text()}"
         time.sleep(0.005)
@@ -195,8 +261,13 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    """The weights a run ended with."""
-    return load_file(last_checkpoint(run_dir) / "model" / "safetensors" / "model.safetensors")
+    """The weights a run ended with, those of the value head among them."""
+    model = last_checkpoint(run_dir) / "model"
+    found = load_file(model / "safetensors" / "model.safetensors")
+    if value_head_path(model).exists():
+        head = load_file(value_head_path(model))
+        found |= {f"value_head.{name}": tensor for name, tensor in head.items()}
+    return found
 
 
 def optimizer_tensors(run_dir: Path) -> dict[str, torch.Tensor]:

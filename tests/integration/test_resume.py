@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.integration import helpers_training
 from tests.integration.helpers_training import (
+    CRITIC,
     checkpoint_names,
     interrupt,
     last_checkpoint,
@@ -22,22 +23,56 @@ from tests.integration.helpers_training import (
     weights,
 )
 
+from weighted_mtp.cli.main import main
 from weighted_mtp.pipelines import checkpoint_utils
 from weighted_mtp.pipelines.trainer import Trainer
 
 rows_file = helpers_training.rows_file
+critic_model = helpers_training.critic_model
+reference_file = helpers_training.reference_file
 
 RECIPES = ("baseline", "ntp")
+EMA = {"objective__td__whiten": "ema"}
+PIPELINES = {
+    "critic": ("critic", CRITIC),
+    "pairwise": ("critic", {"objective__value__loss": "pairwise"}),
+    "verifiable": ("verifiable", EMA),
+    "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
+    "rho1": ("rho1", {"objective__scope": "step"}),
+}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, rows_file) -> dict[str, Path]:
+def arguments_of(rows_file, critic_model, reference_file):
+    """The arguments of `train` for one of `RECIPES` or `PIPELINES`."""
+
+    def arguments(run_dir: Path, name: str) -> list[str]:
+        recipe, changes = PIPELINES.get(name, (name, {}))
+        if name == "verifiable":
+            changes = {**changes, "model__path": critic_model}
+        if name == "rho1":
+            changes = {**changes, "objective__rho1__reference": reference_file}
+        return train_arguments(run_dir, rows_file, recipe, **changes)
+
+    return arguments
+
+
+class Whole(dict):
     """For each recipe a run of 8 steps that nothing disturbed; it saved after 3, 6 and 8."""
-    runs = {}
-    for recipe in RECIPES:
-        runs[recipe] = tmp_path_factory.mktemp("whole") / recipe
-        assert train(runs[recipe], rows_file, recipe) == 0
-    return runs
+
+    def __init__(self, folder: Path, arguments_of) -> None:
+        super().__init__()
+        self.folder, self.arguments_of = folder, arguments_of
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.folder / name
+        assert main(["train", *self.arguments_of(self[name], name)]) == 0
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, arguments_of) -> Whole:
+    return Whole(tmp_path_factory.mktemp("whole"), arguments_of)
 
 
 class Killed(BaseException):
@@ -56,11 +91,11 @@ def half_way(tmp_path, rows_file, monkeypatch) -> Path:
     return run_dir
 
 
-def die_in_step(monkeypatch, step: int) -> None:
+def die_in_step(monkeypatch, step: int, where=lambda trainer: True) -> None:
     original = Trainer.train_step
 
     def train_step(self):
-        if self.step + 1 == step:
+        if self.step + 1 == step and where(self):
             raise Killed
         return original(self)
 
@@ -76,6 +111,8 @@ def assert_same_run(resumed: Path, undisturbed: Path) -> None:
     ]
     assert same(*generators)
     assert records(resumed) == records(undisturbed)
+    kept = [(last_checkpoint(run) / "trainer.json").read_text() for run in (resumed, undisturbed)]
+    assert kept[0] == kept[1]
     assert [p for p in checkpoint_names(resumed) if p.endswith(".partial")] == []
 
 
@@ -102,13 +139,66 @@ def test_kill_nine_costs_nothing(recipe, after_step, tmp_path, rows_file, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(10))
-def test_kill_nine_at_a_random_moment(trial, tmp_path, rows_file, whole):
-    run_dir, recipe = tmp_path / "run", RECIPES[trial % 2]
-    arguments = train_arguments(run_dir, rows_file, recipe)
-    interrupt(run_dir, arguments, signal.SIGKILL, random.randint(1, 6))
+@pytest.mark.parametrize("trial", range(4))
+@pytest.mark.parametrize("name", [*RECIPES, *PIPELINES])
+def test_kill_nine_at_a_random_moment(name, trial, tmp_path, arguments_of, whole):
+    """In two stages the odd trials kill the first one."""
+    run_dir = tmp_path / "run"
+    first = name == "two stages" and trial % 2 == 1
+    step = random.randint(1, 4 if first else 6)
+    watched = run_dir / "critic" if first else run_dir
+    interrupt(run_dir, arguments_of(run_dir, name), signal.SIGKILL, step, watched)
     assert resume(run_dir) == 0
-    assert_same_run(run_dir, whole[recipe])
+    assert_same_run(run_dir, whole[name])
+    if name == "two stages":
+        assert_same_run(run_dir / "critic", whole[name] / "critic")
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_goes_on_where_it_died(name, tmp_path, arguments_of, whole, monkeypatch):
+    """Step 5 comes after a checkpoint that is not the last; of two stages the first one dies."""
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        die_in_step(patch, 5)
+        with pytest.raises(Killed):
+            main(["train", *arguments_of(run_dir, name)])
+    assert (run_dir / "metrics.jsonl").exists() == (name != "two stages")
+    assert resume(run_dir) == 0
+    assert_same_run(run_dir, whole[name])
+    if name == "two stages":
+        assert_same_run(run_dir / "critic", whole[name] / "critic")
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_death_in_the_second_stage(step, tmp_path, arguments_of, whole, monkeypatch):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        die_in_step(patch, step, lambda trainer: trainer.run_dir == run_dir)
+        with pytest.raises(Killed):
+            main(["train", *arguments_of(run_dir, "two stages")])
+    critic = tree(run_dir / "critic")
+    assert resume(run_dir) == 0
+    assert_same_run(run_dir, whole["two stages"])
+    assert tree(run_dir / "critic") == critic  # a stage that is done is not done again
+
+
+def test_ctrl_c_between_the_stages(tmp_path, arguments_of, whole, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    original = Trainer.train_step
+
+    def train_step(self):
+        figures = original(self)
+        if self.step == 2 and self.run_dir == run_dir / "critic":
+            signal.raise_signal(signal.SIGINT)
+        return figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        assert main(["train", *arguments_of(run_dir, "two stages")]) == 130
+    assert f"weighted-mtp train --resume --output-dir {run_dir}\n" in capsys.readouterr().out
+    assert resume(run_dir) == 0
+    assert_same_run(run_dir, whole["two stages"])
+    assert same(weights(run_dir / "critic"), weights(whole["two stages"] / "critic"))
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 7, 8])

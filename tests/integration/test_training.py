@@ -174,7 +174,7 @@ def test_evaluate_judges_programs(run_dir, capsys):
     command = ["evaluate", str(run_dir), "--n-problems", "4", "--max-new-tokens", "8"]
     assert main([*command, "--device", "cpu"]) == 0
     assert "pass@1" in capsys.readouterr().out
-    result = run_dir / "evaluation" / "micro.jsonl"
+    result = run_dir / "evaluation" / "micro-test.jsonl"
     attempts = [json.loads(line) for line in result.read_text().splitlines()]
     assert len({a["task_id"] for a in attempts}) == 4
     assert all(a["status"] in {"passed", "failed", "error"} for a in attempts)
@@ -182,12 +182,29 @@ def test_evaluate_judges_programs(run_dir, capsys):
     assert summary["pass@1"] == sum(a["passed"] for a in attempts) / 4
 
 
-def test_report_draws_the_curves(run_dir, tmp_path, capsys):
-    assert main(["report", str(run_dir), "--output", str(tmp_path / "new" / "loss.png")]) == 0
-    picture = (tmp_path / "new" / "loss.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 10_000
-    assert "held out  head 1:" in capsys.readouterr().out
+def test_report_tells_what_a_run_did(run_dir, tmp_path, capsys):
+    page = tmp_path / "new" / "report.html"
+    assert main(["report", str(run_dir), "--output", str(page)]) == 0
+    html = page.read_text(encoding="utf-8")
+    assert "Training loss" in html
+    assert "<script" not in html
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out
+    assert "loss of head 1" in told
+    assert str(page) in told
+
+
+def test_report_of_a_critic_looks_into_programs(tmp_path, rows_file, capsys):
+    assert train(tmp_path / "r", rows_file, "critic", training__steps=4) == 0
+    assert main(["report", str(tmp_path / "r"), "--pairs", "2"]) == 0
+    html = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "critic" in capsys.readouterr().out
+    assert html.count("TD error") > 10
+
+
+def test_report_of_nothing_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "give the directory of a training run" in capsys.readouterr().err
 
 
 def test_the_module_can_be_run():

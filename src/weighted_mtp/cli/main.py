@@ -15,9 +15,11 @@ COMMANDS = {
     "train": "train a model by a recipe",
     "evaluate": "write programs with a checkpoint and run their tests",
     "generate": "continue a prompt with a checkpoint",
-    "report": "draw the loss curves of a run",
+    "report": "a run as one HTML page",
+    "experiment": "does weighting help? objectives and controls under one budget",
     "convert": "write a checkpoint in another layout",
     "inspect": "say what a checkpoint holds",
+    "prepare": "generate or score data sets",
 }
 
 

@@ -78,15 +78,21 @@ class ModelConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """`auto` takes the tokenizer stored in the checkpoint; the others name one."""
+    """`auto` takes the tokenizer stored in the checkpoint; the others name one. `micro` is shipped
+    with the micro tasks."""
 
-    kind: Literal["auto", "bytes", "sentencepiece", "huggingface"] = "auto"
+    kind: Literal["auto", "bytes", "micro", "sentencepiece", "huggingface"] = "auto"
     path: Path | None = None
 
 
 class MicroConfig(Section):
-    """Which embedded problems to generate (data/micro_tasks)."""
+    """Which embedded problems to generate (data/micro_tasks).
 
+    Attributes:
+        families: their labels; None takes all of at most `max_difficulty`.
+    """
+
+    families: tuple[str, ...] | None = None
     max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
     n_problems: PositiveInt = 4000
     n_validation: PositiveInt = 200

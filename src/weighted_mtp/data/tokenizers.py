@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError
 
+MICRO_VOCABULARY = Path(__file__).parent / "micro_tasks" / "vocabulary"
+"""A small byte-level BPE tokenizer of the micro tasks, shipped with the package."""
+
 
 class Tokenizer(Protocol):
     """What training and decoding ask of a tokenizer.
@@ -143,15 +146,19 @@ class HuggingFaceTokenizer:
 
 
 def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
-    """A tokenizer by kind: `bytes`, `sentencepiece` or `huggingface`.
+    """A tokenizer by kind: `bytes`, `micro`, `sentencepiece` or `huggingface`.
 
     Raises:
         UserError: an unknown kind, a missing path or a damaged file.
     """
     if kind == "bytes":
         return ByteTokenizer()
+    if kind == "micro":
+        return HuggingFaceTokenizer(MICRO_VOCABULARY)
     if kind not in ("sentencepiece", "huggingface"):
-        raise UserError(f"tokenizer.kind {kind!r} is not one of bytes, sentencepiece, huggingface")
+        raise UserError(
+            f"tokenizer.kind {kind!r} is not one of bytes, micro, sentencepiece, huggingface"
+        )
     if path is None or not path.exists():
         raise UserError(f"tokenizer.path {path}: no such file; a {kind} tokenizer needs one")
     if kind == "sentencepiece":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,16 +251,21 @@ def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
     right = micro.correct_per_problem if training else 1
     wrong = micro.incorrect_per_problem if training else min(1, micro.incorrect_per_problem)
     each = f"{right}+{wrong}" if wrong else f"{right}"
-    name = f"micro-{split}-{size}x{each}-to{micro.max_difficulty}-seed{micro.seed}.jsonl"
+    kinds = "" if micro.families is None else f"-{_short_hash(micro.families)}"
+    name = f"micro-{split}-{size}x{each}-to{micro.max_difficulty}{kinds}-seed{micro.seed}.jsonl"
     path = data_dir / "data" / name
     if distributed.is_main_process() and not path.exists():
         log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
-        families = up_to(micro.max_difficulty)
+        families = up_to(micro.max_difficulty, micro.families)
         with Sandbox() as judge:
             rows = generate(size, micro.seed, judge, split, right, wrong, families)
         write_jsonl(path, rows)
     distributed.barrier()
     return path
+
+
+def _short_hash(names: Sequence[str]) -> str:
+    return hashlib.sha256(",".join(sorted(names)).encode()).hexdigest()[:8]
 
 
 def load_examples(

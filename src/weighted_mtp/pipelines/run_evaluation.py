@@ -33,7 +33,7 @@ class EvaluationRequest:
         path: a run, a checkpoint or a model directory.
         n_problems: held-out problems to draw.
         n_samples: programs written for each.
-        template, max_difficulty: None takes those of the run, or Alpaca's and 11.
+        template, max_difficulty: None takes those of the run (its families too), or Alpaca's, 11.
         split: `test`, or `compositions`: two known operations put together as training never did.
         seed: of the problems; neither split shares one with training, whatever the seed.
     """
@@ -96,11 +96,13 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     )
     tokenizer = load_tokenizer(model_dir)
     trained_on = run_data(request.path)
-    hardest = request.max_difficulty or trained_on.get("micro", {}).get("max_difficulty", 11)
+    micro = trained_on.get("micro", {})
+    hardest = request.max_difficulty or micro.get("max_difficulty", 11)
+    labels = None if request.max_difficulty else micro.get("families")
     collator = AlpacaCollator(tokenizer, request.template or trained_on.get("template", "alpaca"))
     with Sandbox() as judge:
         rows = generate_micro(
-            request.n_problems, request.seed, judge, request.split, families=up_to(hardest)
+            request.n_problems, request.seed, judge, request.split, families=up_to(hardest, labels)
         )
         tasks = [row for row in rows for _ in range(request.n_samples)]
         completions: list[str] = []

@@ -64,7 +64,7 @@ def value_figures(probe: Tensor | None, examples: Sequence[Example]) -> dict[str
         probe: `[N, 1 + F]` row index and values at `FRACTIONS`.
         examples: where the rows' labels and problems are found.
     """
-    if probe is None:
+    if probe is None or not probe.isfinite().all():  # a critic that diverged has no ranking
         return {}
     by_row = {example.row: example for example in examples}
     known = [line for line in probe.tolist() if int(line[0]) in by_row]

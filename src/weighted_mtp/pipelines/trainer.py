@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class Trainer:
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
-        with StopRequest() as stop, progress:
+        with StopRequest() as stop, progress, self._trackers_closed():
             while not self._done() and not stop.agreed(self.env.device):
                 started = time.perf_counter()
                 figures = self.train_step()
@@ -140,8 +141,6 @@ class Trainer:
             finished = self._done()
             if not finished:
                 saved = self.save()
-        for tracker in self.trackers:
-            tracker.close()
         return TrainResult(self.step, finished, saved, validation)
 
     def train_step(self) -> dict[str, Any]:
@@ -208,6 +207,15 @@ class Trainer:
             self.best.steps,
             {name: part.state_dict() for name, part in self._parts().items()},
         )
+
+    @contextmanager
+    def _trackers_closed(self) -> Iterator[None]:
+        """However training ends, what was handed to the trackers arrives."""
+        try:
+            yield
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
 
     def _parts(self) -> dict[str, Any]:
         """What has a small state of its own."""

@@ -3,18 +3,23 @@
     with Sandbox() as judge:
         rows = generate(1000, seed=0, judge=judge, split="train", incorrect_per_problem=1)
 
-`family.py` says what a family is, `families/` lists them, `mutations.py` makes wrong solutions,
-`generate.py` draws and labels. A new family, style, wording or operator is one more entry.
+`family.py` says what a family is, `families/` lists those of one operation, `compositions/` makes
+those of two, `catalogue.py` draws from them, `mutations.py` makes wrong solutions, `generate.py`
+labels. A new family, style, wording or operator is one more entry.
 """
 
-from weighted_mtp.data.micro_tasks.families import FAMILIES, up_to
+from weighted_mtp.data.micro_tasks.catalogue import FAMILIES, draw_problems, up_to
+from weighted_mtp.data.micro_tasks.compositions import COMPOSITIONS
+from weighted_mtp.data.micro_tasks.families import SINGLES
 from weighted_mtp.data.micro_tasks.family import SPLITS, Family, Problem, Split, Task, pose
-from weighted_mtp.data.micro_tasks.generate import draw_problems, generate
+from weighted_mtp.data.micro_tasks.generate import generate
 from weighted_mtp.data.micro_tasks.mutations import OPERATORS, Mutation, mutations
 
 __all__ = [
+    "COMPOSITIONS",
     "FAMILIES",
     "OPERATORS",
+    "SINGLES",
     "SPLITS",
     "Family",
     "Mutation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +12,8 @@ from random import Random
 from string import Template
 from typing import Any, Literal
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test", "compositions"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "compositions")
 _WORDS = """
 ant ape ash bat bee bay bow box cap car cat cod cow cub dew doe dog elk elm ewe eel fig fir fly
 fog fox gem gnu hat hay hen hog ice ink ivy jam jar jay jet kid kit koi log map mud net nut oak
@@ -49,6 +49,11 @@ class Family:
         expected: the right answer, called as `expected(*arguments, **params)`.
         phrases: words for values that are written otherwise in prose than in code.
         valid: whether a point of the space is a problem (called with the parameters).
+        group: families of one group take their turns as if they were one; "" for none.
+        parts: what a composition composes, by the names of the families they come from.
+        held_out: all problems are of the split "compositions", and none of any other.
+        behaviour: what the function does, called with the parameters; problems that do the same
+            are one. Left out where different parameters always mean different functions.
     """
 
     name: str
@@ -62,11 +67,28 @@ class Family:
     expected: Callable[..., Any]
     phrases: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     valid: Callable[..., bool] = _always
+    group: str = ""
+    parts: tuple[str, ...] = ()
+    held_out: bool = False
+    behaviour: Callable[..., Any] | None = None
 
-    def problems(self) -> Iterator[Problem]:
-        """Every problem of the family, in a fixed order."""
-        for values in itertools.product(*self.space.values()):
-            params = dict(zip(self.space, values, strict=True))
+    @property
+    def label(self) -> str:
+        """What rows call the family: its group, if it has one."""
+        return self.group or self.name
+
+    def problems(self, rng: Random | None = None) -> Iterator[Problem]:
+        """Every problem of the family, in a fixed order or in random order.
+
+        A composition's may repeat: other parameters, same behaviour, same `task_id`.
+        """
+        sizes = [len(values) for values in self.space.values()]
+        total = math.prod(sizes)
+        for place in range(total) if rng is None else _shuffled(total, rng):
+            params = {}
+            for name, values in self.space.items():
+                place, index = divmod(place, len(values))
+                params[name] = values[index]
             if self.valid(**params):
                 yield Problem(self, params)
 
@@ -78,6 +100,15 @@ class Family:
         return words
 
 
+def _shuffled(count: int, rng: Random) -> Iterator[int]:
+    """0 to `count` - 1 in random order, no more of it worked out than is read."""
+    moved: dict[int, int] = {}
+    for place in range(count):
+        other = rng.randrange(place, count)
+        yield moved.get(other, other)
+        moved[other] = moved.get(place, place)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One point of a family's space. Names and wording are no part of its identity."""
@@ -87,18 +118,23 @@ class Problem:
 
     @cached_property
     def digest(self) -> str:
-        """A stable hash of family and parameters."""
-        params = ",".join(f"{name}={self.params[name]!r}" for name in sorted(self.params))
-        return hashlib.sha256(f"{self.family.name}({params})".encode()).hexdigest()
+        """A stable hash of family and parameters, or of family and behaviour."""
+        if self.family.behaviour is not None:
+            identity = repr(self.family.behaviour(**self.params))
+        else:
+            identity = ",".join(f"{name}={self.params[name]!r}" for name in sorted(self.params))
+        return hashlib.sha256(f"{self.family.name}({identity})".encode()).hexdigest()
 
     @property
     def task_id(self) -> str:
         """`micro/<family>/<hash>`."""
-        return f"micro/{self.family.name}/{self.digest[:10]}"
+        return f"micro/{self.family.label}/{self.digest[:10]}"
 
     @property
     def split(self) -> Split:
         """Where the problem lives, whatever the seed: 80 % train, 10 % each of the others."""
+        if self.family.held_out:
+            return "compositions"
         bucket = int(self.digest[-8:], 16) % 10
         return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 

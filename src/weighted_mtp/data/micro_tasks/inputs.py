@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
@@ -35,3 +36,12 @@ def near(rng: Random, value: int, count: int) -> list[int]:
 def text(rng: Random, length: int, alphabet: str = LETTERS) -> str:
     """Random characters."""
     return "".join(rng.choice(alphabet) for _ in range(length))
+
+
+def telling(pool: Sequence[Any], answer: Callable[[Any], Any], count: int) -> list[Any]:
+    """Up to `count` inputs from a pool, early ones first, whose answers differ where they can."""
+    by_answer: dict[str, list[Any]] = {}
+    for value in pool:
+        by_answer.setdefault(repr(answer(value)), []).append(value)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_answer.values()))
+    return list(itertools.islice((value for value in turns if value is not None), count))

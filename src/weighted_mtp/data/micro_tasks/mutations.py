@@ -7,7 +7,6 @@ None knows whether the result is wrong: that is for a judge to say.
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +38,10 @@ BLOCKS = ("body", "orelse")
 
 
 def _changed(node: ast.AST, **fields: Any) -> ast.AST:
-    """A shallow copy of a node with some fields replaced."""
-    twin = copy.copy(node)
-    for name, value in fields.items():
-        setattr(twin, name, value)
+    """A shallow copy of a node with some fields replaced (`copy.copy` takes five times as long)."""
+    twin = type(node).__new__(type(node))
+    twin.__dict__.update(node.__dict__)
+    twin.__dict__.update(fields)
     return twin
 
 
@@ -149,6 +148,29 @@ def early_return(node: ast.AST) -> Iterator[ast.AST]:
             yield _changed(node, body=[*node.body[:-2], _changed(loop, body=[*loop.body, last])])
 
 
+def wrong_name(node: ast.AST) -> Iterator[ast.AST]:
+    """One use of a function's variable replaced by another of its variables.
+
+    What is looped over and what is appended to stays: a list that grows under its loop never ends.
+    """
+    if isinstance(node, ast.FunctionDef):
+        own = dict.fromkeys(argument.arg for argument in node.args.args)
+        used, kept = [], []
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                own[part.id] = None
+            elif isinstance(part, ast.Name):
+                used.append(part)
+            elif isinstance(part, ast.For):
+                kept.append(part.iter)
+            elif isinstance(part, ast.Attribute):
+                kept.append(part.value)
+        for name in used:
+            for other in own if name.id in own and name not in kept else ():
+                if other != name.id:
+                    yield _substitute(node, name, ast.Name(other, ast.Load()))
+
+
 OPERATORS: Mapping[str, Operator] = {
     operator.__name__: operator
     for operator in (
@@ -164,6 +186,7 @@ OPERATORS: Mapping[str, Operator] = {
         swap_function,
         wrong_text,
         early_return,
+        wrong_name,
     )
 }
 """Every mutation operator by name."""
@@ -188,7 +211,7 @@ def _substitute(tree: ast.AST, node: ast.AST, replacement: ast.AST) -> ast.AST:
     """A copy of a tree with one node replaced."""
     if tree is node:
         return replacement
-    twin = copy.copy(tree)
+    twin = _changed(tree)
     for name, value in ast.iter_fields(tree):
         if isinstance(value, ast.AST):
             setattr(twin, name, _substitute(value, node, replacement))

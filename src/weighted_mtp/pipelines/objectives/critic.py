@@ -50,6 +50,11 @@ class ValueObjective(Objective):
                 )
         return chosen
 
+    def value_count(self, batch: Batch) -> Tensor:
+        """Response tokens, but for the last of a truncated row: what came of it is not known."""
+        mask = batch.labels != IGNORE_INDEX
+        return mask.sum() - (mask.any(1) & batch.truncated).sum()
+
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Σ (V_t − target_t)² / D over the states before response tokens."""
         value = self.config.value
@@ -65,7 +70,8 @@ class ValueObjective(Objective):
         )
         each = compute_value_loss(padded, targets, mask, value.clip, value.huber)  # [B, S + 1]
         total = each.sum()
-        sums = {"value": torch.stack([total.detach().double(), mask.sum().double()])}
+        count = self.value_count(batch).double()
+        sums = {"value": torch.stack([total.detach().double(), count])}
         return total / denominator.clamp(min=1), sums
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Verifiable(ValueObjective):
         for name, stats in (
             ("td_error", td_stats),
             ("advantage", td_stats),
-            ("weight", weight_stats),
+            ("weight", self._weight_stats),
         ):
             if name in sums:
                 figures[name] = stats(sums[name].sum(0))
@@ -112,6 +112,12 @@ class Verifiable(ValueObjective):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ema.load_state_dict(state["ema"])
+
+    def _weight_stats(self, sums: Tensor) -> dict[str, float]:
+        """Once brought to mean 1, a weight no longer shows whether it was clipped."""
+        stats = weight_stats(sums)
+        hidden = ("clipped_low", "clipped_high") if self.td.renormalise else ()
+        return {name: value for name, value in stats.items() if name not in hidden}
 
     def _uniform(self, pool: Pool) -> Tensor:
         """`[R, S + 1]` noise that depends on seed, step, row and position alone."""

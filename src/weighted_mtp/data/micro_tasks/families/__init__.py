@@ -1,19 +1,33 @@
-"""Every family of micro tasks, a module per kind. A new family is one more entry in a list."""
+"""The families of one operation, a module per kind. A new family is one more entry in a list."""
 
-from weighted_mtp.data.micro_tasks.families import arithmetic, lists, loops, strings
+from weighted_mtp.data.micro_tasks.families import (
+    arithmetic,
+    choices,
+    lists,
+    literals,
+    loops,
+    numbers,
+    programs,
+    runs,
+    sequences,
+    strings,
+    text,
+)
 from weighted_mtp.data.micro_tasks.family import Family
 
-FAMILIES: tuple[Family, ...] = (
+SINGLES: tuple[Family, ...] = (
     *arithmetic.FAMILIES,
+    *numbers.FAMILIES,
+    *choices.FAMILIES,
+    *literals.FAMILIES,
     *strings.FAMILIES,
+    *text.FAMILIES,
     *lists.FAMILIES,
+    *sequences.FAMILIES,
+    *runs.FAMILIES,
     *loops.FAMILIES,
+    *programs.FAMILIES,
 )
 
 
-def up_to(difficulty: int) -> tuple[Family, ...]:
-    """The families of at most this difficulty."""
-    return tuple(family for family in FAMILIES if family.difficulty <= difficulty)
-
-
-__all__ = ["FAMILIES", "up_to"]
+__all__ = ["SINGLES"]

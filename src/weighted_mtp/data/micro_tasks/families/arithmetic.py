@@ -48,6 +48,8 @@ FAMILIES = (
             "Write a function $f that returns x times $a $op_words $b.",
             "Define $f, which returns $a times x $op_words $b.",
             "Implement $f: multiply x by $a, $op_words $b.",
+            "Given a number x, $f should return $a times x $op_words $b.",
+            "What is x times $a $op_words $b? Let $f return it.",
         ),
         styles={
             "direct": "def $f(x):\n    return x * $a $op $b",
@@ -68,6 +70,8 @@ FAMILIES = (
             "Write a function $f that says whether x divided by $m leaves $r.",
             "Define $f: True if x modulo $m is $r, else False.",
             "Implement $f to test that x has remainder $r modulo $m.",
+            "Does x leave $r when divided by $m? Answer True or False with $f.",
+            "I need $f to check whether x % $m equals $r.",
         ),
         styles={
             "direct": "def $f(x):\n    return x % $m == $r",
@@ -88,6 +92,8 @@ FAMILIES = (
             "Write a function $f that limits x to the range $low to $high.",
             "Define $f: return x, but at least $low and at most $high.",
             "Implement $f to clamp x between $low and $high.",
+            "I need $f to keep x between $low and $high: smaller becomes $low, larger $high.",
+            "Given x, $f should return it, or $low if it is less, or $high if it is more.",
         ),
         styles={
             "nested": "def $f(x):\n    return max($low, min(x, $high))",
@@ -109,6 +115,8 @@ FAMILIES = (
             "Write a function $f that returns x to the power $k modulo $m.",
             "Define $f: raise x to $k and take the result modulo $m.",
             "Implement $f to compute the remainder of x ** $k by $m.",
+            "I need $f to multiply x by itself to the power $k and return the rest by $m.",
+            "What is x to the $k, modulo $m? Write $f to return it.",
         ),
         styles={
             "operators": "def $f(x):\n    return x ** $k % $m",
@@ -129,6 +137,8 @@ FAMILIES = (
             "Write a function $f that returns $a times x squared plus $b times x plus $c.",
             "Define $f: the value of $a x^2 + $b x + $c.",
             "Implement $f, the polynomial with coefficients $a, $b and $c.",
+            "I need $f to evaluate $a x^2 + $b x + $c at x.",
+            "Given x, $f should return x squared times $a, plus x times $b, plus $c.",
         ),
         styles={
             "direct": "def $f(x):\n    return $a * x ** 2 + $b * x + $c",
@@ -150,6 +160,8 @@ FAMILIES = (
             "Write a function $f: '$u' if $a divides x, else '$v' if $b does, else x.",
             "Define $f to return '$u' for multiples of $a, else '$v' for those of $b, else x.",
             "Implement $f: multiples of $a give '$u', else those of $b give '$v', else x.",
+            "I need $f to say '$u' if x is a multiple of $a, '$v' if only of $b, else give x.",
+            "Given x, $f returns '$u' when $a divides it, else '$v' when $b does, else x itself.",
         ),
         styles={
             "returns": "def $f(x):\n    if x % $a == 0:\n        return '$u'\n"

@@ -51,41 +51,11 @@ def _chunk_inputs(rng: Random, p: Params) -> list[Arguments]:
     return single([numbers(rng, n, 1, 60) for n in (0, 1, k, k + 1, 2 * k + 1)])
 
 
-def _frequent_inputs(rng: Random, p: Params) -> list[Arguments]:
-    a, k = p["a"], p["k"]
-    lists = []
-    for _ in range(4):
-        below, above = max(0, a - rng.randint(1, 9)), a + rng.randint(1, 9)
-        counts = {below: k, above: k, a: k, a + 12: k - 1, max(0, a - 12): k - 1}
-        values = [value for value, count in counts.items() for _ in range(count)]
-        rng.shuffle(values)
-        lists.append(values)
-    return single([*lists, [a + 1] * k])
-
-
-def _streak_inputs(rng: Random, p: Params) -> list[Arguments]:
-    a, k = p["a"], p["k"]
-    sign = 1 if p["op"] == ">" else -1
-    lists = []
-    for lengths in ((k, k - 1), (k + 1, k), (k - 1, k - 1, k), (2 * k,), (k, k, 1)):
-        values: list[int] = []
-        for length in lengths:
-            values += [a + sign * rng.randint(1, 9) for _ in range(length)]
-            values.append(a)
-        lists.append(values[:-1])
-    return single(lists)
-
-
-def _streaks(xs: list[int], k: int, op: str, a: int) -> int:
-    hits = "".join("x" if COMPARE[op](x, a) else " " for x in xs)
-    return sum(len(run) >= k for run in hits.split())
-
-
 FAMILIES = (
     Family(
         name="count_matching",
         difficulty=3,
-        entry_points=("count_if", "matching", "number_of"),
+        entry_points=("count_if", "matching", "quantity"),
         arguments="xs",
         space={"op": MORE_LESS, "a": range(5, 50), "b": range(2, 13)},
         valid=lambda op, a, b: a % b != 0,  # else a neighbour of `a` means the same
@@ -94,6 +64,8 @@ FAMILIES = (
             "Write a function $f that counts the numbers in xs $op_words $a or divisible by $b.",
             "Define $f: how many of xs are $op_words $a or multiples of $b.",
             "Implement $f to count what in xs is $op_words $a or a multiple of $b.",
+            "How many numbers in xs are $op_words $a or can be divided by $b? Write $f.",
+            "I need $f to count those x in xs that are $op_words $a or multiples of $b.",
         ),
         styles={
             "length": "def $f(xs):\n    return len([x for x in xs if x $op $a or x % $b == 0])",
@@ -115,6 +87,8 @@ FAMILIES = (
             "Write a function $f that returns the numbers in xs $op_words $a, times $b.",
             "Define $f: a list of all x in xs $op_words $a, each multiplied by $b.",
             "Implement $f to keep what in xs is $op_words $a and multiply it by $b.",
+            "I need $f to pick the numbers in xs $op_words $a and multiply each by $b.",
+            "Given xs, $f should list $b times each number that is $op_words $a.",
         ),
         styles={
             "comprehension": "def $f(xs):\n    return [x * $b for x in xs if x $op $a]",
@@ -135,6 +109,8 @@ FAMILIES = (
             "Write a function $f that returns the largest distance from $a in xs, times $b.",
             "Define $f: how far xs gets from $a at most, multiplied by $b.",
             "Implement $f to return $b times the greatest distance of xs from $a.",
+            "How far from $a does xs get? Let $f return the largest distance times $b.",
+            "I need $f to find the biggest gap between $a and a number in xs, times $b.",
         ),
         styles={
             "max": "def $f(xs):\n    return max([abs(x - $a) for x in xs]) * $b",
@@ -156,7 +132,7 @@ FAMILIES = (
     Family(
         name="every_nth",
         difficulty=5,
-        entry_points=("every_nth", "pick", "sample"),
+        entry_points=("every_nth", "stride", "sample"),
         arguments="xs",
         space={"k": range(2, 11), "i": range(1, 17), "j": range(4, 28)},
         valid=lambda k, i, j: j > i + k and (j - i) % k == 1,  # the last item is at j - 1
@@ -164,6 +140,8 @@ FAMILIES = (
             "Write a function $f that returns each $k-th item of xs from index $i up to $j.",
             "Define $f: the items of xs from index $i to before $j in steps of $k.",
             "Implement $f to slice xs from $i to $j with step $k.",
+            "I need $f to take every $k-th item of xs, from index $i and before index $j.",
+            "Given xs, $f should return items $i up to but not $j, in steps of $k.",
         ),
         styles={
             "slice": "def $f(xs):\n    return xs[$i:$j:$k]",
@@ -186,6 +164,8 @@ FAMILIES = (
             "Write a function $f that returns running totals of xs from $a, modulo $m.",
             "Define $f: start at $a, add each x of xs, list every total modulo $m.",
             "Implement $f to list the sums so far of xs starting with $a, modulo $m.",
+            "I need $f to start with $a, add up xs step by step and list each sum modulo $m.",
+            "Given xs, $f should list its partial sums plus $a, each modulo $m.",
         ),
         styles={
             "loop": "def $f(xs):\n    t = $a\n    out = []\n    for x in xs:\n"
@@ -208,6 +188,8 @@ FAMILIES = (
             "Write a function $f: index of the first x in xs with x % $m equal to $r, or -1.",
             "Define $f: where xs first has remainder $r modulo $m, -1 if nowhere.",
             "Implement $f to find the first x in xs that leaves $r when divided by $m, or -1.",
+            "Where in xs is the first number with remainder $r by $m? -1 if none. Write $f.",
+            "I need $f to return the index of the first x with x % $m == $r in xs, else -1.",
         ),
         styles={
             "enumerate": "def $f(xs):\n    for i, x in enumerate(xs):\n"
@@ -230,6 +212,8 @@ FAMILIES = (
             "Write a function $f that cuts xs into chunks of $k and returns each sum plus $b.",
             "Define $f: the sums of chunks of $k of xs, each plus $b.",
             "Implement $f to add up xs in groups of $k, with $b added to each sum.",
+            "I need $f to split xs into pieces of $k and list the sum of each plus $b.",
+            "Given xs, $f should sum each $k items after another and add $b to every sum.",
         ),
         styles={
             "comprehension": "def $f(xs):\n"
@@ -241,56 +225,6 @@ FAMILIES = (
         },
         inputs=_chunk_inputs,
         expected=lambda xs, k, b: [sum(xs[i : i + k]) + b for i in range(0, len(xs), k)],
-    ),
-    Family(
-        name="frequent",
-        difficulty=8,
-        entry_points=("frequent", "repeated", "common"),
-        arguments="xs",
-        space={"op": MORE_LESS, "a": range(10, 80), "k": range(2, 6)},
-        phrases={"op": COMPARE_WORDS},
-        wordings=(
-            "Write a function $f that sorts the values $op_words $a found $k or more times in xs.",
-            "Define $f: sorted values of xs $op_words $a that occur at least $k times.",
-            "Implement $f to list in order what is $op_words $a and at least $k times in xs.",
-        ),
-        styles={
-            "set": "def $f(xs):\n"
-            "    return sorted([x for x in set(xs) if x $op $a and xs.count(x) >= $k])",
-            "loop": "def $f(xs):\n    out = []\n    for x in sorted(set(xs)):\n"
-            "        if x $op $a and xs.count(x) >= $k:\n            out.append(x)\n"
-            "    return out",
-            "dict": "def $f(xs):\n    d = {}\n    for x in xs:\n        d[x] = d.get(x, 0) + 1\n"
-            "    return sorted([x for x in d if x $op $a and d[x] >= $k])",
-        },
-        inputs=_frequent_inputs,
-        expected=lambda xs, op, a, k: sorted(
-            x for x in set(xs) if COMPARE[op](x, a) and xs.count(x) >= k
-        ),
-    ),
-    Family(
-        name="streaks",
-        difficulty=9,
-        entry_points=("streaks", "runs", "spells"),
-        arguments="xs",
-        space={"op": MORE_LESS, "a": range(10, 80), "k": range(2, 6)},
-        phrases={"op": COMPARE_WORDS},
-        wordings=(
-            "Write a function $f that counts the runs in xs of $k or more numbers $op_words $a.",
-            "Define $f: how many streaks of at least $k numbers $op_words $a are in xs.",
-            "Implement $f to count stretches of xs $op_words $a of length $k or more.",
-        ),
-        styles={
-            "branches": "def $f(xs):\n    t = n = 0\n    for x in xs:\n        if x $op $a:\n"
-            "            n += 1\n            if n == $k:\n                t += 1\n"
-            "        else:\n            n = 0\n    return t",
-            "expression": "def $f(xs):\n    t = n = 0\n    for x in xs:\n"
-            "        n = n + 1 if x $op $a else 0\n        t += n == $k\n    return t",
-            "split": "def $f(xs):\n    s = ''.join(['x' if x $op $a else ' ' for x in xs])\n"
-            "    return len([w for w in s.split() if len(w) >= $k])",
-        },
-        inputs=_streak_inputs,
-        expected=_streaks,
     ),
 )
 """Families over lists of numbers."""

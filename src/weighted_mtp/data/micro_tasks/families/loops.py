@@ -54,6 +54,8 @@ FAMILIES = (
             "Write a function $f that adds the numbers below n divisible by $a or $b.",
             "Define $f: the sum of all multiples of $a or $b below n.",
             "Implement $f to sum what is below n and a multiple of $a or $b.",
+            "What do all multiples of $a or $b less than n add up to? Write $f.",
+            "I need $f to add up each i under n that $a or $b divides.",
         ),
         styles={
             "sum": "def $f(n):\n"
@@ -75,6 +77,8 @@ FAMILIES = (
             "Write a function $f that adds i times $a plus j times $b for all i < n, j < m.",
             "Define $f: the sum of $a i + $b j over i below n and j below m.",
             "Implement $f to total $a times i plus $b times j for i < n and j < m.",
+            "I need $f to add $a i + $b j over all cells i, j of an n by m grid, from 0.",
+            "Given n and m, $f should sum i * $a + j * $b for i in range(n), j in range(m).",
         ),
         styles={
             "loops": "def $f(n, m):\n    t = 0\n    for i in range(n):\n"
@@ -97,6 +101,8 @@ FAMILIES = (
             "Write a function $f: steps until n <= $a, n // $k if $k divides n, else n - $b.",
             "Define $f: divide n by $k if possible, else take $b off; count until at most $a.",
             "Implement $f to count steps to at most $a: n by $k if it divides, else minus $b.",
+            "I need $f: the steps from n to at most $a, each n // $k if exact, else n - $b.",
+            "How many steps bring n to at most $a? By $k if it divides, else less $b. Write $f.",
         ),
         styles={
             "while": "def $f(n):\n    t = 0\n    while n > $a:\n"
@@ -120,6 +126,10 @@ FAMILIES = (
             "times the one before.",
             "Define $f: term n of the sequence $a, $b, ... with u = $p v + $q w for last v, w.",
             "Implement $f for the recurrence from $a, $b: $p times last plus $q times previous.",
+            "I need $f: term n of a sequence from $a, $b on, each $p times the last plus $q times "
+            "the one before that.",
+            "Given n, $f should start at $a, $b, go on by $p times the newest plus $q times the "
+            "one before, and return term n.",
         ),
         styles={
             "pair": "def $f(n):\n    a, b = $a, $b\n    for _ in range(n):\n"
@@ -143,6 +153,8 @@ FAMILIES = (
             "Write a function $f that counts the ways to pay n with coins of $a, $b and $c.",
             "Define $f: in how many ways coins of $a, $b and $c make n.",
             "Implement $f to count the sums of $a, $b and $c, in any number, that give n.",
+            "In how many ways can n be paid with coins worth $a, $b and $c? Write $f.",
+            "I need $f to count all ways to make n out of coins $a, $b and $c.",
         ),
         styles={
             "table": "def $f(n):\n    t = [1] + [0] * n\n    for c in [$a, $b, $c]:\n"

@@ -46,6 +46,8 @@ FAMILIES = (
             "Write a function $f that returns s followed by '$c', $k times over.",
             "Define $f: add '$c' to s and repeat the result $k times.",
             "Implement $f to repeat s and a '$c' after it $k times.",
+            "I need $f to write s and a '$c', $k times in a row.",
+            "Given s, $f should return s + '$c' repeated $k times.",
         ),
         styles={
             "multiply": "def $f(s):\n    return (s + '$c') * $k",
@@ -67,6 +69,8 @@ FAMILIES = (
             "Write a function $f that returns s with every '$c' replaced by '$d'.",
             "Define $f: change each '$c' in s to '$d'.",
             "Implement $f to put '$d' wherever s has '$c'.",
+            "I need $f to swap each '$c' of s for '$d'.",
+            "Given s, $f should return it with '$d' in place of '$c'.",
         ),
         styles={
             "replace": "def $f(s):\n    return s.replace('$c', '$d')",
@@ -86,6 +90,8 @@ FAMILIES = (
             "Write a function $f that puts '$c' before s until it has $k characters.",
             "Define $f: pad s on the left with '$c' to length $k.",
             "Implement $f to right-align s in width $k, filled with '$c'.",
+            "I need $f to fill s with '$c' on the left until it is $k long.",
+            "Given s, $f should make it $k wide by putting '$c' in front.",
         ),
         styles={
             "method": "def $f(s):\n    return s.rjust($k, '$c')",
@@ -109,6 +115,8 @@ FAMILIES = (
             "Write a function $f that counts the letters $a, $b and $c in s.",
             "Define $f: how many characters of s are $a, $b or $c.",
             "Implement $f to return how often $a, $b and $c occur in s together.",
+            "How many letters of s are $a, $b or $c? Write $f to tell.",
+            "I need $f to count each $a, $b and $c in s and return the total.",
         ),
         styles={
             "sum": "def $f(s):\n    return sum([c in '$a$b$c' for c in s])",
@@ -130,6 +138,8 @@ FAMILIES = (
             "Write a function $f that joins by '$c' the words of s with length $op_words $k.",
             "Define $f: the words of s whose length is $op_words $k, joined by '$c'.",
             "Implement $f to put '$c' between the words of s of length $op_words $k.",
+            "I need $f to keep words of s of length $op_words $k and join them with '$c'.",
+            "Given s, $f should link by '$c' all words whose length is $op_words $k.",
         ),
         styles={
             "comprehension": "def $f(s):\n"
@@ -152,6 +162,8 @@ FAMILIES = (
             "Write a function $f that returns the digit sum of n times $a plus $b.",
             "Define $f: add the digits of n, multiply by $a, add $b.",
             "Implement $f to return $a times the sum of n's digits plus $b.",
+            "What do the digits of n add up to? Let $f return that times $a plus $b.",
+            "I need $f to sum n's digits, multiply the sum by $a and add $b.",
         ),
         styles={
             "string": "def $f(n):\n    return sum([int(d) for d in str(n)]) * $a + $b",
@@ -173,6 +185,8 @@ FAMILIES = (
             "Write a function $f: shift each letter a-z of s by $k, others become '$c'.",
             "Define $f: move letters of s $k on in the alphabet, all else gives '$c'.",
             "Implement $f, a Caesar cipher by $k that turns all but a-z into '$c'.",
+            "I need $f to encode s: letters a-z move $k places on, anything else becomes '$c'.",
+            "Given s, $f should rotate a-z by $k and write '$c' for all other characters.",
         ),
         styles={
             "join": "def $f(s):\n    return ''.join([chr((ord(c) - 97 + $k) % 26 + 97) "

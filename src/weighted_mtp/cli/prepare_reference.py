@@ -1,0 +1,51 @@
+"""`weighted-mtp prepare reference-losses`: score a data set once for Rho-1."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
+
+
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """Options of `prepare reference-losses`."""
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="any Llama: a run or a checkpoint"
+    )
+    parser.add_argument("--out", type=Path, help="default FILE.reference.safetensors")
+    parser.add_argument("--template", choices=list(TEMPLATES), default="alpaca")
+    parser.add_argument("--max-length", type=int, default=2048, help="as data.max_length")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compute-dtype", choices=list(DTYPES), default="float32")
+
+
+def run_reference(args: argparse.Namespace) -> int:
+    """Score and store; say how to train with it."""
+    for name in ("max_length", "batch_size"):
+        if getattr(args, name) < 2 - (name == "batch_size"):
+            raise UserError(f"--{name.replace('_', '-')} is too small")
+    out = prepare_reference_losses(
+        ReferenceRequest(
+            args.data,
+            args.model,
+            args.out,
+            args.template,
+            args.max_length,
+            args.batch_size,
+            args.device,
+            args.compute_dtype,
+        )
+    )
+    print(f"reference losses: {out}")
+    print(
+        f"next: weighted-mtp train --recipe rho1 --set data.train={args.data} "
+        f"--set objective.rho1.reference={out} --set data.template={args.template} "
+        f"--set data.max_length={args.max_length}"
+    )
+    return 0

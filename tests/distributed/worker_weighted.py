@@ -1,0 +1,151 @@
+"""Started by torchrun: the weighted objectives on two processes against one, in float64.
+
+    worker_weighted.py {even,empty} ROWS FOLDER
+    worker_weighted.py late ARGUMENT …
+
+The first process trains every case of the group alone, then both train it together: the curve, the
+gradient norms, the weights and the held-out figures are equal. Micro-batches are half as large
+on two processes, so that what is decided over one forward pass is decided over the same rows.
+
+`late` is the command line, where the second process starts two seconds after the first.
+"""
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tests.helpers import end_worker
+from tests.integration.helpers_training import (
+    CRITIC,
+    SMALL,
+    build_trainer,
+    largest_difference,
+    run_steps,
+    same,
+    state,
+)
+
+from weighted_mtp.cli.main import main as command_line
+from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.runtime.environment import Environment
+
+STEPS, TOLERANCE = 15, 1e-9
+STEP = {"objective.scope": "step"}
+WHITEN = {"objective.td.whiten": "batch"}
+PAIRS = {"objective.value.loss": "pairwise", "objective.value.trunk": "all"}
+CASES = {
+    "critic": {**CRITIC},
+    "critic frozen": {},
+    "critic pairwise": PAIRS,
+    "verifiable": {"objective.value.gradient_to_trunk": True},
+    "verifiable ema": {"objective.td.whiten": "ema"},
+    "verifiable whiten": WHITEN,
+    "verifiable whiten step": {**WHITEN, **STEP},
+    "verifiable renormalise": {"objective.td.renormalise": True},
+    "verifiable random_matched": {"objective.name": "random_matched"},
+    "verifiable random_matched step": {"objective.name": "random_matched", **STEP},
+    "verifiable shuffled": {"objective.name": "shuffled"},
+    "rho1": {},
+    "rho1 step": STEP,
+    "rho1 difficult": {"objective.rho1.mode": "difficult"},
+}
+GROUPS = {  # of six rows in twos, the third micro-batch leaves the second process an empty one
+    "even": {"training.batch_size": 8},
+    "empty": {"training.batch_size": 6},
+}
+Outcome = tuple[list[dict], dict, Trainer]
+
+
+def trained(case: str, group: str, rows: Path, folder: Path, env: Environment) -> Outcome:
+    settings = {**SMALL, **GROUPS[group], **CASES[case], "training.steps": STEPS}
+    settings |= {"training.micro_batch_size": 2, "training.learning_rate": 3e-3}
+    trainer = build_trainer(rows, folder, case.split()[0], env=env, dtype=torch.float64, **settings)
+    size = {"micro_batch_size": 4 // env.world_size}  # a recipe would insist that it divides
+    trainer.config = trainer.config.model_copy(update=size)
+    return run_steps(trainer, STEPS), trainer.validate(), trainer
+
+
+def difference(one: object, other: object) -> float:
+    """The largest between two figures: numbers, lists or mappings of them."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), (sorted(one), sorted(other))
+        return max((difference(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, list):
+        return max((difference(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
+    if math.isnan(one) and math.isnan(other):
+        return 0.0
+    return abs(one - other)
+
+
+def skip_together(rows: Path, folder: Path, env: Environment) -> None:
+    """A loss that is not finite on one process alone: both skip the step and count it."""
+    settings = {**SMALL, "training.micro_batch_size": 2}
+    trainer = build_trainer(rows, folder, "verifiable", env=env, **settings)
+    forward = trainer.module.forward
+
+    def spoiled(batch, task="train", *args):
+        out = forward(batch, task, *args)
+        bad = trainer.step == 1 and env.rank == 1 and task == "train"
+        return out._replace(loss=out.loss * math.nan) if bad else out
+
+    trainer.module.forward = spoiled
+    run_steps(trainer, 1)
+    before = state(trainer)
+    figures = run_steps(trainer, 1)[0]
+    assert figures["skipped"] == trainer.skipped.count == 1
+    assert same(state(trainer), before)
+    assert "skipped" not in run_steps(trainer, 1)[0]
+    assert not same(state(trainer), before)
+
+
+def same_everywhere(trainer: Trainer) -> bool:
+    """Every process holds the weights of the first one, bit for bit."""
+    mine = torch.cat([tensor.flatten() for tensor in state(trainer).values()])
+    first = mine.clone()
+    dist.broadcast(first, 0)
+    differ = torch.tensor(float(not torch.equal(mine, first)))
+    dist.all_reduce(differ)
+    return not differ
+
+
+def main(group: str, rows: Path, folder: Path) -> None:
+    alone, first = Environment(torch.device("cpu"), 0, 1), os.environ["RANK"] == "0"
+    expected = {case: trained(case, group, rows, folder, alone) for case in CASES if first}
+    dist.init_process_group("gloo")
+    env = Environment(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
+    wrong = []
+    for case in CASES:
+        if first:
+            print(f"{case} …", flush=True)  # if it hangs, this tells where
+        own_curve, own_held_out, trainer = trained(case, group, rows, folder, env)
+        assert same_everywhere(trainer), case
+        if not first:
+            continue
+        curve, held_out, reference = expected[case]
+        gaps = {
+            "curve": difference(own_curve, curve),
+            "held out": difference(own_held_out, held_out),
+            "weights": largest_difference(state(trainer), state(reference)),
+        }
+        told = f"{case}: " + " ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
+        print(told, flush=True)
+        wrong += [] if max(gaps.values()) < TOLERANCE else [told]
+    if group == "even":
+        skip_together(rows, folder, env)
+    assert not wrong, wrong
+    if first:
+        print(f"{group}: {len(CASES)} cases agree on {env.world_size} processes", flush=True)
+    end_worker()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "late":
+        time.sleep(2 * int(os.environ["RANK"]))
+        sys.exit(command_line(sys.argv[2:]))
+    logging.disable()
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
