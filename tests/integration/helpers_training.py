@@ -20,7 +20,7 @@ from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.compose import build_adapter, encode_rows
+from weighted_mtp.pipelines.compose import build_adapter, encode_rows, prepare_blocks
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.pipelines.objectives import make_objective
 from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
@@ -148,6 +148,7 @@ def build_trainer(
         examples = [with_reference(example) for example in examples]
     module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
     module.to(dtype)
+    prepare_blocks(resolved, adapter.transformer)
     return Trainer(resolved, module, collator, train or examples, held_out, run_dir, env)
 
 

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is bit for bit the run that was never stopped."""
 
+import json
 import random
 import shutil
 import signal
@@ -313,6 +314,17 @@ def test_a_damaged_file_is_named(name, damage, half_way, capsys):
     assert error.startswith("error: ")
     assert str(path) in error
     assert tree(half_way) == before
+
+
+def test_a_checkpoint_without_what_is_to_be_restored(half_way, capsys):
+    """Of an earlier version, say."""
+    path = last_checkpoint(half_way) / "trainer.json"
+    state = json.loads(path.read_text())
+    del state["best"]
+    path.write_text(json.dumps(state))
+    # BUG in the library: a KeyError.
+    assert resume(half_way) == 2
+    assert str(path.parent) in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_resumed_run_can_be_made_longer(half_way):

@@ -9,9 +9,11 @@ from tests.integration.helpers_training import (
     CRITIC,
     last_checkpoint,
     records,
+    resume,
     train,
     train_arguments,
     train_curve,
+    tree,
     weights,
 )
 
@@ -79,6 +81,19 @@ def test_two_stages_in_one_command(tmp_path, rows_file):
     first = train_curve(run_dir, "head_loss")[0][0]
     assert first < train_curve(run_dir / "critic", "head_loss")[0][0] - 0.5
     assert weights(run_dir).keys() == weights(run_dir / "critic").keys()
+
+
+def test_either_stage_may_stop_early(tmp_path, rows_file, capsys):
+    """Nothing ever improves enough: each stage ends after its second validation, for good."""
+    early = "{patience: 1, min_delta: 100}"
+    changes = {"training__early_stopping": early, "training__validate_every": 2, **CRITIC}
+    run_dir = tmp_path / "run"
+    assert train(run_dir, rows_file, "verifiable", critic_stage__steps=6, **changes) == 0
+    assert last_checkpoint(run_dir / "critic").name == "step-00000004"
+    assert last_checkpoint(run_dir).name == "step-00000004"
+    before = tree(run_dir)
+    assert resume(run_dir) == 0
+    assert tree(run_dir) == before
 
 
 def test_rho1_reports_what_it_kept(tmp_path, rows_file, reference_file):

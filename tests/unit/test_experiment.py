@@ -85,7 +85,7 @@ def results(solved: dict[str, float], seeds: int = 2, problems: int = 40) -> lis
         for seed in range(seeds):
             passed = {f"p{i}": i < share * problems for i in range(problems)}
             both = {"test": passed, "compositions": dict.fromkeys(passed, False)}
-            found.append(ArmResult(arm, seed, both, 1000, [0.5]))
+            found.append(ArmResult(arm, seed, both, 1000, [0.5], 0.7))
     return found
 
 

@@ -284,17 +284,13 @@ def test_warmup_stable_decay(decay):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_activation_checkpointing_changes_nothing(kind, make_trainer):
-    from weighted_mtp.pipelines.compose import prepare_blocks
-
     runs = []
     for recomputed in (False, True):
         trainer = make_trainer(
             kind, **KINDS[kind], **SMALL, training__activation_checkpointing=recomputed
         )
-        transformer = trainer.module.adapter.transformer
-        prepare_blocks(trainer.recipe, transformer)
         calls = []
-        attention = transformer.layers[0].attention
+        attention = trainer.module.adapter.transformer.layers[0].attention
         attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         curve = [(f["loss"], f["grad_norm"]) for f in run_steps(trainer, 4)]
         runs.append((curve, state(trainer), len(calls)))

@@ -20,6 +20,8 @@ class Line:
         scores: for each split: mean and the bounds of its interval, in [0, 1].
         difference: to the arm without weights on the same rows, likewise, on the first split.
         by_seed: mean of each seed on the first split.
+        preferred: share of held-out pairs whose right program is the likelier one.
+        loss: of head 1 on held-out correct programs. tokens: targets trained on.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Line:
     scores: dict[str, tuple[float, float, float]]
     difference: tuple[float, float, float] | None
     by_seed: tuple[float, ...]
+    preferred: tuple[float, ...]
     loss: float
     tokens: int
 
@@ -34,7 +37,7 @@ class Line:
 def markdown_table(lines: Sequence[Line], splits: Sequence[str], against: str) -> str:
     """The lines as Markdown, best first."""
     header = ["arm", "trained on", *(f"pass@1 {split}" for split in splits)]
-    header += [f"difference to {against}", "head 1 loss", "target tokens"]
+    header += [f"difference to {against}", "right preferred", "head 1 loss", "target tokens"]
     rows = [header, ["---"] * len(header)]
     for line in lines:
         difference = "–" if line.difference is None else _signed(line.difference)
@@ -44,6 +47,7 @@ def markdown_table(lines: Sequence[Line], splits: Sequence[str], against: str) -
                 line.about,
                 *(_percent(line.scores[split]) for split in splits),
                 difference,
+                _spread(line.preferred),
                 f"{line.loss:.3f}",
                 f"{line.tokens / 1000:,.0f} k",
             ]
@@ -97,6 +101,12 @@ def replace_section(path: Path, name: str, text: str) -> None:
 def _percent(interval: tuple[float, float, float]) -> str:
     mean, low, high = (100 * x for x in interval)
     return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean over seeds, and the lowest and highest."""
+    low, high = 100 * min(values), 100 * max(values)
+    return f"{100 * sum(values) / len(values):.1f} % ({low:.1f}–{high:.1f})"
 
 
 def _signed(interval: tuple[float, float, float]) -> str:

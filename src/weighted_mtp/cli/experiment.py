@@ -90,6 +90,7 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
                 },
                 difference,
                 tuple(first.mean(axis=1)),
+                tuple(result.right_preferred for result in part),
                 float(np.mean([result.head_loss[0] for result in part])),
                 int(np.mean([result.tokens for result in part])),
             )
@@ -128,8 +129,10 @@ def write(
 ![pass@1 of every arm]({os.path.relpath(picture, args.results.parent)})
 
 Written by `{command}`. {request.seeds} seeds; {request.n_problems} greedy programs for each split
-and seed. Brackets are 95 % percentile bootstrap intervals over seeds and problems together;
-the difference is paired (percentage points, test split). Every arm starts from its seed's base
+and seed. Brackets are 95 % percentile bootstrap intervals over seeds and problems together; the
+difference is paired (percentage points, test split). "Right preferred": of 300 held-out pairs of a
+right and a wrong program of one problem, the share whose right one the model finds likelier (mean,
+lowest and highest seed; 50 % is guessing). Every arm starts from its seed's base
 ({request.base_steps} steps on right and wrong programs alike, with a critic) and trains for
 {request.steps} steps of the same number of rows. Beyond that budget, the TD arms use the base's
 critic, and rho1 the finished baseline arm as its reference.

@@ -111,6 +111,9 @@ def summarise(
         accuracy, loss = held_out["head_accuracy"][0], held_out["head_loss"][0]
         lines.append(("next token right", f"{accuracy:.1%}", "on held-out correct programs"))
         lines.append(("loss of head 1", f"{loss:.3f} nats", "the same, as cross-entropy a token"))
+    if "right_preferred" in held_out:
+        meaning = "of a right and a wrong program of one problem, it finds the right one likelier"
+        lines.append(("right preferred", f"{held_out['right_preferred']:.1%}", meaning))
     judged = _last(stages["critic"], "validation") if "critic" in stages else held_out
     for at, words in (("50", "half a program"), ("100", "a whole program")):
         if f"auc_at_{at}" in judged:

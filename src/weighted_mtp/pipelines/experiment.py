@@ -9,6 +9,7 @@ experiment can be interrupted and taken up again, and several may run side by si
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,6 +95,8 @@ class ArmResult:
         passed: for each split, whether each problem was solved, by its id.
         tokens: target tokens trained on.
         head_loss: held-out loss of each head on correct programs, nats a token.
+        right_preferred: of held-out pairs of a right and a wrong program of one problem, the share
+            whose right one is likelier to the model.
     """
 
     arm: str
@@ -101,6 +104,7 @@ class ArmResult:
     passed: dict[str, dict[str, bool]]
     tokens: int
     head_loss: list[float] = field(default_factory=list)
+    right_preferred: float = math.nan
 
 
 def run_experiment(request: ExperimentRequest) -> list[ArmResult]:
@@ -158,13 +162,14 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
 
 def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     """The resolved recipe of an arm (or of the base)."""
-    data = [f"data.micro.seed={seed}", f"runtime.seed={seed}"]
+    data = [f"data.micro.seed={seed}", f"runtime.seed={seed}", "data.micro.n_validation=300"]
     if arm == "base":
         base = [
             "data.micro.incorrect_per_problem=1",
             "objective.value.lm_rows=all",
             f"training.steps={request.base_steps}",
             f"training.save_every={request.base_steps}",
+            f"training.validate_every={request.base_steps}",
             "training.keep_last=1",
         ]
         return load_recipe("critic", request.preset, [*data, *base, *request.settings])
@@ -175,6 +180,7 @@ def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         f"model.path={start}",
         f"training.steps={request.steps}",
         f"training.save_every={request.steps}",
+        f"training.validate_every={request.steps}",
         "training.keep_last=1",
         # Other rows than the base began with: the same for every arm.
         f"runtime.seed={seed + 1000}",
@@ -204,6 +210,7 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
         passed,
         sum(r["tokens"] for r in metrics if r["kind"] == "train"),
         held_out[-1]["head_loss"] if held_out else [],
+        held_out[-1].get("right_preferred", math.nan) if held_out else math.nan,
     )
 
 

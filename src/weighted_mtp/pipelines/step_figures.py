@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weighted_mtp.data.collators import Example
-from weighted_mtp.evaluation.critic_metrics import critic_report
+from weighted_mtp.evaluation.critic_metrics import critic_report, within_problem_auc
 from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.training_module import FRACTIONS
 from weighted_mtp.runtime import distributed
@@ -57,24 +57,38 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     return figures
 
 
-def value_figures(probe: Tensor | None, examples: Sequence[Example]) -> dict[str, float]:
-    """How well values along held-out responses tell right from wrong.
+def row_figures(
+    probe: Tensor | None, examples: Sequence[Example], has_likelihood: bool
+) -> dict[str, float]:
+    """How well likelihood and values tell right held-out rows from wrong ones.
 
     Args:
-        probe: `[N, 1 + F]` row index and values at `FRACTIONS`.
+        probe: `[N, 2]` row index and cross-entropy of the response, or `[N, 2 + F]` with values at
+            `FRACTIONS`.
         examples: where the rows' labels and problems are found.
+        has_likelihood: the second column means something.
+
+    Returns:
+        `right_preferred` (of the pairs of a right and a wrong row of one problem, the share whose
+        right one is likelier) and the critic's figures, those that are defined.
     """
-    if probe is None or not probe.isfinite().all():  # a critic that diverged has no ranking
+    if probe is None or not probe.isfinite().all():  # a model that diverged has no ranking
         return {}
     by_row = {example.row: example for example in examples}
     known = [line for line in probe.tolist() if int(line[0]) in by_row]
     chosen = [by_row[int(line[0])] for line in known]
-    return critic_report(
-        torch.tensor([line[1:] for line in known]).view(-1, len(FRACTIONS)),
-        torch.tensor([float(example.is_correct) for example in chosen]),
-        [example.task_id for example in chosen],
-        FRACTIONS,
-    )
+    labels = torch.tensor([float(example.is_correct) for example in chosen])
+    problems = [example.task_id for example in chosen]
+    figures: dict[str, float] = {}
+    if has_likelihood:
+        scores = torch.tensor([-line[1] for line in known])
+        preferred = within_problem_auc(scores, labels, problems)
+        if preferred is not None:
+            figures["right_preferred"] = preferred
+    if known and len(known[0]) > 2:
+        values = torch.tensor([line[2:] for line in known])
+        figures |= critic_report(values, labels, problems, FRACTIONS)
+    return figures
 
 
 def _means(total: Tensor, count: Tensor) -> list[float]:

@@ -33,7 +33,7 @@ from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
 from weighted_mtp.pipelines.nonfinite import SkippedSteps
 from weighted_mtp.pipelines.objectives import Pool, Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
-from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, summarise, value_figures
+from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, row_figures, summarise
 from weighted_mtp.pipelines.trackers import Tracker, make_trackers
 from weighted_mtp.pipelines.training_module import TrainingModule, pool_of
 from weighted_mtp.runtime import distributed
@@ -187,11 +187,10 @@ class Trainer:
             if out.probe is not None:
                 probes.append(out.probe)
         sums = reduce_sums(sums, self.env.device)
-        figures = summarise(sums)
-        if self.objective.needs_value_head:
-            figures |= self.objective.summarise(sums)
-            gathered = gather_rows([torch.cat(probes)])[0][0]
-            figures |= value_figures(gathered, self.validation)
+        figures = {**summarise(sums), **self.objective.summarise(sums)}
+        probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
+        figures |= row_figures(probe, self.validation, "heads" in sums)
+        if "value_loss" in figures:
             figures.setdefault("loss", figures["value_loss"])
         return figures
 

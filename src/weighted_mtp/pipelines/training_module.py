@@ -35,7 +35,8 @@ class StepOutput(NamedTuple):
         sums: additive figures; `heads` is `[2, 3, n]`: correct rows and incorrect ones; summed
             cross-entropy, hits, counted targets.
         signal: what weights are decided from, if this was a scoring pass.
-        probe: `[B, 1 + F]` row index and values along the response, if this was a validation.
+        probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
+            ran), if this was a validation; with a value head `[B, 2 + F]`, values along it.
     """
 
     loss: Tensor
@@ -133,16 +134,17 @@ class TrainingModule(nn.Module):
     def _validate(self, batch: Batch) -> StepOutput:
         objective = self.objective
         states = self._states(batch, all_heads=objective.runs_heads)
-        values, sums, probe = self._values(states[0]), Sums(), None
+        values, sums = self._values(states[0]), Sums()
+        columns = [batch.rows[:, None].double(), states[0].new_zeros(len(batch.rows), 1).double()]
         if objective.runs_heads:
             targets = shift_labels(batch.labels, objective.heads, batch.tokens.shape[1])
             seen = self._cross_entropy(states, targets)
             sums["heads"] = _head_sums(seen.ce, seen.hit, targets != IGNORE_INDEX, batch.correct)
+            columns[1] = seen.ce[:, :, 0].double().sum(1, keepdim=True)
         if values is not None:
             sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
-            along = values_along(values, batch.labels)
-            probe = torch.cat([batch.rows[:, None].to(along), along], dim=1)
-        return StepOutput(states[0].new_zeros(()), sums, None, probe)
+            columns.append(values_along(values, batch.labels).double())
+        return StepOutput(states[0].new_zeros(()), sums, None, torch.cat(columns, dim=1))
 
     def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
         """Normalised states `[B, S, D]`, the next-token path first."""
