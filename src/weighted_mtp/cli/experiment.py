@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--steps", type=int, default=150, help="of every arm")
-    parser.add_argument("--base-steps", type=int, default=350, help="of what they start from")
+    parser.add_argument("--base-steps", type=int, default=500, help="of what they start from")
     parser.add_argument("--n-problems", type=int, default=200, help="held out, of each split")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument(

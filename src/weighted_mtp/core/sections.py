@@ -90,9 +90,13 @@ class MicroConfig(Section):
 
     Attributes:
         families: their labels; None takes all of at most `max_difficulty`.
+        max_constant: only problems whose numbers are no larger.
+        marked_names: function names end in a random mark that must be copied from the instruction.
     """
 
     families: tuple[str, ...] | None = None
+    max_constant: PositiveInt | None = None
+    marked_names: bool = True
     max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
     n_problems: PositiveInt = 4000
     n_validation: PositiveInt = 200

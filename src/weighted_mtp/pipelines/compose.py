@@ -13,10 +13,11 @@ from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.sections import MicroConfig
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
-from weighted_mtp.data.micro_tasks import Split, generate, up_to
+from weighted_mtp.data.micro_tasks import Family, Split, generate, up_to
 from weighted_mtp.data.tokenizers import (
     Tokenizer,
     check_vocabulary,
@@ -251,12 +252,12 @@ def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
     right = micro.correct_per_problem if training else 1
     wrong = micro.incorrect_per_problem if training else min(1, micro.incorrect_per_problem)
     each = f"{right}+{wrong}" if wrong else f"{right}"
-    kinds = "" if micro.families is None else f"-{_short_hash(micro.families)}"
-    name = f"micro-{split}-{size}x{each}-to{micro.max_difficulty}{kinds}-seed{micro.seed}.jsonl"
+    kinds = hashlib.sha256(micro.model_dump_json().encode()).hexdigest()[:8]
+    name = f"micro-{split}-{size}x{each}-seed{micro.seed}-{kinds}.jsonl"
     path = data_dir / "data" / name
     if distributed.is_main_process() and not path.exists():
         log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
-        families = up_to(micro.max_difficulty, micro.families)
+        families = micro_families(micro)
         with Sandbox() as judge:
             rows = generate(size, micro.seed, judge, split, right, wrong, families)
         write_jsonl(path, rows)
@@ -264,8 +265,13 @@ def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
     return path
 
 
-def _short_hash(names: Sequence[str]) -> str:
-    return hashlib.sha256(",".join(sorted(names)).encode()).hexdigest()[:8]
+def micro_families(micro: MicroConfig) -> tuple[Family, ...]:
+    """The families a recipe draws from.
+
+    Raises:
+        UserError: there are none.
+    """
+    return up_to(micro.max_difficulty, micro.families, micro.max_constant, micro.marked_names)
 
 
 def load_examples(

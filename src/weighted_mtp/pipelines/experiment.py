@@ -81,7 +81,7 @@ class ExperimentRequest:
     seeds: int = 3
     arms: tuple[str, ...] = tuple(ARMS)
     steps: int = 150
-    base_steps: int = 350
+    base_steps: int = 500
     n_problems: int = 200
     jobs: int = 1
     settings: tuple[str, ...] = ()
@@ -162,10 +162,11 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
 
 def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     """The resolved recipe of an arm (or of the base)."""
-    data = [f"data.micro.seed={seed}", f"runtime.seed={seed}", "data.micro.n_validation=300"]
+    data = [f"data.micro.seed={seed}", f"runtime.seed={seed}"]
+    # The same rows for all: each arm's objective selects among them.
+    data += ["data.micro.n_validation=300", "data.micro.incorrect_per_problem=3"]
     if arm == "base":
         base = [
-            "data.micro.incorrect_per_problem=1",
             "objective.value.lm_rows=all",
             f"training.steps={request.base_steps}",
             f"training.save_every={request.base_steps}",
@@ -175,7 +176,6 @@ def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         return load_recipe("critic", request.preset, [*data, *base, *request.settings])
     start = complete_checkpoints(folder(request, "base", seed))[-1] / "model"
     changes = [
-        "data.micro.incorrect_per_problem=1",
         "model.architecture=null",
         f"model.path={start}",
         f"training.steps={request.steps}",

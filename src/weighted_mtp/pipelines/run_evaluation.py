@@ -13,9 +13,10 @@ from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
+from weighted_mtp.core.sections import MicroConfig
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.micro_tasks import Split, up_to
+from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.data.micro_tasks import generate as generate_micro
 from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.decoding import Sampling, generate
@@ -23,6 +24,7 @@ from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.compose import micro_families
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     )
     tokenizer = load_tokenizer(model_dir)
     trained_on = run_data(request.path)
-    micro = trained_on.get("micro", {})
-    hardest = request.max_difficulty or micro.get("max_difficulty", 11)
-    labels = None if request.max_difficulty else micro.get("families")
+    micro = MicroConfig(**trained_on.get("micro", {}))
+    if request.max_difficulty is not None:
+        micro = MicroConfig(max_difficulty=request.max_difficulty)
     collator = AlpacaCollator(tokenizer, request.template or trained_on.get("template", "alpaca"))
     with Sandbox() as judge:
         rows = generate_micro(
-            request.n_problems, request.seed, judge, request.split, families=up_to(hardest, labels)
+            request.n_problems, request.seed, judge, request.split, families=micro_families(micro)
         )
         tasks = [row for row in rows for _ in range(request.n_samples)]
         completions: list[str] = []

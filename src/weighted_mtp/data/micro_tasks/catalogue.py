@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.micro_tasks.compositions import COMPOSITIONS
@@ -16,11 +18,20 @@ FAMILIES: tuple[Family, ...] = (*SINGLES, *COMPOSITIONS)
 """The families of one operation and those that compose two."""
 
 
-def up_to(difficulty: int, labels: Sequence[str] | None = None) -> tuple[Family, ...]:
+def up_to(
+    difficulty: int,
+    labels: Sequence[str] | None = None,
+    max_constant: int | None = None,
+    marked: bool = True,
+) -> tuple[Family, ...]:
     """The families of at most this difficulty, all or those of some labels.
 
+    Args:
+        max_constant: leaves only problems whose numbers are no larger.
+        marked: whether names bear a random mark.
+
     Raises:
-        UserError: no family has one of the labels.
+        UserError: no family has one of the labels, or none has a problem left.
     """
     known = {family.label for family in FAMILIES}
     unknown = sorted(set(labels or ()) - known)
@@ -28,11 +39,25 @@ def up_to(difficulty: int, labels: Sequence[str] | None = None) -> tuple[Family,
         raise UserError(
             f"micro tasks: no family {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         )
-    return tuple(
-        family
+    chosen = [
+        replace(family, space=_small(family.space, max_constant), marked=marked)
         for family in FAMILIES
         if family.difficulty <= difficulty and (labels is None or family.label in labels)
-    )
+    ]
+    usable = tuple(family for family in chosen if all(family.space.values()))
+    if not usable:
+        raise UserError("micro tasks: these settings leave no problem at all")
+    return usable
+
+
+def _small(space: Mapping[str, Sequence[Any]], most: int | None) -> dict[str, Sequence[Any]]:
+    """A space without the numbers above `most`."""
+    if most is None:
+        return dict(space)
+    return {
+        name: [v for v in values if not (isinstance(v, int) and v > most)]
+        for name, values in space.items()
+    }
 
 
 def draw_problems(

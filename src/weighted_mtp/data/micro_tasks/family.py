@@ -51,6 +51,7 @@ class Family:
         valid: whether a point of the space is a problem (called with the parameters).
         group: families of one group take their turns as if they were one; "" for none.
         parts: what a composition composes, by the names of the families they come from.
+        marked: names end in a random mark, which must be read from the instruction.
         held_out: all problems are of the split "compositions", and none of any other.
         behaviour: what the function does, called with the parameters; problems that do the same
             are one. Left out where different parameters always mean different functions.
@@ -69,6 +70,7 @@ class Family:
     valid: Callable[..., bool] = _always
     group: str = ""
     parts: tuple[str, ...] = ()
+    marked: bool = True
     held_out: bool = False
     behaviour: Callable[..., Any] | None = None
 
@@ -163,7 +165,9 @@ def normalise(source: str) -> str:
 def pose(problem: Problem, rng: Random) -> Task:
     """Choose a name, a wording and test inputs for a problem."""
     family = problem.family
-    entry_point = f"{rng.choice(family.entry_points)}_{rng.choice(MARKS)}"
+    entry_point = rng.choice(family.entry_points)
+    if family.marked:
+        entry_point += f"_{rng.choice(MARKS)}"
     words = family.words(problem.params) | {"f": entry_point}
     signature = f"`{entry_point}({family.arguments})`"
     wording = Template(rng.choice(family.wordings))
