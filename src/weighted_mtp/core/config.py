@@ -54,6 +54,11 @@ class Recipe(Section):
                 f"training.batch_size ({batch}) must be a multiple of training.micro_batch_size "
                 f"({micro})"
             )
+        if self.objective.value.loss == "pairwise" and (batch % 2 or micro % 2):
+            raise ValueError(
+                f"training.batch_size ({batch}) and training.micro_batch_size ({micro}) must be "
+                "even: objective.value.loss pairwise takes rows in pairs"
+            )
         return self
 
     @model_validator(mode="after")

@@ -134,7 +134,8 @@ class AlpacaCollator:
         that every rank can always run its forward pass."""
         longest = max((len(e.ids) for e in examples), default=2)
         S = max(1, longest - 1)
-        B, L = max(1, len(examples)), S + -S % self.pad_to_multiple + 1
+        padded = min(S + -S % self.pad_to_multiple, max(S, self.max_length - 1))
+        B, L = max(1, len(examples)), padded + 1
         ids = torch.full((B, L), self.tokenizer.pad_id)
         labels = torch.full((B, L), IGNORE_INDEX)
         for i, example in enumerate(examples):

@@ -76,6 +76,14 @@ def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerpri
     partial.replace(path)
 
 
+def check_there(path: Path) -> None:
+    """Raise `UserError` where there is no such file."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; make it with: weighted-mtp prepare reference-losses"
+        )
+
+
 class ReferenceLosses:
     """Random access to stored losses; the file stays on disk.
 
@@ -86,10 +94,7 @@ class ReferenceLosses:
 
     def __init__(self, path: Path, expected: Fingerprint) -> None:
         self.path = path
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; make it with: weighted-mtp prepare reference-losses"
-            )
+        check_there(path)
         try:
             file: Any = safe_open(path, framework="pt")  # stays open as long as its slices
             found = Fingerprint(**json.loads((file.metadata() or {}).get("fingerprint", "")))

@@ -102,8 +102,11 @@ def restore(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
         UserError: a file is missing or damaged.
     """
     state = _load(checkpoint / "optimizer.pt")
+    asked = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
+        for group, settings in zip(optimizer.param_groups, asked, strict=True):
+            group.update(settings)  # the recipe's, which --set may have changed
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{checkpoint / 'optimizer.pt'}: made for another model ({error})"

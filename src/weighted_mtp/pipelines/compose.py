@@ -49,6 +49,7 @@ class RunRequest:
         resume: continue the run in `run_dir` from its newest complete checkpoint.
         data_dir: where generated data sets are kept, `run_dir` if None.
         record: the recipe the run directory keeps, `recipe` if None.
+        outer: the run this one is a stage of; its directory becomes a run together with this one's.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class RunRequest:
     resume: bool = False
     data_dir: Path | None = None
     record: Recipe | None = None
+    outer: RunRequest | None = None
 
 
 def run(request: RunRequest) -> TrainResult:
@@ -141,6 +143,8 @@ def find_checkpoint(request: RunRequest) -> Path | None:
 def record_recipe(request: RunRequest) -> None:
     """Make `run_dir` a run. Called once all input was read: a start that fails on a bad file leaves
     nothing that would stand in the way of the next one."""
+    if request.outer is not None:
+        record_recipe(request.outer)
     if distributed.is_main_process():
         request.run_dir.mkdir(parents=True, exist_ok=True)
         recipe = request.record or request.recipe
@@ -213,19 +217,31 @@ def build_adapter(
     return adapter
 
 
-def _attach_value_head(recipe: Recipe, adapter: MetaLlamaMTPAdapter, source: Path | None) -> None:
-    """The stored one; a critic may also start a fresh one."""
+def stored_value_head(recipe: Recipe, source: Path | None) -> Path | None:
+    """The value head a run starts from; None for a fresh one, which only a critic may have.
+
+    Raises:
+        UserError: the objective needs one and there is none.
+    """
     stored = value_head_path(source) if source is not None else None
     if stored is not None and stored.is_file():
-        adapter.attach_value_head(ValueHead.load_checkpoint(stored))
-        return
-    if recipe.pipeline != "critic":
+        return stored
+    if recipe.pipeline != "critic" and recipe.critic_stage is None:
         where = "a model from scratch" if source is None else str(source)
         raise UserError(
             f"{where} has no value head; train one first (weighted-mtp train --recipe critic) and "
             "set model.path to it, or set critic_stage.steps to do both"
         )
-    adapter.attach_value_head(None, recipe.objective.value.head_type)
+    return None
+
+
+def _attach_value_head(recipe: Recipe, adapter: MetaLlamaMTPAdapter, source: Path | None) -> None:
+    stored = stored_value_head(recipe, source)
+    head = None if stored is None else ValueHead.load_checkpoint(stored)
+    try:
+        adapter.attach_value_head(head, recipe.objective.value.head_type)
+    except ValueError as error:
+        raise UserError(f"{stored}: {error}; it belongs to another model") from error
 
 
 def check_length(recipe: Recipe, args: ModelArgs) -> None:

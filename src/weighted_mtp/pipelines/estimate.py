@@ -14,10 +14,17 @@ from weighted_mtp.core.device import resolve_device
 from weighted_mtp.data.datasets import first_row
 from weighted_mtp.data.tokenizers import check_vocabulary
 from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.compose import build_tokenizer, check_length, model_args
+from weighted_mtp.pipelines.compose import (
+    build_tokenizer,
+    check_length,
+    model_args,
+    stored_value_head,
+)
 from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.reference import check_reference
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Estimate:
     """Size of a run.
 
     Attributes:
-        parameters: all of the model's numbers; heads that are not trained have no gradient.
+        parameters: all of the model's numbers; what is frozen has no gradient.
         tokens_per_step: upper bound, every row at its longest.
         weights, gradients, optimizer, activations, loss: bytes on one rank.
     """
@@ -71,12 +78,17 @@ def estimate(recipe: Recipe) -> Estimate:
     else:
         args = model_args(recipe, tokenizer.vocab_size)
     check_length(recipe, args)
-    heads = make_objective(recipe.objective, args.n_future_tokens).heads
+    objective = make_objective(recipe.objective, args.n_future_tokens)
     with torch.device("meta"):
-        model = Transformer(args)
-    parameters = sum(p.numel() for p in model.parameters())
-    idle = [p for head in list(model.extra_heads)[heads - 1 :] for p in head.parameters()]
-    trained = parameters - sum(p.numel() for p in idle)
+        adapter = MetaLlamaMTPAdapter(Transformer(args))
+    check_reference(recipe)
+    if objective.needs_value_head:
+        stored_value_head(recipe, recipe.model.path)
+        adapter.attach_value_head(None, recipe.objective.value.head_type)
+    objective.prepare(adapter)
+    heads = objective.heads
+    parameters = sum(p.numel() for p in adapter.parameters())
+    trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     tokens = recipe.training.micro_batch_size * recipe.data.max_length
     size = 2 if recipe.runtime.compute_dtype == "bfloat16" else 4
     return Estimate(

@@ -24,6 +24,7 @@ from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.reference_losses import (
     Fingerprint,
     ReferenceLosses,
+    check_there,
     default_path,
     file_digest,
     write_reference,
@@ -108,6 +109,23 @@ def token_losses(transformer: Transformer, batch: Batch, dtype: torch.dtype) -> 
     return F.pad(ce.masked_fill(targets[:, :, 0] == IGNORE_INDEX, 0.0), (1, 0))
 
 
+def check_reference(recipe: Recipe) -> None:
+    """Raise `UserError` where rho1 has no reference, two, or one that is not there."""
+    rho1 = recipe.objective.rho1
+    if recipe.objective.name != "rho1" or rho1.mode == "difficult":
+        return
+    if (rho1.reference is None) == (rho1.reference_model is None):
+        raise UserError(
+            "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
+            "reference-losses) and objective.rho1.reference_model (a checkpoint that scores every "
+            "batch)"
+        )
+    if rho1.reference is not None:
+        check_there(rho1.reference)
+    if rho1.reference_model is not None:
+        resolve_model_dir(rho1.reference_model)
+
+
 def attach_reference(
     recipe: Recipe, tokenizer: Tokenizer, examples: Sequence[Example], data: Path | None
 ) -> list[Example]:
@@ -116,13 +134,8 @@ def attach_reference(
     Raises:
         UserError: neither or both are named, or the stored losses are stale.
     """
+    check_reference(recipe)
     rho1 = recipe.objective.rho1
-    if (rho1.reference is None) == (rho1.reference_model is None):
-        raise UserError(
-            "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
-            "reference-losses) and objective.rho1.reference_model (a checkpoint that scores every "
-            "batch)"
-        )
     if rho1.reference is None or data is None:
         return list(examples)
     expected = Fingerprint(
@@ -156,6 +169,11 @@ def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device)
             f"model ({tokenizer.fingerprint}); token losses cannot be compared"
         )
     transformer = _load(model_dir, tokenizer, device).requires_grad_(False)
+    if recipe.data.max_length > transformer.max_positions:
+        raise UserError(
+            f"data.max_length {recipe.data.max_length} exceeds the {transformer.max_positions} "
+            f"positions of {model_dir}"
+        )
     dtype = DTYPES[recipe.runtime.compute_dtype]
 
     def annotate(batch: Batch) -> Batch:

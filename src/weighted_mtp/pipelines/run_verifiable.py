@@ -9,9 +9,11 @@ from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, complete_checkpoints
-from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, record_recipe, run
+from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.environment import environment
 
 log = get_logger(__name__)
 
@@ -27,16 +29,21 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     """
     if request.recipe.critic_stage is None:
         return run(request)
+    runtime = request.recipe.runtime
+    with environment(runtime.device, runtime.seed, runtime.threads):  # one group for both stages
+        return _both_stages(request)
+
+
+def _both_stages(request: RunRequest) -> TrainResult:
     find_checkpoint(request)  # refuses what must not be started here
+    distributed.barrier()
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
-    if not request.resume:
-        record_recipe(request)
     recipe = critic_recipe(request.recipe)
     if not finished(folder, recipe):
         log.info("first stage: the critic")
         resume = (folder / "config.yaml").exists()
-        result = run_critic(RunRequest(recipe, folder, resume, data_dir))
+        result = run_critic(RunRequest(recipe, folder, resume, data_dir, outer=request))
         if not result.finished:
             return result
     log.info("second stage: %s", request.recipe.objective.name)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.data.collators import Example
@@ -58,15 +59,16 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def row_figures(
-    probe: Tensor | None, examples: Sequence[Example], has_likelihood: bool
+    probe: Tensor | None, examples: Sequence[Example], has_likelihood: bool, pairwise: bool
 ) -> dict[str, float]:
     """How well likelihood and values tell right held-out rows from wrong ones.
 
     Args:
-        probe: `[N, 2]` row index and cross-entropy of the response, or `[N, 2 + F]` with values at
-            `FRACTIONS`.
+        probe: `[N, 2]` row index and cross-entropy of the response, or `[N, 3 + F]` with the mean
+            value along it and the values at `FRACTIONS`.
         examples: where the rows' labels and problems are found.
         has_likelihood: the second column means something.
+        pairwise: the value loss is that of pairs.
 
     Returns:
         `right_preferred` (of the pairs of a right and a wrong row of one problem, the share whose
@@ -86,9 +88,20 @@ def row_figures(
         if preferred is not None:
             figures["right_preferred"] = preferred
     if known and len(known[0]) > 2:
-        values = torch.tensor([line[2:] for line in known])
+        values = torch.tensor([line[3:] for line in known])
         figures |= critic_report(values, labels, problems, FRACTIONS)
+        if pairwise:
+            figures["value_loss"] = _pairwise_loss([line[2] for line in known], chosen)
     return figures
+
+
+def _pairwise_loss(means: Sequence[float], examples: Sequence[Example]) -> float:
+    """−log σ(V̄⁺ − V̄⁻), the mean over all pairs of each problem; NaN without any."""
+    sides: dict[str, tuple[list[float], list[float]]] = {}
+    for mean, example in zip(means, examples, strict=True):
+        sides.setdefault(example.task_id, ([], []))[example.is_correct].append(mean)
+    margins = [r - w for wrong, right in sides.values() for r in right for w in wrong]
+    return float(-F.logsigmoid(torch.tensor(margins)).mean())
 
 
 def _means(total: Tensor, count: Tensor) -> list[float]:

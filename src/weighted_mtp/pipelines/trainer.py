@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
 from weighted_mtp.data.datasets import step_indices
@@ -103,6 +104,11 @@ class Trainer:
             state = restore(resume_from, self.optimizer)
             self.step = state["step"]
             for name, part in self._parts().items():
+                if name not in state:
+                    raise UserError(
+                        f"{resume_from}: holds no state of {name}: it was written by another "
+                        "version; start anew from its model/"
+                    )
                 part.load_state_dict(state[name])
         self.trackers: list[Tracker] = []
         if env.is_main:
@@ -189,7 +195,8 @@ class Trainer:
         sums = reduce_sums(sums, self.env.device)
         figures = {**summarise(sums), **self.objective.summarise(sums)}
         probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
-        figures |= row_figures(probe, self.validation, "heads" in sums)
+        pairwise = self.objective.group_size == 2
+        figures |= row_figures(probe, self.validation, "heads" in sums, pairwise)
         if "value_loss" in figures:
             figures.setdefault("loss", figures["value_loss"])
         return figures
@@ -253,7 +260,10 @@ class Trainer:
         forward pass to do."""
         if not self.objective.scores_whole_steps:
             return [None] * len(batches)
-        pools = [pool_of(batch, self.wrapped(batch, "score").signal) for batch in batches]
+        pools = [
+            pool_of(batch, self.wrapped(batch, "score").signal, self.objective.needs_reference)
+            for batch in batches
+        ]
         gathered = [gather_rows(pool) for pool in pools]
         whole = Pool.of(concat_rows([rows for rows, _ in gathered]))
         decided = self.objective.weights(whole)  # [R, S, n]

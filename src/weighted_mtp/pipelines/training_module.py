@@ -19,6 +19,7 @@ from weighted_mtp.data.collators import Batch
 from weighted_mtp.losses import MTPLoss, mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.objectives import Objective, Pool, Sums
+from weighted_mtp.pipelines.objectives.critic import mean_value
 from weighted_mtp.runtime.pooling import gather_rows
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
@@ -36,7 +37,8 @@ class StepOutput(NamedTuple):
             cross-entropy, hits, counted targets.
         signal: what weights are decided from, if this was a scoring pass.
         probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
-            ran), if this was a validation; with a value head `[B, 2 + F]`, values along it.
+            ran), if this was a validation; with a value head `[B, 3 + F]`, mean value and values
+            along it.
     """
 
     loss: Tensor
@@ -102,7 +104,8 @@ class TrainingModule(nn.Module):
         if objective.signal != "none":
             if objective.signal == "cross_entropy":
                 scored = self._cross_entropy(states, targets)
-            pool = pool_of(batch, scored.ce if scored is not None else values)
+            signal = scored.ce if scored is not None else values
+            pool = pool_of(batch, signal, objective.needs_reference)
             if weights is None:
                 weights = self._weights(pool)
             sums = objective.figures(pool, weights)
@@ -142,7 +145,9 @@ class TrainingModule(nn.Module):
             sums["heads"] = _head_sums(seen.ce, seen.hit, targets != IGNORE_INDEX, batch.correct)
             columns[1] = seen.ce[:, :, 0].double().sum(1, keepdim=True)
         if values is not None:
-            sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
+            if objective.group_size == 1:  # rows of a file are no pairs: those are found later
+                sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
+            columns.append(mean_value(values, batch.labels)[:, None].double())
             columns.append(values_along(values, batch.labels).double())
         return StepOutput(states[0].new_zeros(()), sums, None, torch.cat(columns, dim=1))
 
@@ -190,7 +195,7 @@ class TrainingModule(nn.Module):
         )
 
 
-def pool_of(batch: Batch, signal: Tensor | None) -> Pool:
+def pool_of(batch: Batch, signal: Tensor | None, with_reference: bool = True) -> Pool:
     """The rows of a batch with their signal."""
     if signal is None:
         raise ValueError("the objective weighs tokens by values, but there is no value head")
@@ -200,7 +205,7 @@ def pool_of(batch: Batch, signal: Tensor | None) -> Pool:
         batch.truncated,
         batch.rows,
         signal.detach().float(),
-        batch.reference,
+        batch.reference if with_reference else None,  # an empty batch always has one
     )
 
 

@@ -14,14 +14,16 @@ from weighted_mtp.core.errors import UserError
 TIMEOUT = timedelta(minutes=10)
 
 
-def start(device: torch.device) -> None:
-    """Join the process group described by torchrun's environment; nothing without torchrun.
+def start(device: torch.device) -> bool:
+    """Join the process group described by torchrun's environment; nothing without torchrun. True if
+    it was formed here. Forming a second one in the same process may hang: torchrun's store keeps
+    the addresses of the first.
 
     Raises:
         UserError: the environment is incomplete or the other ranks cannot be reached.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        return
+        return False
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -30,6 +32,7 @@ def start(device: torch.device) -> None:
             f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the "
             f"{backend} process group ({error}); start with torchrun"
         ) from error
+    return True
 
 
 def stop() -> None:

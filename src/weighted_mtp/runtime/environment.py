@@ -58,15 +58,17 @@ def environment(
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.allow_tf32 = True
     seed_everything(seed)
-    distributed.start(chosen)
+    ours = distributed.start(chosen)
     try:
         yield Environment(chosen, distributed.rank(), distributed.world_size())
     except BaseException:
-        distributed.stop()
+        if ours:
+            distributed.stop()
         raise
     # Ranks leave together: gloo's threads must not free their last tensors in a dying interpreter.
     distributed.barrier()
-    distributed.stop()
+    if ours:
+        distributed.stop()
 
 
 def seed_everything(seed: int) -> None:

@@ -59,6 +59,7 @@ class Objective:
         heads: n, how many heads are trained.
         head_weights: `[n]` c_k of the present step.
         needs_value_head: the adapter must have one.
+        needs_reference: rows must carry a reference model's losses.
         runs_heads: False if the language-model loss has no part in it.
         gradient_to_trunk: whether the value loss reaches what the value head reads.
         value_coef: factor of the value loss.
@@ -68,6 +69,7 @@ class Objective:
     """
 
     needs_value_head: ClassVar[bool] = False
+    needs_reference = False
     default_rows: ClassVar[Literal["correct", "all"]] = "all"
     signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "none"
     pooled = False

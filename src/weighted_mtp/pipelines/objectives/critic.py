@@ -75,6 +75,8 @@ class ValueObjective(Objective):
         return total / denominator.clamp(min=1), sums
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        if "value" not in sums:
+            return {}
         total, count = sums["value"].tolist()
         return {"value_loss": total / max(1.0, count)}
 
@@ -157,8 +159,7 @@ class PairwiseCritic(Critic):
 
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Rows 2i and 2i + 1 are a pair."""
-        before = (batch.labels != IGNORE_INDEX)[:, 1:]  # [B, S] states that predict the response
-        mean = (values * before).sum(1) / before.sum(1).clamp(min=1)  # [B]
+        mean = mean_value(values, batch.labels)
         pairs = len(mean) // 2 * 2
         margin = mean[0:pairs:2] - mean[1:pairs:2]
         total = -F.logsigmoid(margin).sum() + values.sum() * 0.0
@@ -166,3 +167,9 @@ class PairwiseCritic(Critic):
         return total / denominator.clamp(min=1), {
             "value": torch.stack([total.detach().double(), count])
         }
+
+
+def mean_value(values: Tensor, labels: Tensor) -> Tensor:
+    """V̄ `[B]`: the mean over the states that predict response tokens."""
+    before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S]
+    return (values * before).sum(1) / before.sum(1).clamp(min=1)

@@ -35,11 +35,7 @@ class Rho1(Objective):
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
         self.rho1 = config.rho1
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether rows must carry a reference model's losses."""
-        return self.rho1.mode != "difficult"
+        self.needs_reference = self.rho1.mode != "difficult"
 
     def denominators(self, counts: Tensor) -> Tensor:
         """The tokens that will be kept: known before any of them is chosen."""
