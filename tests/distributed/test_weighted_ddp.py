@@ -16,8 +16,6 @@ rows_file = helpers_training.rows_file
 
 @pytest.mark.parametrize("group", ["empty", pytest.param("even", marks=pytest.mark.slow)])
 def test_two_processes_decide_as_one(group, tmp_path, rows_file):
-    # BUG in the library: an empty batch has reference losses (zeros) where the other process has
-    # none; the two then gather different things, and hang.
     output = torchrun(WORKER, group, str(rows_file), str(tmp_path), timeout=60)
     assert f"{group}: 12 cases agree on 2 processes" in output
     print(output)
@@ -36,9 +34,6 @@ def test_two_stages_on_two_processes(tmp_path, rows_file):
     """The process group is formed twice in one process."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(one, rows_file, "verifiable", **STAGES) == 0
-    # BUG in the library: the first process writes RUN/config.yaml before the group is formed; one
-    # that comes later takes it for an old run. Where that goes well, forming a second group in the
-    # same processes hangs now and then: they find addresses that the first one left in the store.
     torchrun(WORKER, "late", "train", *train_arguments(two, rows_file, "verifiable", **STAGES))
     assert_same_training(two / "critic", one / "critic")
     assert_same_training(two, one)

@@ -156,7 +156,6 @@ def test_a_length_of_just_all_positions(tmp_path):
     data = tmp_path / "long.jsonl"
     write_jsonl(data, [{"instruction": "x" * 20, "output": "y" * 90, "is_correct": True}])
     model = save(tmp_path / "model", max_seq_len=37)
-    # BUG in the library: padding goes beyond the positions the model has; a ValueError.
     path = prepare_reference_losses(replace(reference_request(data, model), max_length=74))
     assert len(open_losses(path, data, 74)[0]) == 74 - len("x" * 20 + "\n>>>\n") - 1
 
@@ -183,7 +182,6 @@ def test_another_tokenizer_on_line(tmp_path, rows_file, reference_model, capsys,
 def test_a_reference_of_fewer_positions_on_line(tmp_path, rows_file, capsys):
     """Rows of up to 64 tokens, a model of 32 positions."""
     change = {"objective__rho1__reference_model": save(tmp_path / "short", max_seq_len=16)}
-    # BUG in the library: a ValueError in the middle of training.
     assert train(tmp_path / "run", rows_file, "rho1", **change) == 2
     assert "32 positions" in capsys.readouterr().err.splitlines()[-1]
 

@@ -322,7 +322,6 @@ def test_a_checkpoint_without_what_is_to_be_restored(half_way, capsys):
     state = json.loads(path.read_text())
     del state["best"]
     path.write_text(json.dumps(state))
-    # BUG in the library: a KeyError.
     assert resume(half_way) == 2
     assert str(path.parent) in capsys.readouterr().err.splitlines()[-1]
 

@@ -67,7 +67,6 @@ MISTAKES = {
         {"data.train": "no_pairs", **PAIRS},
         ["no task_id has both a correct and an incorrect row"],
     ),
-    # BUG in the library, these two: half a pair is taken for none, and nothing is learned.
     "pairs cut in two": (
         "critic",
         {**PAIRS, "training.micro_batch_size": 1},
@@ -177,7 +176,6 @@ def test_a_mistake_is_one_line(case, tmp_path, rows_file, capsys, request):
     assert error.startswith("error: ")
     for word in words:
         assert word in error
-    # BUG in the library: with a critic_stage the run directory is made before any input is read.
     assert not (tmp_path / "run").exists()
 
 
@@ -198,7 +196,6 @@ KNOWN_BEFORE = (
 @pytest.mark.parametrize("case", KNOWN_BEFORE)
 def test_dry_run_finds_it_too(case, tmp_path, rows_file, capsys, request):
     """What can be known without reading the rows."""
-    # BUG in the library: it does not look for value heads, reference losses or top_blocks.
     recipe, given, words = mistake(case, request)
     capsys.readouterr()
     arguments = train_arguments(tmp_path / "run", rows_file, recipe, **given)
@@ -259,7 +256,6 @@ def test_damaged_reference_losses(
 def test_a_start_that_failed_does_not_block_the_corrected_one(tmp_path, rows_file, right_only):
     run = {"critic_stage__steps": 2, "training__steps": 2, **CRITIC}
     assert train(tmp_path / "run", rows_file, "verifiable", data__train=right_only, **run) == 2
-    # BUG in the library: "RUN holds a run already".
     assert train(tmp_path / "run", rows_file, "verifiable", **run) == 0
 
 

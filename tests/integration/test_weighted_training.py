@@ -127,8 +127,6 @@ def test_pairs_are_judged_as_pairs(tmp_path, rows_file, critic_model):
     }
     assert train(tmp_path / "run", rows_file, "critic", **change) == 0
     trained, held_out = records(tmp_path / "run")
-    # BUG in the library: validation takes rows 2i and 2i + 1 of the file for a pair, whatever they
-    # are: held-out value_loss (and loss, which decides what is best) means nothing.
     assert held_out["value_loss"] == pytest.approx(trained["value_loss"], rel=1e-4)
 
 
@@ -144,7 +142,5 @@ def test_what_is_set_on_resume_takes_effect(tmp_path, rows_file, critic_model):
     state = torch.load(last_checkpoint(run_dir) / "optimizer.pt", weights_only=True)
     rate = train_curve(run_dir, "learning_rate")[-1]
     matrices, _, head = state["param_groups"]
-    # BUG in the library: the saved groups win. Both, the decay and the head's share of the rate,
-    # stay what they were.
     assert matrices["weight_decay"] == 0
     assert head["lr"] == pytest.approx(rate / 0.05 * 0.01)
