@@ -3,6 +3,7 @@ rest of the page; and (slow) the command runs end to end and is taken up where i
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,10 @@ def test_the_base_learns_from_right_and_wrong_alike(request_):
 
 def test_the_controls_differ_from_verifiable_by_their_name_alone(request_):
     real = arm_recipe(request_, "verifiable", 0)
-    for arm in ("random_matched", "shuffled"):
+    for arm in ("random_matched", "shuffled", "value_only"):
         control = arm_recipe(request_, arm, 0)
-        renamed = control.objective.model_copy(update={"name": "verifiable"})
+        same = {"name": "verifiable", "td": real.objective.td}
+        renamed = control.objective.model_copy(update=same)
         assert control.model_copy(update={"objective": renamed}) == real
 
 
@@ -109,6 +111,28 @@ def test_scores_are_aligned_by_problem():
     one = ArmResult("a", 0, {"test": {"x": True, "y": False}}, 0)
     other = ArmResult("a", 1, {"test": {"y": True, "x": False}}, 0)
     np.testing.assert_array_equal(command.table([one, other], "test"), [[1, 0], [0, 1]])
+
+
+def test_comparisons_are_paired():
+    found = results({"verifiable": 0.5, "shuffled": 0.5, "baseline": 0.75})
+    rows = command.compare(found)
+    assert [(arm, other) for arm, other, *_ in rows] == [
+        ("verifiable", "shuffled"),
+        ("verifiable", "baseline"),
+    ]
+    assert rows[0][3] == [(0, 0, 0), (0, 0, 0)]
+    assert rows[1][3][0][0] == pytest.approx(-0.25)
+
+
+def test_other_settings_in_the_same_directory_are_refused(request_):
+    run_dir = experiment.folder(request_, "baseline", 0)
+    finish(run_dir, 7)
+    (run_dir / "config.yaml").touch()
+    run_dir.with_suffix(".yaml").write_text(arm_recipe(request_, "baseline", 0).to_yaml())
+    experiment.train(request_, "baseline", 0)  # finished: nothing to do
+    changed = replace(request_, settings=("training.learning_rate=0.5",))
+    with pytest.raises(UserError, match="made with other settings"):
+        experiment.train(changed, "baseline", 0)
 
 
 def test_results_replace_their_own_section_only(tmp_path):

@@ -18,7 +18,7 @@ class Line:
 
     Attributes:
         scores: for each split: mean and the bounds of its interval, in [0, 1].
-        difference: to the arm without weights on the same rows, likewise, on the first split.
+        difference: to the arm that all are compared with, likewise, on the first split.
         by_seed: mean of each seed on the first split.
         preferred: share of held-out pairs whose right program is the likelier one.
         loss: of head 1 on held-out correct programs. tokens: targets trained on.
@@ -53,6 +53,17 @@ def markdown_table(lines: Sequence[Line], splits: Sequence[str], against: str) -
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def comparison_table(
+    rows: Sequence[tuple[str, str, str, Sequence[tuple[float, float, float]]]],
+    splits: Sequence[str],
+) -> str:
+    """Arm, the one it is compared with, what the difference shows, and that on each split."""
+    lines = [["what it shows", "arms", *splits], ["---"] * (2 + len(splits))]
+    for arm, other, shows, differences in rows:
+        lines.append([shows, f"`{arm}` − `{other}`", *map(_signed, differences)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plot(lines: Sequence[Line], splits: Sequence[str], path: Path, title: str) -> None:

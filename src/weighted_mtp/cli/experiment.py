@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from weighted_mtp.analysis.experiment_table import Line, markdown_table, plot, replace_section
+from weighted_mtp.analysis.experiment_table import (
+    Line,
+    comparison_table,
+    markdown_table,
+    plot,
+    replace_section,
+)
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.evaluation.statistics import Interval, hierarchical_bootstrap, paired_difference
 from weighted_mtp.pipelines.experiment import (
     ARMS,
+    COMPARISONS,
     SPLITS,
     ArmResult,
     ExperimentRequest,
@@ -62,16 +69,15 @@ def run(args: argparse.Namespace) -> int:
     against = args.against or ("uniform" if "uniform" in arms else "baseline")
     if against not in arms:
         raise UserError(f"--against {against}: not one of the arms {', '.join(arms)}")
-    lines = summarise(run_experiment(request), against)
-    write(args, request, lines, against)
+    _check_writable(args.results)
+    results = run_experiment(request)
+    write(args, request, results, against)
     return 0
 
 
 def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
     """One line for each arm, best first. Intervals resample seeds and problems together."""
-    by_arm: dict[str, list[ArmResult]] = {}
-    for result in results:
-        by_arm.setdefault(result.arm, []).append(result)
+    by_arm = group(results)
     tables = {arm: {s: table(part, s) for s in SPLITS} for arm, part in by_arm.items()}
     lines = []
     for arm, part in by_arm.items():
@@ -98,6 +104,38 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
     return sorted(lines, key=lambda line: -line.scores[SPLITS[0]][0])
 
 
+def compare(
+    results: Sequence[ArmResult],
+) -> list[tuple[str, str, str, list[tuple[float, float, float]]]]:
+    """Paired differences between the arms that `COMPARISONS` names, on every split."""
+    by_arm = group(results)
+    return [
+        (
+            arm,
+            other,
+            shows,
+            [
+                bounds(
+                    paired_difference(
+                        table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
+                    )
+                )
+                for split in SPLITS
+            ],
+        )
+        for arm, other, shows in COMPARISONS
+        if arm in by_arm and other in by_arm
+    ]
+
+
+def group(results: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
+    """Results of each arm, by seed."""
+    by_arm: dict[str, list[ArmResult]] = {}
+    for result in sorted(results, key=lambda result: result.seed):
+        by_arm.setdefault(result.arm, []).append(result)
+    return by_arm
+
+
 def table(results: Sequence[ArmResult], split: str) -> np.ndarray:
     """`[seeds, problems]` 0 or 1; every seed was tried on the same problems."""
     problems = sorted(results[0].passed[split])
@@ -109,34 +147,59 @@ def bounds(interval: Interval) -> tuple[float, float, float]:
     return interval.mean, interval.low, interval.high
 
 
+def _check_writable(path: Path) -> None:
+    """Refuse a results file that cannot be, before hours of training.
+
+    Raises:
+        UserError: it is a directory, or its folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--results {path}: cannot be written ({error.strerror})") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--results {path}: cannot be written; name a file")
+
+
 def write(
-    args: argparse.Namespace, request: ExperimentRequest, lines: Sequence[Line], against: str
+    args: argparse.Namespace, request: ExperimentRequest, results: Sequence[ArmResult], against: str
 ) -> None:
-    """The section of the results file, its picture beside it, and the table on the screen."""
+    """The section of the results file, its picture beside it, and the tables on the screen."""
+    lines = summarise(results, against)
     title = f"experiment {args.name}, preset {args.preset}"
     picture = args.results.parent / "figures" / f"experiment-{args.name}-{args.preset}.png"
     plot(lines, SPLITS, picture, f"{title}: {request.seeds} seeds, {request.n_problems} problems")
     told = markdown_table(lines, SPLITS, against)
-    settings = " ".join(f"--set {x}" for x in request.settings)
+    compared = comparison_table(compare(results), SPLITS)
+    settings = "".join(f" --set {x}" for x in request.settings)
     command = (
         f"weighted-mtp experiment {args.name} --preset {args.preset} --seeds {request.seeds} "
-        f"--steps {request.steps} --base-steps {request.base_steps} "
-        f"--n-problems {request.n_problems} {settings}"
-    ).strip()
+        f"--arms {','.join(request.arms)} --steps {request.steps} "
+        f"--base-steps {request.base_steps} --n-problems {request.n_problems}{settings}"
+    )
     text = f"""
 {told}
 
 ![pass@1 of every arm]({os.path.relpath(picture, args.results.parent)})
 
-Written by `{command}`. {request.seeds} seeds; {request.n_problems} greedy programs for each split
-and seed. Brackets are 95 % percentile bootstrap intervals over seeds and problems together; the
-difference is paired (percentage points, test split). "Right preferred": of 300 held-out pairs of a
-right and a wrong program of one problem, the share whose right one the model finds likelier (mean,
-lowest and highest seed; 50 % is guessing). Every arm starts from its seed's base
-({request.base_steps} steps on right and wrong programs alike, with a critic) and trains for
-{request.steps} steps of the same number of rows. Beyond that budget, the TD arms use the base's
-critic, and rho1 the finished baseline arm as its reference.
+{compared}
+
+Written by `{command}`.
+
+- {request.seeds} seeds; {request.n_problems} greedy programs for each split and seed. Brackets are
+  95 % percentile bootstrap intervals over seeds and problems together, differences paired, in
+  percentage points (in the first table on the test split). With few seeds such intervals are too
+  narrow: the spread between seeds is not well known.
+- "Right preferred": of held-out pairs of a right and a wrong program of one problem, the share
+  whose right one the model finds likelier (mean, lowest and highest seed; 50 % is guessing).
+- Every arm starts from its seed's base ({request.base_steps} steps on right and wrong programs
+  alike, with a critic) and trains for {request.steps} steps of as many rows. Arms on correct
+  programs draw theirs from half of them.
+- Beyond that budget: `verifiable`, `value_only`, `random_matched` and `shuffled` train the value
+  head too (its gradient reaches the trunk if `objective.value.gradient_to_trunk` says so), and
+  `rho1` has the finished `baseline` arm for a reference. `value_only` is `verifiable` with every
+  weight 1.
 """
     replace_section(args.results, title, text)
     print(told)
-    print(f"\ntable and picture: {args.results}, {picture}")
+    print(f"\n{compared}\n\ntables and picture: {args.results}, {picture}")

@@ -44,6 +44,9 @@ def add_micro(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--correct", type=int, default=1, help="right solutions of each problem")
     parser.add_argument("--incorrect", type=int, default=1, help="wrong solutions of each problem")
     parser.add_argument("--max-difficulty", type=int, default=11, help="hardest problems, 1 to 11")
+    parser.add_argument("--families", help="comma-separated labels (default: all)")
+    parser.add_argument("--max-constant", type=int, help="only problems with numbers up to it")
+    parser.add_argument("--plain-names", action="store_true", help="function names without a mark")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.jsonl")
 
 
@@ -66,7 +69,12 @@ def run_micro(args: argparse.Namespace) -> int:
             args.split,
             args.correct,
             args.incorrect,
-            families=up_to(args.max_difficulty),
+            families=up_to(
+                args.max_difficulty,
+                args.families.split(",") if args.families else None,
+                args.max_constant,
+                not args.plain_names,
+            ),
             on_progress=progress.update,
         )
     _write(args.out, rows)

@@ -141,6 +141,8 @@ class ValueConfig(Section):
         gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
             verifiable no.
         max_pairs_per_problem: for the pairwise loss.
+
+    `trunk`, `top_blocks` and the `lm_` settings are the critic's alone (also as a first stage).
     """
 
     head_type: Literal["linear", "mlp"] = "linear"
@@ -235,9 +237,15 @@ class ObjectiveConfig(Section):
 
 
 class CriticStage(Section):
-    """Train a critic first, in the same command; what is not given is as in the main stage."""
+    """Train a critic first, in the same command; what is not given is as in the main stage, but
+    for best checkpoints and early stopping, which that one has alone.
+
+    Attributes:
+        lam: λ of the critic's targets; 1 is Monte Carlo, as in the critic recipe.
+    """
 
     steps: PositiveInt
+    lam: UnitInterval = 1.0
     learning_rate: PositiveFloat | None = None
     final_learning_rate: NonNegativeFloat | None = None
 

@@ -41,6 +41,9 @@ class Best:
             UserError: the monitored figure is not among them.
         """
         name = self.config.monitor
+        known = self.top is not None and name not in figures  # a model that diverged has no AUC
+        if known:
+            figures = {**figures, name: math.nan}
         if name not in figures:
             numbers = sorted(k for k, v in figures.items() if isinstance(v, (int, float)))
             raise UserError(

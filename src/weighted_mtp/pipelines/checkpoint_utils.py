@@ -72,15 +72,20 @@ def save_checkpoint(
     distributed.barrier()
     if distributed.is_main_process():
         (partial / MARKER).touch()
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.replace(final)
         kept = {checkpoint_path(run_dir, step) for step in keep_steps}
         for old in complete_checkpoints(run_dir)[:-keep_last]:
             if old not in kept:
-                (old / MARKER).unlink()
-                shutil.rmtree(old)
+                _remove(old)
     distributed.barrier()
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its marker first: what is half deleted is no checkpoint."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:

@@ -148,7 +148,9 @@ def record_recipe(request: RunRequest) -> None:
     if distributed.is_main_process():
         request.run_dir.mkdir(parents=True, exist_ok=True)
         recipe = request.record or request.recipe
-        (request.run_dir / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        partial = request.run_dir / "config.yaml.partial"
+        partial.write_text(recipe.to_yaml(), encoding="utf-8")
+        partial.replace(request.run_dir / "config.yaml")
     distributed.barrier()
 
 
@@ -162,7 +164,7 @@ def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not config.exists():
         raise UserError(f"{run_dir}: no run to resume; start it without --resume")
     saved, changed = load_recipe_file(config), load_recipe_file(config, overrides)
-    for section in ("pipeline", "objective", "model", "tokenizer"):
+    for section in ("pipeline", "objective", "model", "tokenizer", "critic_stage"):
         if getattr(saved, section) != getattr(changed, section):
             raise UserError(f"{run_dir}: {section} cannot change when a run is resumed; start anew")
     return changed

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from weighted_mtp.core.config import Recipe, load_recipe
 from weighted_mtp.core.errors import UserError
@@ -48,6 +49,11 @@ ARMS: dict[str, Arm] = {
     "ntp": Arm("ntp", "correct programs, next token only"),
     "baseline": Arm("baseline", "correct programs, all heads"),
     "uniform": Arm("baseline", "right and wrong programs alike", ("objective.name=uniform",)),
+    "value_only": Arm(
+        "verifiable",
+        "all programs alike, the value loss beside",
+        ("objective.td.min_weight=1", "objective.td.max_weight=1"),
+    ),
     "verifiable": Arm("verifiable", "all programs, weighted by the critic's TD errors"),
     "random_matched": Arm(
         "verifiable",
@@ -61,6 +67,16 @@ ARMS: dict[str, Arm] = {
     ),
     "rho1": Arm("rho1", "all programs, the 60 % of tokens furthest behind the baseline arm"),
 }
+COMPARISONS = (
+    ("verifiable", "value_only", "weights at all"),
+    ("verifiable", "random_matched", "weights from evidence, not just uneven ones"),
+    ("verifiable", "shuffled", "weights on the right tokens, not just on the right programs"),
+    ("rho1", "uniform", "selected tokens, not all of them"),
+    ("baseline", "uniform", "leaving wrong programs out"),
+    ("verifiable", "baseline", "weighting wrong programs down, not leaving them out"),
+    ("baseline", "ntp", "more heads than one"),
+)
+"""Pairs of arms and what their difference shows."""
 LAST = ("rho1",)
 """Arms whose reference model is another arm."""
 
@@ -93,7 +109,7 @@ class ArmResult:
 
     Attributes:
         passed: for each split, whether each problem was solved, by its id.
-        tokens: target tokens trained on.
+        tokens: target tokens of head 1 trained on (for rho1, those kept).
         head_loss: held-out loss of each head on correct programs, nats a token.
         right_preferred: of held-out pairs of a right and a wrong program of one problem, the share
             whose right one is likelier to the model.
@@ -148,10 +164,12 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
     """The base of a seed, or an arm on top of it."""
     run_dir = folder(request, arm, seed)
     recipe = arm_recipe(request, arm, seed)
-    if _is_finished(run_dir, recipe):
-        return
     started = (run_dir / "config.yaml").exists()
     file = run_dir.with_suffix(".yaml")
+    if started and file.read_text(encoding="utf-8") != recipe.to_yaml():
+        raise UserError(f"{run_dir}: made with other settings; give another --output-dir")
+    if _is_finished(run_dir, recipe):
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(recipe.to_yaml(), encoding="utf-8")
     command = ["train", "--output-dir", str(run_dir)]
@@ -181,8 +199,9 @@ def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         f"training.steps={request.steps}",
         f"training.save_every={request.steps}",
         f"training.validate_every={request.steps}",
+        "training.log_every=1",
         "training.keep_last=1",
-        # Other rows than the base began with: the same for every arm.
+        # The rows in another order than the base read them in: the same one for every arm.
         f"runtime.seed={seed + 1000}",
     ]
     chosen = ARMS[arm]
@@ -201,6 +220,11 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
     for split in SPLITS:
         lines = (run_dir / "evaluation" / f"micro-{split}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
+        if len(records) != request.n_problems:
+            raise UserError(
+                f"{run_dir}: evaluated on {len(records)} problems, not {request.n_problems}; "
+                "delete its evaluation/ or give another --output-dir"
+            )
         passed[split] = {record["task_id"]: bool(record["passed"]) for record in records}
     metrics = read_metrics(run_dir / "metrics.jsonl")
     held_out = [r for r in metrics if r["kind"] == "validation"]
@@ -208,10 +232,14 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
         arm,
         seed,
         passed,
-        sum(r["tokens"] for r in metrics if r["kind"] == "train"),
+        round(sum(_trained(r) for r in metrics if r["kind"] == "train")),
         held_out[-1]["head_loss"] if held_out else [],
         held_out[-1].get("right_preferred", math.nan) if held_out else math.nan,
     )
+
+
+def _trained(record: dict[str, Any]) -> float:
+    return float(record["tokens"] * record.get("rho1", {}).get("kept_share_head_1", 1.0))
 
 
 def _is_finished(run_dir: Path, recipe: Recipe) -> bool:

@@ -160,9 +160,11 @@ def save_result(result: EvaluationResult, path: Path) -> None:
     """Write every attempt as JSONL, and the summary beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(attempt.record(), ensure_ascii=False) for attempt in result.attempts)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     summary = {"pass@1": result.pass_at_1, "by_family": result.by_family}
     path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def template_of(path: Path) -> str:

@@ -62,11 +62,13 @@ def critic_recipe(recipe: Recipe) -> Recipe:
     stage = recipe.critic_stage
     if stage is None:
         raise UserError("critic_stage is not set")
-    changes = {k: v for k, v in stage.model_dump().items() if v is not None}
+    changes = {k: v for k, v in stage.model_dump(exclude={"lam"}).items() if v is not None}
+    changes |= {"early_stopping": None, "keep_best": 0, "monitor": "loss", "monitor_mode": "min"}
+    value = recipe.objective.value.model_copy(update={"lam": stage.lam})
     return recipe.model_copy(
         update={
             "pipeline": "critic",
-            "objective": recipe.objective.model_copy(update={"name": "critic"}),
+            "objective": recipe.objective.model_copy(update={"name": "critic", "value": value}),
             "training": recipe.training.model_copy(update=changes),
             "critic_stage": None,
         }

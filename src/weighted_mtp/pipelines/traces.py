@@ -6,13 +6,14 @@ Letters: B batch, S sequence.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from weighted_mtp.core.config import load_recipe_file
+from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl
@@ -48,7 +49,8 @@ class Trace:
 
 def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tuple[Trace, Trace]]:
     """A right and a wrong held-out program of the same problem, for the first `count` problems that
-    have both, each of another kind where the data names kinds; none if the run has no critic.
+    have both, each of another kind where the data names kinds; none if the run has no critic. The
+    weights are the TD weights, also where the run was one of their controls.
 
     Raises:
         UserError: the run or its data cannot be read.
@@ -76,8 +78,7 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
     adapter = MetaLlamaMTPAdapter.from_pretrained(model_dir, where, torch.float32)
     tokenizer = load_tokenizer(model_dir)
     collator = AlpacaCollator(tokenizer, recipe.data.template, recipe.data.max_length)
-    name = recipe.objective.model_copy(update={"name": "verifiable"})
-    objective = Verifiable(name, 1)
+    objective = _td_weights(recipe, model_dir.parent / "trainer.json")
     pairs = []
     for indices in chosen.values():
         right, wrong = (
@@ -86,6 +87,19 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
         )
         pairs.append((right, wrong))
     return pairs
+
+
+def _td_weights(recipe: Recipe, trainer: Path) -> Verifiable:
+    """The TD weights as they are at the end of the run: λ at the end of its schedule, running
+    statistics as saved. Batch statistics are those of the one program that is looked at."""
+    plain = {"name": "verifiable", "heads": 1, "head_weights": None, "final_head_weights": None}
+    config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
+    objective = Verifiable(config, 1)
+    objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
+    state = json.loads(trainer.read_text(encoding="utf-8")) if trainer.exists() else {}
+    if "ema" in state.get("objective", {}):
+        objective.load_state_dict(state["objective"])
+    return objective
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
 from weighted_mtp.data.datasets import step_indices
 from weighted_mtp.pipelines.best import Best
-from weighted_mtp.pipelines.checkpoint_utils import restore, save_checkpoint
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, restore, save_checkpoint
 from weighted_mtp.pipelines.interruption import StopRequest
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
 from weighted_mtp.pipelines.nonfinite import SkippedSteps
@@ -98,6 +98,11 @@ class Trainer:
         self.optimizer = make_optimizer(self.wrapped, self.config, value_rate)
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.best = Best(self.config)
+        if not validation and (self.config.early_stopping or self.config.keep_best):
+            raise UserError(
+                "training.early_stopping and training.keep_best need held-out rows: set "
+                "data.validation"
+            )
         self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
         self.step, self.resumed_from = 0, resume_from
         if resume_from is not None:
@@ -145,7 +150,7 @@ class Trainer:
                 if self._done() or keep or self.step % config.save_every == 0:
                     saved = self.save()
             finished = self._done()
-            if not finished:
+            if not finished and saved != checkpoint_path(self.run_dir, self.step):
                 saved = self.save()
         return TrainResult(self.step, finished, saved, validation)
 
@@ -154,6 +159,8 @@ class Trainer:
         self.objective.begin_step(self.step, self.config.steps)
         rows = self._rows_of_step()
         batches = self._micro_batches([self.train[i] for i in rows])
+        if self.annotate is not None:
+            batches = [self.annotate(batch) for batch in batches]
         counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
         denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
         weights = self._weights_of_step(batches)
@@ -251,8 +258,7 @@ class Trainer:
         ordered = [example for group in groups for example in group]
         cuts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         cuts += [[] for _ in range(-len(cuts) % world)]
-        batches = [self.collator(cut).to(self.env.device) for cut in cuts[self.env.rank :: world]]
-        return batches if self.annotate is None else [self.annotate(batch) for batch in batches]
+        return [self.collator(cut).to(self.env.device) for cut in cuts[self.env.rank :: world]]
 
     @torch.no_grad()
     def _weights_of_step(self, batches: Sequence[Batch]) -> list[Tensor | None]:
