@@ -195,7 +195,8 @@ def test_report_tells_what_a_run_did(run_dir, tmp_path, capsys):
 
 
 def test_report_of_a_critic_looks_into_programs(tmp_path, rows_file, capsys):
-    assert train(tmp_path / "r", rows_file, "critic", training__steps=4) == 0
+    heads = {"objective__head_weights": "[1, 0.5, 0.5]"}  # of the run, not of what is looked at
+    assert train(tmp_path / "r", rows_file, "critic", training__steps=4, **heads) == 0
     assert main(["report", str(tmp_path / "r"), "--pairs", "2"]) == 0
     html = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert "critic" in capsys.readouterr().out

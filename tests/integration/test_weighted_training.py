@@ -83,13 +83,14 @@ def test_two_stages_in_one_command(tmp_path, rows_file):
     assert weights(run_dir).keys() == weights(run_dir / "critic").keys()
 
 
-def test_either_stage_may_stop_early(tmp_path, rows_file, capsys):
-    """Nothing ever improves enough: each stage ends after its second validation, for good."""
+def test_the_second_stage_may_stop_early(tmp_path, rows_file, capsys):
+    """Nothing ever improves enough: it ends after its second validation, for good. The critic, of
+    which the figure that is watched may say nothing, is trained to its end."""
     early = "{patience: 1, min_delta: 100}"
     changes = {"training__early_stopping": early, "training__validate_every": 2, **CRITIC}
     run_dir = tmp_path / "run"
     assert train(run_dir, rows_file, "verifiable", critic_stage__steps=6, **changes) == 0
-    assert last_checkpoint(run_dir / "critic").name == "step-00000004"
+    assert last_checkpoint(run_dir / "critic").name == "step-00000006"
     assert last_checkpoint(run_dir).name == "step-00000004"
     before = tree(run_dir)
     assert resume(run_dir) == 0

@@ -194,8 +194,22 @@ def test_a_missing_path_is_named(kind, tmp_path):
 
 @pytest.mark.parametrize("with_path", [True, False])
 def test_an_unknown_kind_lists_the_known_ones(with_path, tmp_path):
-    with pytest.raises(UserError, match=r"wordpiece.*bytes, sentencepiece, huggingface"):
+    with pytest.raises(UserError, match=r"wordpiece.*bytes, micro, sentencepiece, huggingface"):
         make_tokenizer("wordpiece", tmp_path if with_path else None)
+
+
+def test_the_shipped_tokenizer_keeps_every_text():
+    tokenizer = make_tokenizer("micro")
+    assert tokenizer.vocab_size == 1024
+    for text in (
+        "def f(x):\n    return x * 127 - 60\n",
+        "  zwölf 蛙 \t\r\n",
+        "\x00\x7f",
+        "007 1000000",
+    ):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("12345 7")]
+    assert pieces == ["12", "34", "5", " ", "7"]
 
 
 def test_no_tokenizer_beside_the_weights(tmp_path):
