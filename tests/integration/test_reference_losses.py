@@ -18,6 +18,7 @@ from tests.integration.helpers_training import (
     weights,
 )
 
+from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
@@ -190,3 +191,14 @@ def test_nothing_is_left_by_a_start_that_failed(tmp_path, rows_file):
     with pytest.raises(UserError):
         prepare_reference_losses(reference_request(rows_file, tmp_path / "absent", tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_stores_and_says_how_to_go_on(reference_model, rows_file, tmp_path, capsys):
+    out = tmp_path / "losses.safetensors"
+    command = ["prepare", "reference-losses", "--data", str(rows_file), "--out", str(out)]
+    command += ["--model", str(reference_model), "--template", "short", "--max-length", "64"]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert f"objective.rho1.reference={out}" in capsys.readouterr().out
+    assert len(open_losses(out, rows_file)) == len(read_jsonl(rows_file))
+    assert main([*command, "--batch-size", "0"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
