@@ -41,15 +41,12 @@ class Best:
             UserError: the monitored figure is not among them.
         """
         name = self.config.monitor
-        known = self.top is not None and name not in figures  # a model that diverged has no AUC
-        if known:
-            figures = {**figures, name: math.nan}
-        if name not in figures:
+        if name not in figures and self.top is None:  # later: a model that diverged has no AUC
             numbers = sorted(k for k, v in figures.items() if isinstance(v, (int, float)))
             raise UserError(
                 f"training.monitor {name!r} is no validation figure; there are {', '.join(numbers)}"
             )
-        value = float(figures[name])
+        value = float(figures.get(name, math.nan))
         score = value if self.config.monitor_mode == "min" else -value  # lower is better
         early = self.config.early_stopping
         margin = early.min_delta if early is not None else 0.0

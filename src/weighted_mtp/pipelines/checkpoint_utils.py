@@ -42,6 +42,11 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*/{MARKER}"))
 
 
+def is_trained(run_dir: Path, steps: int) -> bool:
+    """Whether the run's newest whole checkpoint is the one after its last step."""
+    return complete_checkpoints(run_dir)[-1:] == [checkpoint_path(run_dir, steps)]
+
+
 def save_checkpoint(
     run_dir: Path,
     step: int,

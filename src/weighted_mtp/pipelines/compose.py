@@ -87,10 +87,10 @@ def run(request: RunRequest) -> TrainResult:
             recipe.training.loss_chunk_rows,
         )
         files = {split: rows_file(recipe, split, request.data_dir or run_dir) for split in SPLITS}
-        train = load_examples(files["train"], objective.select, collator, objective.group_size)
-        validation = load_examples(files["validation"], objective.select, collator, whole=True)
+        train = load_examples(files["train"], collator, objective.select, objective.group_size)
+        validation = load_examples(files["validation"], collator)
         annotate = None
-        if recipe.objective.name == "rho1" and recipe.objective.rho1.mode != "difficult":
+        if objective.needs_reference:
             train = attach_reference(recipe, tokenizer, train, files["train"])
             annotate = online_reference(recipe, tokenizer, env.device)
         log.info(
@@ -294,17 +294,15 @@ def micro_families(micro: MicroConfig) -> tuple[Family, ...]:
 
 def load_examples(
     path: Path | None,
-    select: Callable[[Sequence[Row]], list[int]],
     collator: AlpacaCollator,
+    select: Callable[[Sequence[Row]], list[int]] | None = None,
     group_size: int = 1,
-    whole: bool = False,
 ) -> list[Example]:
-    """The rows of a file that an objective learns from, tokenised; with `whole`, all of them."""
+    """The rows of a file, tokenised: those that `select` chooses, or all."""
     if path is None:
         return []
     rows = read_jsonl(path)
-    chosen = list(range(len(rows))) if whole else select(rows)
-    return encode_rows(rows, collator, chosen, group_size)
+    return encode_rows(rows, collator, None if select is None else select(rows), group_size)
 
 
 def encode_rows(

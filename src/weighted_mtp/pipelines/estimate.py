@@ -81,7 +81,8 @@ def estimate(recipe: Recipe) -> Estimate:
     objective = make_objective(recipe.objective, args.n_future_tokens)
     with torch.device("meta"):
         adapter = MetaLlamaMTPAdapter(Transformer(args))
-    check_reference(recipe)
+    if objective.needs_reference:
+        check_reference(recipe)
     if objective.needs_value_head:
         stored_value_head(recipe, recipe.model.path)
         adapter.attach_value_head(None, recipe.objective.value.head_type)

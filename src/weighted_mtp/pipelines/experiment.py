@@ -22,7 +22,7 @@ from typing import Any
 from weighted_mtp.core.config import Recipe, load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
+from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 
 log = get_logger(__name__)
@@ -168,7 +168,7 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
     file = run_dir.with_suffix(".yaml")
     if started and file.read_text(encoding="utf-8") != recipe.to_yaml():
         raise UserError(f"{run_dir}: made with other settings; give another --output-dir")
-    if _is_finished(run_dir, recipe):
+    if is_trained(run_dir, recipe.training.steps):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -240,11 +240,6 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
 
 def _trained(record: dict[str, Any]) -> float:
     return float(record["tokens"] * record.get("rho1", {}).get("kept_share_head_1", 1.0))
-
-
-def _is_finished(run_dir: Path, recipe: Recipe) -> bool:
-    done = complete_checkpoints(run_dir)
-    return bool(done) and done[-1].name == f"step-{recipe.training.steps:08d}"
 
 
 def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -> None:

@@ -65,12 +65,7 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     """
     model_dir, device = resolve_model_dir(request.model), resolve_device(request.device)
     tokenizer = load_tokenizer(model_dir)
-    transformer = _load(model_dir, tokenizer, device)
-    if request.max_length > transformer.max_positions:
-        raise UserError(
-            f"--max-length {request.max_length} exceeds the {transformer.max_positions} positions "
-            f"of {model_dir}"
-        )
+    transformer = _load(model_dir, tokenizer, device, "--max-length", request.max_length)
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8)
     rows = read_jsonl(request.data)
     examples = [collator.encode(row, i) for i, row in enumerate(rows)]
@@ -110,10 +105,9 @@ def token_losses(transformer: Transformer, batch: Batch, dtype: torch.dtype) -> 
 
 
 def check_reference(recipe: Recipe) -> None:
-    """Raise `UserError` where rho1 has no reference, two, or one that is not there."""
+    """Raise `UserError` where a recipe that needs a reference names none, two, or one that is not
+    there."""
     rho1 = recipe.objective.rho1
-    if recipe.objective.name != "rho1" or rho1.mode == "difficult":
-        return
     if (rho1.reference is None) == (rho1.reference_model is None):
         raise UserError(
             "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
@@ -168,12 +162,9 @@ def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device)
             f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
             f"model ({tokenizer.fingerprint}); token losses cannot be compared"
         )
-    transformer = _load(model_dir, tokenizer, device).requires_grad_(False)
-    if recipe.data.max_length > transformer.max_positions:
-        raise UserError(
-            f"data.max_length {recipe.data.max_length} exceeds the {transformer.max_positions} "
-            f"positions of {model_dir}"
-        )
+    longest = recipe.data.max_length
+    transformer = _load(model_dir, tokenizer, device, "data.max_length", longest)
+    transformer.requires_grad_(False)
     dtype = DTYPES[recipe.runtime.compute_dtype]
 
     def annotate(batch: Batch) -> Batch:
@@ -188,9 +179,15 @@ def model_digest(model_dir: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _load(model_dir: Path, tokenizer: Tokenizer, device: torch.device) -> Transformer:
+def _load(
+    model_dir: Path, tokenizer: Tokenizer, device: torch.device, setting: str, longest: int
+) -> Transformer:
+    """The reference, checked against its tokenizer and the longest row, which `setting` allows."""
     adapter = MetaLlamaMTPAdapter.from_pretrained(
         model_dir, device=device, dtype=torch.float32, initialize_value_head=False
     )
     check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
+    positions = adapter.transformer.max_positions
+    if longest > positions:
+        raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
     return adapter.transformer

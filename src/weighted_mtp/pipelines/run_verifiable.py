@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, complete_checkpoints
+from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.trainer import TrainResult
@@ -40,7 +39,7 @@ def _both_stages(request: RunRequest) -> TrainResult:
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
     recipe = critic_recipe(request.recipe)
-    if not finished(folder, recipe):
+    if not is_trained(folder, recipe.training.steps):
         log.info("first stage: the critic")
         resume = (folder / "config.yaml").exists()
         result = run_critic(RunRequest(recipe, folder, resume, data_dir, outer=request))
@@ -72,13 +71,4 @@ def critic_recipe(recipe: Recipe) -> Recipe:
             "training": recipe.training.model_copy(update=changes),
             "critic_stage": None,
         }
-    )
-
-
-def finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether the critic in `folder` was trained to its end."""
-    checkpoints = complete_checkpoints(folder)
-    return (
-        bool(checkpoints)
-        and checkpoints[-1].name == checkpoint_path(folder, recipe.training.steps).name
     )

@@ -24,7 +24,6 @@ from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.compose import rows_file
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
 from weighted_mtp.pipelines.training_module import pool_of
-from weighted_mtp.value_weighting.td_weighting import compute_td_errors
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,7 @@ def trace(
     batch = collator([example]).to(adapter.transformer.output.weight.device)
     values = adapter.trunk_forward(batch.tokens)["value_logits"].squeeze(-1)  # [1, S]
     pool = pool_of(batch, values)
-    padded = torch.nn.functional.pad(values, (0, 1)).unsqueeze(-1)
-    errors = compute_td_errors(
-        padded, batch.correct.float(), pool.mask, objective.td.gamma, batch.truncated
-    )
-    weights = objective.token_weights(pool)
+    errors, weights = objective.td_errors(pool), objective.token_weights(pool)
     first, end = example.prompt_length, len(example.ids)
     along = [*values[0].tolist(), math.nan][first:end]
     if not example.truncated:

@@ -278,7 +278,7 @@ class Trainer:
         for (rows, own), pool in zip(gathered, pools, strict=True):
             mine = decided[start + own.start : start + own.stop, : pool.signal.shape[1]]
             weights.append(mine)
-            start += len(rows[1]) if rows[1] is not None else 0
+            start += len(Pool.of(rows).rows)
         return weights
 
     def _log(self, kind: str, figures: dict[str, Any], every: int = 1) -> None:

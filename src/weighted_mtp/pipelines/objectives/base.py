@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig
 from weighted_mtp.core.types import IGNORE_INDEX, Row
 from weighted_mtp.data.collators import Batch
-from weighted_mtp.losses import shift_labels
+from weighted_mtp.losses import count_targets, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 
 Sums = dict[str, Tensor]
@@ -134,7 +134,7 @@ class Objective:
 
     def counts(self, batch: Batch) -> Tensor:
         """`[n + 1]` float64: valid targets of each head, and what the value loss is divided by."""
-        per_head = (self.targets(batch) != IGNORE_INDEX).sum(dim=(0, 1)).double()
+        per_head = count_targets(self.targets(batch))
         return torch.cat([per_head, self.value_count(batch).double().view(1)])
 
     def value_count(self, batch: Batch) -> Tensor:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.core.sections import ObjectiveConfig
-from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.pipelines.objectives.base import Pool, Sums
 from weighted_mtp.pipelines.objectives.critic import ValueObjective
 from weighted_mtp.value_weighting.controls import (
@@ -58,6 +57,10 @@ class Verifiable(ValueObjective):
         if td.final_lam is not None:
             self.lam = schedule(self.progress, td.lam, td.final_lam, td.lam_hold, td.lam_shape)
 
+    def td_errors(self, pool: Pool) -> Tensor:
+        """δ `[R, S + 1]` of each response token."""
+        return compute_td_errors(*_td_inputs(pool), self.td.gamma, pool.truncated)
+
     def advantages(self, pool: Pool) -> Tensor:
         """A `[R, S + 1]` of each response token."""
         return compute_advantages(*_td_inputs(pool), self.td.gamma, self.lam, pool.truncated)
@@ -78,8 +81,7 @@ class Verifiable(ValueObjective):
 
     def figures(self, pool: Pool, weights: Tensor) -> Sums:
         """`[2, ·]`: correct rows, incorrect rows."""
-        errors = compute_td_errors(*_td_inputs(pool), self.td.gamma, pool.truncated)
-        advantages = self.advantages(pool)
+        errors, advantages = self.td_errors(pool), self.advantages(pool)
         td, per_token = self.td, weights[:, :, 0]  # [R, S], of the token after each position
         sums: dict[str, list[Tensor]] = {"td_error": [], "advantage": [], "weight": []}
         for group in (pool.correct, ~pool.correct):
@@ -150,4 +152,4 @@ class Shuffled(Verifiable):
 def _td_inputs(pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     """Values `[R, S + 1, 1]` (the state after EOS has none), rewards `[R]`, mask `[R, S + 1]`."""
     values = F.pad(pool.signal, (0, 1)).unsqueeze(-1)
-    return values, pool.correct.to(values.dtype), pool.labels != IGNORE_INDEX
+    return values, pool.correct.to(values.dtype), pool.mask
