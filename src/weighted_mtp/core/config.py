@@ -17,16 +17,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from weighted_mtp.core.data_sections import DataConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.section import Section
 from weighted_mtp.core.sections import (
     OBJECTIVES,
     CriticStage,
-    DataConfig,
     ModelConfig,
     ObjectiveConfig,
     PipelineName,
     RuntimeConfig,
-    Section,
     TokenizerConfig,
     TrainingConfig,
 )

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,9 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+from weighted_mtp.core.section import Fraction, Section, Seed, UnitInterval
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
 ObjectiveName = Literal[
@@ -33,14 +29,6 @@ OBJECTIVES: Mapping[PipelineName, tuple[ObjectiveName, ...]] = {
     "rho1": ("rho1",),
 }
 """What each pipeline may optimise; the controls run where what they control runs."""
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 class Architecture(Section):
@@ -83,46 +71,6 @@ class TokenizerConfig(Section):
 
     kind: Literal["auto", "bytes", "micro", "sentencepiece", "huggingface"] = "auto"
     path: Path | None = None
-
-
-class MicroConfig(Section):
-    """Which embedded problems to generate (data/micro_tasks).
-
-    Attributes:
-        families: their labels; None takes all of at most `max_difficulty`.
-        max_constant: only problems whose numbers are no larger.
-        marked_names: function names end in a random mark that must be copied from the instruction.
-    """
-
-    families: tuple[str, ...] | None = None
-    max_constant: PositiveInt | None = None
-    marked_names: bool = True
-    max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
-    n_problems: PositiveInt = 4000
-    n_validation: PositiveInt = 200
-    correct_per_problem: PositiveInt = 1
-    incorrect_per_problem: NonNegativeInt = 0
-    seed: Seed = 0
-
-
-class DataConfig(Section):
-    """What to train and validate on."""
-
-    source: Literal["micro", "jsonl"] = "jsonl"
-    train: Path | None = None
-    validation: Path | None = None
-    micro: MicroConfig = MicroConfig()
-    template: Literal["alpaca", "short"] = "alpaca"
-    max_length: Annotated[int, Field(gt=1)] = 2048
-    pad_to_multiple: PositiveInt = 8
-
-    @model_validator(mode="after")
-    def _has_files(self) -> DataConfig:
-        if self.source == "jsonl" and self.train is None:
-            raise ValueError(
-                "data.source jsonl needs data.train: --set data.train=FILE.jsonl, or --preset micro"
-            )
-        return self
 
 
 class ValueConfig(Section):

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from weighted_mtp.core.config import Recipe, load_recipe_file
+from weighted_mtp.core.data_sections import MicroConfig
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.sections import MicroConfig
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.collators import AlpacaCollator, Example
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl

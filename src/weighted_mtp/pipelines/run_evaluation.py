@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.config import load_recipe_file
+from weighted_mtp.core.data_sections import MicroConfig
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
-from weighted_mtp.core.sections import MicroConfig
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import Split

@@ -1,0 +1,50 @@
+"""The `data` section of a recipe and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from weighted_mtp.core.section import Section, Seed
+
+
+class MicroConfig(Section):
+    """Which embedded problems to generate (data/micro_tasks).
+
+    Attributes:
+        families: their labels; None takes all of at most `max_difficulty`.
+        max_constant: only problems whose numbers are no larger.
+        marked_names: function names end in a random mark that must be copied from the instruction.
+    """
+
+    families: tuple[str, ...] | None = None
+    max_constant: PositiveInt | None = None
+    marked_names: bool = True
+    max_difficulty: Annotated[int, Field(ge=1, le=11)] = 11
+    n_problems: PositiveInt = 4000
+    n_validation: PositiveInt = 200
+    correct_per_problem: PositiveInt = 1
+    incorrect_per_problem: NonNegativeInt = 0
+    seed: Seed = 0
+
+
+class DataConfig(Section):
+    """What to train and validate on."""
+
+    source: Literal["micro", "jsonl"] = "jsonl"
+    train: Path | None = None
+    validation: Path | None = None
+    micro: MicroConfig = MicroConfig()
+    template: Literal["alpaca", "short"] = "alpaca"
+    max_length: Annotated[int, Field(gt=1)] = 2048
+    pad_to_multiple: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _has_files(self) -> DataConfig:
+        if self.source == "jsonl" and self.train is None:
+            raise ValueError(
+                "data.source jsonl needs data.train: --set data.train=FILE.jsonl, or --preset micro"
+            )
+        return self
