@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from weighted_mtp.core.sections import ObjectiveConfig
-from weighted_mtp.data.collators import Batch
+from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.pipelines.objectives import Objective, make_objective

@@ -16,11 +16,15 @@ from safetensors.torch import load_file
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.config import Recipe, load_recipe
-from weighted_mtp.data.collators import AlpacaCollator, Example
-from weighted_mtp.data.datasets import read_jsonl, write_jsonl
+from weighted_mtp.data.batches import Example
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.data.loading import RowGroups, ShuffledGroups
+from weighted_mtp.data.sampling import RowOrder
+from weighted_mtp.data.store import open_rows
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.compose import build_adapter, encode_rows, prepare_blocks
+from weighted_mtp.pipelines.compose import build_adapter, prepare_blocks
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.pipelines.objectives import make_objective
 from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
@@ -140,16 +144,28 @@ def build_trainer(
         for parameter in adapter.value_head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     objective = make_objective(resolved.objective, adapter.args.n_future_tokens, seed)
-    collator = AlpacaCollator(tokenizer, resolved.data.template, resolved.data.max_length)
-    raw = read_jsonl(rows)
-    examples = encode_rows(raw, collator, objective.select(raw), objective.group_size)
-    held_out = encode_rows(raw, collator)[:6]
+    data = resolved.data
+    collator = AlpacaCollator(tokenizer, data.template, data.max_length)
+    store = open_rows(rows)
+    examples = [collator.encode(row, i) for i, row in enumerate(store)]
+    held_out = [(e,) for e in examples if e.has_targets][:6]
     if recipe == "rho1" and resolved.objective.rho1.mode != "difficult":
         examples = [with_reference(example) for example in examples]
+    candidates = objective.candidates(store.metadata)
+    cap = resolved.objective.value.max_pairs_per_problem if objective.group_size == 2 else None
+    order = RowOrder(store.metadata, candidates, data.sampling, seed, 10**6, cap)
+    groups = RowGroups(order, examples)
+    if train is not None:
+        groups = ShuffledGroups([(example,) for example in train], seed)
     module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
     module.to(dtype)
     prepare_blocks(resolved, adapter.transformer)
-    return Trainer(resolved, module, collator, train or examples, held_out, run_dir, env)
+    trainer = Trainer(resolved, module, tokenizer, groups, held_out, run_dir, env)
+    trainer.collator = collator
+    trainer.examples = [examples[i] for i in order.take(0, order.epoch_size).flatten().tolist()]
+    if order.group == 1:
+        trainer.examples.sort(key=lambda example: example.row)
+    return trainer
 
 
 def with_reference(example: Example) -> Example:

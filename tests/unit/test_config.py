@@ -16,6 +16,7 @@ from weighted_mtp.core.config import (
 from weighted_mtp.core.errors import UserError
 
 PRESETS = available(RECIPES / "presets")
+FINE_TUNING = [name for name in available() if name != "pretrain"]
 FULL_SIZE = ("model.path=some/model", "data.train=rows.jsonl")
 
 
@@ -40,7 +41,7 @@ def test_the_recipes_of_the_readme_are_shipped():
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, preset, tmp_path):
     overrides = FULL_SIZE if preset is None else ()
     recipe = load_recipe(name, preset, overrides)
@@ -52,7 +53,7 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, preset, t
     assert recipe.pipeline == recipe.objective.name == name
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_a_full_size_recipe_asks_for_its_model_and_data(name):
     with pytest.raises(UserError, match=r"model\.path=DIR.*data\.train=FILE\.jsonl"):
         load_recipe(name)
@@ -268,3 +269,38 @@ def test_a_missing_section_is_named(tmp_path):
     path.write_text("pipeline: ntp\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"missing key objective; missing key model"):
         load_recipe_file(path)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_pretraining_needs_nothing_but_its_recipe(tmp_path):
+    recipe = load_recipe("pretrain")
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe_file(saved) == recipe
+    assert (recipe.data.source, recipe.data.packing) == ("text", True)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.packing=false", "set data.packing=true"),
+        ("pipeline=rho1", "does not go with"),
+        ("data.text.sufixes=[.py]", "unknown key data.text.sufixes (did you mean suffixes?)"),
+        ("data.sampling.bins.low.label=[A]", "label (did you mean labels?)"),
+        ("data.sampling.weights={low: 1}", "data.sampling.weights has no effect"),
+    ],
+)
+def test_data_settings_that_do_not_fit(override, words):
+    more = ("objective.name=rho1",) if override.startswith("pipeline") else ()
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain", None, (override, *more))
+    assert words in str(caught.value)
+
+
+def test_packed_rows_need_no_whole_number_of_micro_batches():
+    sizes = ("training.batch_size=6", "training.micro_batch_size=4")
+    with pytest.raises(UserError, match="multiple of training"):
+        load_recipe("baseline", "micro", sizes)
+    load_recipe("baseline", "micro", (*sizes, "data.packing=true"))

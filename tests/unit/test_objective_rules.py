@@ -13,7 +13,7 @@ from torch import Tensor
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.collators import Batch
+from weighted_mtp.data.batches import Batch
 from weighted_mtp.pipelines.objectives import make_objective
 from weighted_mtp.pipelines.trainer import Trainer
 
@@ -94,7 +94,7 @@ def test_rho1_modes_choose_by_their_scores(make_trainer):
     kept = {}
     for mode, sign in (("signed", -1), ("signed", 1), ("absolute", -1), ("absolute", 1)):
         trainer = make_trainer("rho1", objective__rho1__mode=mode, objective__rho1__k_percent=0.3)
-        batch = trainer.collator(trainer.train[:8])
+        batch = trainer.collator(trainer.examples[:8])
         odd = (torch.arange(batch.labels.shape[1]) % 2 == 1).expand(batch.labels.shape)
         trick = batch._replace(reference=torch.where(odd, 5.5 + 100.0 * sign, 5.5))
         weights = weights_of(trainer, trick)[:, :, 0]
@@ -116,7 +116,7 @@ def weights_of(trainer: Trainer, batch: Batch) -> Tensor:
 
 def test_rho1_without_reference_losses_is_an_error(make_trainer):
     trainer = make_trainer("rho1")
-    batch = trainer.collator(trainer.train[:2])._replace(reference=None)
+    batch = trainer.collator(trainer.examples[:2])._replace(reference=None)
     with pytest.raises(UserError, match=r"objective\.rho1\.reference"):
         weights_of(trainer, batch)
 
@@ -188,7 +188,7 @@ def test_validation_and_scoring_leave_the_objective_alone(make_trainer):
     before = copy.deepcopy(trainer.objective.state_dict())
     trainer.validate()
     with torch.no_grad():
-        trainer.module(trainer.collator(trainer.train[:4]), "score")
+        trainer.module(trainer.collator(trainer.examples[:4]), "score")
     assert trainer.objective.state_dict() == before
 
 
@@ -335,24 +335,9 @@ def test_the_pairwise_loss_by_hand():
 
 def test_pairs_are_of_one_problem_right_before_wrong(make_trainer):
     trainer = make_trainer("critic", objective__value__loss="pairwise", **SMALL)
-    rows = trainer.train
+    rows = trainer.examples
     assert len(rows) == 16
     assert [e.is_correct for e in rows] == [True, False] * 8
     assert all(a.task_id == b.task_id for a, b in zip(rows[::2], rows[1::2], strict=True))
-    for batch in trainer._micro_batches([e for i in trainer._rows_of_step() for e in [rows[i]]]):
+    for batch in next(trainer.reader):
         assert batch.correct.tolist() == [True, False] * (len(batch.correct) // 2)
-
-
-def test_few_pairs_of_each_problem():
-    rows = [
-        {"task_id": f"p{i // 6}", "is_correct": i % 2 == 0, "instruction": "", "output": str(i)}
-        for i in range(12)
-    ]
-    for most, expected in ((2, 4), (9, 18)):
-        value = ValueConfig(loss="pairwise", max_pairs_per_problem=most)
-        objective = make_objective(ObjectiveConfig(name="critic", value=value), 1, seed=3)
-        chosen = objective.select(rows)
-        pairs = set(zip(chosen[::2], chosen[1::2], strict=True))
-        assert len(pairs) == len(chosen) // 2 == expected
-        assert all(rows[a]["is_correct"] > rows[b]["is_correct"] for a, b in pairs)
-        assert objective.select(rows) == chosen

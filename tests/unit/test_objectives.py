@@ -10,7 +10,7 @@ from tests.integration.helpers_training import SMALL, run_steps, state
 from torch import Tensor
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.collators import Batch
+from weighted_mtp.data.batches import Batch
 from weighted_mtp.losses import shift_labels
 from weighted_mtp.pipelines.objectives import Pool
 from weighted_mtp.pipelines.trainer import Trainer
@@ -25,7 +25,7 @@ LM = {**TRUNK, "objective__value__lm_coef": 1.0}
 
 
 def batch_of(trainer: Trainer, count: int = 8) -> Batch:
-    return trainer.collator(trainer.train[:count])
+    return trainer.collator(trainer.examples[:count])
 
 
 def gradients(trainer: Trainer, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ def test_the_value_head_has_a_rate_of_its_own(optimizer, make_trainer):
 def test_truncated_rows_have_no_terminal_reward(name, make_trainer):
     """Whether they were right makes no difference to what is learned from them."""
     trainer = make_trainer(name, **(LM if name == "critic" else {}), **SMALL)
-    cut = [e for e in trainer.train if e.truncated]
+    cut = [e for e in trainer.examples if e.truncated]
     batch = trainer.collator(cut)._replace(correct=torch.ones(len(cut), dtype=torch.bool))
     other = batch._replace(correct=~batch.correct)
     values = torch.randn(batch.tokens.shape)
@@ -251,7 +251,7 @@ def test_truncated_rows_have_no_terminal_reward(name, make_trainer):
 def test_a_truncated_row_is_worth_one_term_less(make_trainer):
     """Nothing is known about its last state; it must not water down the others."""
     trainer = make_trainer("critic", **LM, **SMALL)
-    for example in trainer.train:
+    for example in trainer.examples:
         batch = trainer.collator([example])
         tokens = int((batch.labels != IGNORE_INDEX).sum())
         assert int(trainer.objective.value_count(batch)) == tokens - example.truncated
@@ -276,7 +276,7 @@ def test_shuffled_keeps_the_weights_of_each_row(make_trainer):
 def test_random_matched_has_the_moments_of_the_real_weights(make_trainer):
     real = make_trainer("verifiable")
     control = make_trainer("verifiable", objective__name="random_matched")
-    batch = real.collator(real.train * 20)
+    batch = real.collator(real.examples * 20)
     batch = batch._replace(rows=torch.arange(len(batch.rows)))
     given = pool(real, batch, torch.randn(batch.tokens.shape) * 0.3)
     mask = batch.labels != IGNORE_INDEX

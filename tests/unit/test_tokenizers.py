@@ -1,20 +1,25 @@
 """Three kinds of tokenizer behind one interface: round trips, files, and mistakes."""
 
 import importlib.util
+import io
 import json
+import pickle
+import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as BackendTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
+    Tokenizer,
     check_vocabulary,
     load_tokenizer,
     make_tokenizer,
@@ -49,6 +54,49 @@ def write_huggingface(folder: Path, eos: str | None = "</s>", bos: str | None = 
     return folder
 
 
+def write_llama_like(folder: Path, scheme: str) -> Path:
+    """A BPE tokenizer with byte fallback that puts "▁" before every text, in either of two ways."""
+    vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁defxrtun()"]
+    merges = [
+        ("▁", "▁"),
+        ("d", "e"),
+        ("de", "f"),
+        ("▁", "def"),
+        ("▁▁", "▁▁"),
+        ("▁", "x"),
+        (")", ")"),
+    ]
+    vocabulary += [a + b for a, b in merges]
+    backend = BackendTokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(vocabulary)},
+            merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    if scheme == "prepend":
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def huggingface_folder(tmp_path_factory) -> Path:
     return write_huggingface(tmp_path_factory.mktemp("huggingface"))
@@ -63,6 +111,25 @@ def sentencepiece_model() -> Path:
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     return path
+
+
+KINDS = ["bytes", "micro", "byte-level", "prepend", "metaspace", "sentencepiece"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(tmp_path_factory, huggingface_folder, request):
+    """Tokenizers by kind, each loaded once."""
+
+    @cache
+    def made(kind: str) -> Tokenizer:
+        if kind in ("prepend", "metaspace"):
+            return HuggingFaceTokenizer(write_llama_like(tmp_path_factory.mktemp(kind), kind))
+        if kind == "byte-level":
+            return HuggingFaceTokenizer(huggingface_folder)
+        model = kind == "sentencepiece" and request.getfixturevalue("sentencepiece_model")
+        return make_tokenizer(kind, model or None)
+
+    return made
 
 
 # --- bytes ---------------------------------------------------------------------------------------
@@ -179,6 +246,166 @@ def test_the_tokenizer_folder_wins_over_files_beside_the_weights(huggingface_fol
     HuggingFaceTokenizer(huggingface_folder).save(tmp_path)
     ByteTokenizer().save(tmp_path / "tokenizer")
     assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_pickles(kind, tokenizer_of):
+    tokenizer = tokenizer_of(kind)
+    copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  # our own bytes
+    assert copy.fingerprint == tokenizer.fingerprint
+    for text in TEXTS:
+        assert copy.encode_with_ends(text) == tokenizer.encode_with_ends(text)
+        assert copy.encode_continuation(text) == tokenizer.encode_continuation(text)
+        assert copy.decode(copy.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+# --- the border between a prompt and what follows ------------------------------------------------
+
+WORDS = [
+    "    ",
+    " ",
+    "\n",
+    "\r\n",
+    "\t",
+    "def f(",
+    "return x",
+    "x",
+    "é",
+    "漢",
+    "😀",
+    "e\u0301",
+    "</",
+]
+CHARACTERS = st.characters(
+    exclude_categories=["Cs"], exclude_characters="▁"
+)  # SentencePiece's space
+ANY_CODE = st.lists(st.sampled_from(WORDS) | CHARACTERS, max_size=12).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=ANY_CODE)
+def test_ends_say_how_much_of_the_text_is_in_the_tokens(kind, tokenizer_of, text):
+    tokenizer, text = tokenizer_of(kind), "x" + text
+    ids, ends = tokenizer.encode_with_ends(text)
+    assert ids == tokenizer.encode(text)
+    assert len(ends) == len(ids)
+    assert ends == sorted(ends)
+    for n in {0, 1, len(text) // 2, *ends}:
+        inside = sum(end <= n for end in ends)
+        covered = ends[inside - 1] if inside else 0
+        assert tokenizer.decode(ids[:inside]) == text[:covered]
+    assert ends[-1] == len(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(prompt=ANY_CODE, response=ANY_CODE)
+def test_a_continuation_is_the_text_and_nothing_before_it(kind, tokenizer_of, prompt, response):
+    tokenizer, prompt = tokenizer_of(kind), f"# {prompt}\n"
+    ids = tokenizer.encode(prompt) + tokenizer.encode_continuation(response)
+    assert tokenizer.decode(ids) == prompt + response
+
+
+@pytest.mark.parametrize("kind", ["bytes", "micro", "byte-level"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_go_on_as_they_begin(kind, tokenizer_of, text):
+    tokenizer = tokenizer_of(kind)
+    assert tokenizer.encode_continuation(text) == tokenizer.encode(text)
+
+
+def pieces(tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer._model.id_to_piece(i) for i in ids]
+
+
+def test_llamas_dummy_prefix_is_not_there_in_a_continuation(sentencepiece_model):
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    assert pieces(tokenizer, tokenizer.encode("def f")) == ["▁def", "▁f"]
+    assert pieces(tokenizer, tokenizer.encode_continuation("def f")) == ["def", "▁f"]
+    assert pieces(tokenizer, tokenizer.encode_continuation("    x")) == ["▁▁▁", "▁x"]
+    assert tokenizer.encode_continuation("") == []
+    after_newline = tokenizer.encode("x\n" + CODE)[2:]  # "▁x", "\n": which merges with nothing
+    assert tokenizer.encode_continuation(CODE) == after_newline
+
+
+def test_sentencepiece_ends_where_tokens_cover_no_character(sentencepiece_model):
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+
+    def tokens(text: str) -> list[tuple[str, int]]:
+        ids, ends = tokenizer.encode_with_ends(text)
+        return list(zip(pieces(tokenizer, ids), ends, strict=True))
+
+    assert tokens(" x") == [("▁", 1), ("▁x", 2)]  # the dummy prefix goes with the space
+    parts = [("<0xE6>", 2), ("<0xBC>", 2), ("<0xA2>", 2)]  # a byte with its character
+    assert tokens("a漢b") == [("▁a", 1), *parts, ("b", 3)]
+    assert tokens("") == []
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_a_model_that_normalises_and_knows_few_characters(model_type, tmp_path):
+    """NFKC, spaces joined, no byte fallback: as SentencePiece trains by default."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CODE.split("\n") * 20),
+        model_writer=written,
+        model_type=model_type,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    tokenizer = load_tokenizer(tmp_path)
+    for text in [*TEXTS, "漢x", "½ﬁx", "ｘ  ｓ", "\ue000"]:
+        ids, ends = tokenizer.encode_with_ends(text)
+        assert ids == tokenizer.encode(text)
+        assert ends == sorted(ends)
+        assert all(0 < end <= len(text) for end in ends)
+    _, ends = tokenizer.encode_with_ends("½x")  # normalised to 1⁄2x
+    assert ends[-2:] == [1, 2]
+    start = tokenizer.encode("x\n")
+    for text in ["def f(xs):", "x", "xs[0]"]:
+        assert tokenizer.decode(start + tokenizer.encode_continuation(text)) == "x" + text
+    for text in ["漢x", "\ue000"]:  # not to be told from the character put before it
+        assert tokenizer.encode_continuation(text) == tokenizer.encode(text)
+
+
+def test_offsets_that_a_post_processor_trims_are_whole(tmp_path):
+    """GPT-2 and Llama 3 leave spaces out of their offsets."""
+    write_huggingface(tmp_path)
+    backend = BackendTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    ids, ends = tokenizer.encode_with_ends("a\n    b")
+    assert ids == tokenizer.encode("a\n    b")
+    assert [tokenizer.decode([i]) for i in ids] == [" a", "\n   ", " b"]
+    assert ends == [1, 5, 7]
+    assert tokenizer.decode(tokenizer.encode("x")) == " x"
+    assert tokenizer.decode(tokenizer.encode_continuation("x")) == "x"
+
+
+def test_encoding_starts_no_thread_and_forgets_the_files_truncation(huggingface_folder, tmp_path):
+    """A forked worker would wait for threads that it has not got."""
+    backend = BackendTokenizer.from_file(str(huggingface_folder / "tokenizer.json"))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9, pad_id=1, pad_token="</s>")
+    HuggingFaceTokenizer(huggingface_folder).save(tmp_path)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, plain = load_tokenizer(tmp_path), HuggingFaceTokenizer(huggingface_folder)
+    before = threads()
+    assert tokenizer.encode(CODE) == plain.encode(CODE)
+    assert tokenizer.encode_with_ends(CODE) == plain.encode_with_ends(CODE)
+    assert threads() == before
+    assert tokenizer.fingerprint == plain.fingerprint
+
+
+def threads() -> int:
+    """Of this process, the library's own included where the system tells."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else threading.active_count()
 
 
 # --- mistakes ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tests.integration.helpers_training import (
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig, TrainingConfig
-from weighted_mtp.data.collators import Example
+from weighted_mtp.data.batches import Example
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.objectives import Objective
 from weighted_mtp.pipelines.optimization import learning_rate

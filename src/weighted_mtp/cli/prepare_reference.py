@@ -19,6 +19,9 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="default FILE.reference.safetensors")
     parser.add_argument("--template", choices=list(TEMPLATES), default="alpaca")
+    parser.add_argument(
+        "--joint", action="store_true", help="the data.joint setting of the training"
+    )
     parser.add_argument("--max-length", type=int, default=2048, help="as data.max_length")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
@@ -37,6 +40,7 @@ def run_reference(args: argparse.Namespace) -> int:
             args.out,
             args.template,
             args.max_length,
+            args.joint,
             args.batch_size,
             args.device,
             args.compute_dtype,
@@ -47,5 +51,6 @@ def run_reference(args: argparse.Namespace) -> int:
         f"next: weighted-mtp train --recipe rho1 --set data.train={args.data} "
         f"--set objective.rho1.reference={out} --set data.template={args.template} "
         f"--set data.max_length={args.max_length}"
+        + (" --set data.joint=true" if args.joint else "")
     )
     return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -49,6 +49,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _cuts_evenly(self) -> Recipe:
         batch, micro = self.training.batch_size, self.training.micro_batch_size
+        if self.data.packing:  # a micro-batch counts packed rows, and holds pairs whole
+            micro = 2 if self.objective.value.loss == "pairwise" else 1
         if batch % micro:
             raise ValueError(
                 f"training.batch_size ({batch}) must be a multiple of training.micro_batch_size "
@@ -68,6 +70,11 @@ class Recipe(Section):
             raise ValueError(
                 f"objective.name {name} does not run in the {self.pipeline} pipeline, which takes "
                 f"{', '.join(known)}"
+            )
+        if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
+            raise ValueError(
+                f"data.source text has no right and wrong, nor stored losses: it does not go with "
+                f"the {self.pipeline} pipeline, but with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
             raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
@@ -190,9 +197,16 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _keys_at(place: Sequence[str]) -> list[str]:
+    """Keys of the section at a place; names in a mapping and numbers in a list are passed over."""
     section: Any = Recipe
     for part in place:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+        field = section.model_fields.get(part)
+        section = section if field is None else _section_in(field.annotation) or section
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section in `Section | None`, `dict[str, Section]`, …; None if there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from weighted_mtp.core.sampling_section import SamplingConfig
 from weighted_mtp.core.section import Section, Seed
+from weighted_mtp.core.text_section import TextConfig
 
 
 class MicroConfig(Section):
@@ -31,14 +33,30 @@ class MicroConfig(Section):
 
 
 class DataConfig(Section):
-    """What to train and validate on."""
+    """What to train and validate on.
 
-    source: Literal["micro", "jsonl"] = "jsonl"
+    Attributes:
+        cache_dir: where prepared rows and tokens are kept between runs (core/cache.py).
+        max_length: tokens of a row, or of a window of text.
+        joint: tokenise prompt and response as one text, see `AlpacaCollator`.
+        packing: put several rows into one of `max_length`, none seeing another;
+            `training.micro_batch_size` then counts packed rows. The loss is the same.
+        workers: processes that prepare batches ahead of the training.
+        pad_to_multiple: batches are padded to a multiple of so many positions.
+    """
+
+    source: Literal["micro", "jsonl", "text"] = "jsonl"
     train: Path | None = None
     validation: Path | None = None
     micro: MicroConfig = MicroConfig()
+    text: TextConfig = TextConfig()
+    cache_dir: Path | None = None
+    sampling: SamplingConfig = SamplingConfig()
     template: Literal["alpaca", "short"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
+    joint: bool = False
+    packing: bool = False
+    workers: NonNegativeInt = 0
     pad_to_multiple: PositiveInt = 8
 
     @model_validator(mode="after")
@@ -47,4 +65,6 @@ class DataConfig(Section):
             raise ValueError(
                 "data.source jsonl needs data.train: --set data.train=FILE.jsonl, or --preset micro"
             )
+        if self.source == "text" and not self.packing:
+            raise ValueError("data.source text is read in packed windows: set data.packing=true")
         return self

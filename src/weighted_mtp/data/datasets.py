@@ -1,17 +1,27 @@
-"""Rows from JSONL, and the order in which training reads them."""
+"""Rows from JSONL: what a line may hold, and every way it can be wrong.
+
+Reading a whole file into a list is for small ones; `store.open_rows` is for those of any size.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
+
+MAX_LINE = 64 << 20
+"""Bytes of the longest line that is read, so that a file without line ends stays out of memory."""
+MAX_DEPTH = 100
+"""Levels of lists and objects inside `metadata`."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS: dict[str, type] = {
@@ -23,6 +33,14 @@ _FIELDS: dict[str, type] = {
     "metadata": dict,
 }
 _DEFAULTS: dict[str, Any] = {"input": "", "is_correct": True}
+_NOT_TEXT = {
+    b"\x1f\x8b": "compressed by gzip; unpack it first (gunzip FILE)",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (zstd -d FILE)",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"PAR1": "Parquet; write it as JSONL first: datasets.Dataset.from_parquet(FILE).to_json(OUT)",
+    b"ARROW1": "Arrow; write it as JSONL first: datasets.Dataset.from_file(FILE).to_json(OUT)",
+}
+"""How other files begin that people take for JSONL."""
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -36,7 +54,7 @@ def read_jsonl(path: Path) -> list[Row]:
     """
     rows = list(_rows(path))
     if not rows:
-        raise UserError(f"{path}: no rows; one JSON object a line is expected")
+        raise no_rows(path)
     return rows
 
 
@@ -48,42 +66,87 @@ def first_row(path: Path) -> Row:
     """
     for row in _rows(path):
         return row
-    raise UserError(f"{path}: no rows; one JSON object a line is expected")
+    raise no_rows(path)
 
 
-def write_jsonl(path: Path, rows: list[Row]) -> None:
-    """Write rows, replacing the file only once all are written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, replacing the file only once all are written.
+
+    Raises:
+        UserError: the file cannot be written (a full disk, no permission).
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):  # the disk may be gone
+            partial.unlink(missing_ok=True)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                if line.strip():
-                    yield parse_row(line, f"{path}, line {number}", number)
+            while block := file.read(1 << 20):
+                digest.update(block)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def read_lines(
+    file: BinaryIO, path: Path, first: int = 1, size: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line that is not blank, from where `file` stands.
+
+    Args:
+        path: of the file, for messages.
+        first: number of the line where `file` stands; line 1 may begin with a byte-order mark.
+        size: bytes to read, in whole lines; None reads to the end.
+
+    Raises:
+        UserError: a line longer than `MAX_LINE`, or a file that is no text at all.
+    """
+    number, done = first - 1, 0
+    while (size is None or done < size) and (line := file.readline(MAX_LINE + 1)):
+        number += 1
+        done += len(line)
+        if len(line) > MAX_LINE:
+            raise UserError(
+                f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB; one JSON object a line "
+                "is expected"
+            )
+        if number == 1:
+            line = _begin(line, path)
+        if line.strip():
+            yield number, line
 
 
 def parse_row(line: bytes, where: str, number: int) -> Row:
     """One JSONL line as a row.
 
     Raises:
-        UserError: not UTF-8, not JSON, not an object, or a field of the wrong type; starts with
-            `where`.
+        UserError: not UTF-8, not JSON, not an object, a key given twice, half a surrogate pair, or
+            a field of the wrong type; starts with `where`.
     """
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; re-save as UTF-8") from error
+    except _KeyTwiceError as error:
+        raise UserError(f"{where}: the key {error.key!r} is given twice; keep one") from error
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an endless integer
-        raise UserError(f"{where}: not valid JSON ({error})") from error
+        raise UserError(f"{where}: not valid JSON ({_reason(line, error)})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
     row = {"task_id": f"line-{number}", "metadata": {}, **_DEFAULTS, **record}
@@ -95,12 +158,82 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
                 f"{where}: the field {name!r} should be {kind.__name__}, "
                 f"it is {type(row[name]).__name__}"
             )
-        if isinstance(row[name], str) and _SURROGATE.search(row[name]):
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _deeper(row["metadata"], MAX_DEPTH):
+        raise UserError(f"{where}: 'metadata' is nested deeper than {MAX_DEPTH} levels")
+    if b"\\ud" in line or b"\\uD" in line:  # UTF-8 has no other way to smuggle one in
+        _refuse_half_pairs(row, where)
+    return cast(Row, {name: row[name] for name in _FIELDS})
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The mistake of a path that cannot be opened or read."""
+    return UserError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def no_rows(path: Path) -> UserError:
+    """The mistake of a file without rows."""
+    return UserError(f"{path}: no rows; one JSON object a line is expected")
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open("rb") as file:
+            for number, line in read_lines(file, path):
+                yield parse_row(line, f"{path}, line {number}", number)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _begin(line: bytes, path: Path) -> bytes:
+    """The first line without its byte-order mark."""
+    for magic, remedy in _NOT_TEXT.items():
+        if line.startswith(magic):
+            raise UserError(f"{path}: not JSONL, it is {remedy}")
+    return line.removeprefix(b"\xef\xbb\xbf")
+
+
+class _KeyTwiceError(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is given twice no value is better than the other."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwiceError(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _reason(line: bytes, error: Exception) -> str:
+    if b"\0" in line:
+        return "it holds NUL bytes; the file is damaged, or was cut off while it was written"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects nest more than `levels` deep."""
+    if not isinstance(value, (dict, list)):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(child, levels - 1) for child in children)
+
+
+def _refuse_half_pairs(row: dict[str, Any], where: str) -> None:
+    for name in _FIELDS:
+        text = json.dumps(row[name], ensure_ascii=False)
+        if _SURROGATE.search(text):
             raise UserError(
                 f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
                 "remove it"
             )
-    return cast(Row, {name: row[name] for name in _FIELDS})
 
 
 def step_indices(size: int, batch_size: int, step: int, seed: int) -> list[int]:

@@ -30,7 +30,7 @@ class Fingerprint:
     Attributes:
         data: SHA-256 of the data file.
         tokenizer: of the tokenizer.
-        template, max_length: how rows become sequences.
+        template, max_length, joint: how rows become sequences.
         model: SHA-256 of the reference's weights.
     """
 
@@ -38,6 +38,7 @@ class Fingerprint:
     tokenizer: str
     template: str
     max_length: int
+    joint: bool = False
     model: str = ""
 
 
@@ -106,7 +107,7 @@ class ReferenceLosses:
                 "prepare reference-losses"
             ) from error
         self.fingerprint = found
-        for name in ("tokenizer", "data", "template", "max_length"):
+        for name in ("tokenizer", "data", "template", "max_length", "joint"):
             stored, wanted = getattr(found, name), getattr(expected, name)
             if stored != wanted:
                 raise UserError(

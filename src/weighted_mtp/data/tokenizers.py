@@ -2,7 +2,7 @@
 
 Ids are encoded without special tokens; whoever builds a sequence adds BOS and EOS. A tokenizer is
 stored in a folder beside the weights it belongs to, and `load_tokenizer` tells from the files which
-kind it is.
+kind it is. All of them pickle, so that worker processes can have a copy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +43,24 @@ class Tokenizer(Protocol):
         """Ids of `text`, no special tokens added."""
         ...
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of `text` as `encode` gives them, and where in the text each token ends.
+
+        An end is an index in characters, just after the last character the token covers; ends never
+        decrease. A token that is part of a character (one byte of it) or only precedes one (a dummy
+        prefix) ends where that character does. So a token has a share in `text[n:]` exactly if its
+        end is above n. Characters that the tokenizer drops have no token.
+        """
+        ...
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of `text` where it goes on after other text.
+
+        Some tokenizers put a space before every text (Llama 2: "▁"); here it stays away. For text p
+        that ends with a newline, `encode(p) + encode_continuation(r)` decodes to `p + r`.
+        """
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         ...
@@ -61,6 +81,13 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        ends = [end for end, char in enumerate(text, 1) for _ in char.encode("utf-8")]
+        return self.encode(text), ends
+
+    def encode_continuation(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
@@ -94,6 +121,23 @@ class SentencePieceTokenizer:
         ids: list[int] = self._model.encode(text)
         return ids
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        found = self._model.encode(text, return_type="offset_mapping")  # of the text as given
+        return found["ids"], _ends(found["offsets"], len(text))
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The text is encoded after a character that merges with nothing, whose tokens go again.
+        Where that cannot be done (without byte fallback, characters that the model does not know
+        are joined) this is `encode`."""
+        head, unknown = self._stranger, self._model.unk_id()
+        ids = self.encode(_STRANGER + text)
+        joined = unknown in head and unknown in self.encode(text[:1])
+        return self.encode(text) if joined or ids[: len(head)] != head else ids[len(head) :]
+
+    @cached_property
+    def _stranger(self) -> list[int]:
+        return self.encode(_STRANGER)
+
     def decode(self, ids: Sequence[int]) -> str:
         specials = {self.bos_id, self.eos_id}
         text: str = self._model.decode(
@@ -126,13 +170,42 @@ class HuggingFaceTokenizer:
         self.eos_id = int(self._fast.eos_token_id)
         pad = self._fast.pad_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
+        # The Rust tokenizer itself: the wrapper encodes batches, for which it starts threads.
+        self._backend: Any = self._fast.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
         # Of the tokenizer itself, not of its file: saving rewrites the file in another order.
-        state = json.dumps(json.loads(self._fast.backend_tokenizer.to_str()), sort_keys=True)
+        state = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
         self.fingerprint = "huggingface-" + hashlib.sha256(state.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._fast.encode(text, add_special_tokens=False)
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        found = self._untrimmed.encode(text, add_special_tokens=False)
+        return found.ids, _ends(found.offsets, len(text))
+
+    def encode_continuation(self, text: str) -> list[int]:
+        ids: list[int] = self._unprefixed.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _untrimmed(self) -> Any:
+        """The same without post-processor, which may take spaces out of the offsets."""
+        return self._changed(post_processor=None)
+
+    @cached_property
+    def _unprefixed(self) -> Any:
+        """The same, but it puts nothing before a text."""
+        state = json.loads(self._backend.to_str())
+        parts = {name: state[name] for name in ("normalizer", "pre_tokenizer")}
+        changed = {name: _without_prefix(part) for name, part in parts.items()}
+        return self._backend if changed == parts else self._changed(**changed)
+
+    def _changed(self, **parts: Any) -> Any:
+        """A copy of the backend with some parts of its tokenizer.json replaced."""
+        return self._backend.from_str(json.dumps(json.loads(self._backend.to_str()) | parts))
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._fast.decode(
@@ -196,6 +269,35 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
             f"{where}: the tokenizer has {tokenizer.vocab_size} tokens and the model only "
             f"{vocab_size}; use the tokenizer this checkpoint was trained with"
         )
+
+
+_STRANGER = "\ue000"
+"""A private-use character: no vocabulary has a piece with it."""
+
+
+def _ends(offsets: Sequence[tuple[int, int]], length: int) -> list[int]:
+    """Ends of tokens from `(begin, end)`; one that covers nothing goes with the character there."""
+    ends = (max(end, min(begin + 1, length)) for begin, end in offsets)
+    return list(accumulate(ends, max))
+
+
+def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normaliser or pre-tokeniser of tokenizer.json that puts nothing before a text."""
+    kind = None if part is None else part["type"]
+    if part is None or kind == "Prepend":
+        return None
+    if kind == "Metaspace":
+        return part | {"prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        return part | {"add_prefix_space": False}
+    if kind == "Sequence" and "normalizers" in part:
+        kept = [_without_prefix(inner) for inner in part["normalizers"]]
+        return part | {"normalizers": [inner for inner in kept if inner is not None]}
+    if kind == "Sequence":  # the first alone: later ones see words, which keep their spaces
+        return part | {
+            "pretokenizers": [_without_prefix(part["pretokenizers"][0]), *part["pretokenizers"][1:]]
+        }
+    return part
 
 
 def _known(token_id: int) -> int | None:

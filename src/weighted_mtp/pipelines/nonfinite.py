@@ -9,7 +9,7 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.data.collators import Example
+from weighted_mtp.data.batches import Example
 
 log = get_logger(__name__)
 

@@ -6,10 +6,10 @@ Letters: B batch, S sequence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +19,9 @@ from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
-from weighted_mtp.data.datasets import read_jsonl
+from weighted_mtp.data.batches import Batch, Example
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.reference_losses import (
     Fingerprint,
     ReferenceLosses,
@@ -29,13 +30,16 @@ from weighted_mtp.data.reference_losses import (
     file_digest,
     write_reference,
 )
+from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.token_store import tokenise
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from weighted_mtp.losses import mtp_loss
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
+from weighted_mtp.pipelines.training_module import batch_loss, read_batch
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ReferenceRequest:
     out: Path | None = None
     template: str = "alpaca"
     max_length: int = 2048
+    joint: bool = False
     batch_size: int = 16
     device: str = "auto"
     compute_dtype: str = "float32"
@@ -66,30 +71,34 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     model_dir, device = resolve_model_dir(request.model), resolve_device(request.device)
     tokenizer = load_tokenizer(model_dir)
     transformer = _load(model_dir, tokenizer, device, "--max-length", request.max_length)
-    collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8)
-    rows = read_jsonl(request.data)
-    examples = [collator.encode(row, i) for i, row in enumerate(rows)]
-    losses: list[Tensor] = [torch.zeros(0)] * len(examples)
-    usable = [e for e in examples if e.prompt_length < len(e.ids)]
-    by_length = sorted(usable, key=lambda e: len(e.ids))
+    collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
+    store = open_rows(request.data)
+    examples = tokenise(store, np.arange(len(store)), collator)
+    losses: list[Tensor] = [torch.zeros(0)] * len(store)
+    by_length = np.argsort(examples.lengths, kind="stable").tolist()
     with Progress(len(by_length), "row") as progress:
         for start in range(0, len(by_length), request.batch_size):
-            part = by_length[start : start + request.batch_size]
+            part = [examples[row] for row in by_length[start : start + request.batch_size]]
             batch = collator(part).to(device)
             scored = token_losses(transformer, batch, DTYPES[request.compute_dtype]).cpu()
             for example, line in zip(part, scored, strict=True):
                 losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
             progress.update(len(part))
     out = request.out or default_path(request.data)
-    fingerprint = Fingerprint(
-        data=file_digest(request.data),
-        tokenizer=tokenizer.fingerprint,
-        template=request.template,
-        max_length=request.max_length,
-        model=model_digest(model_dir),
-    )
-    write_reference(out, losses, fingerprint)
+    made_of = fingerprint(collator, request.template, store.digest)
+    write_reference(out, losses, replace(made_of, model=model_digest(model_dir)))
     return out
+
+
+def fingerprint(collator: AlpacaCollator, template: str, data_digest: str) -> Fingerprint:
+    """What losses of these rows depend on, but for the model."""
+    return Fingerprint(
+        data=data_digest,
+        tokenizer=collator.tokenizer.fingerprint,
+        template=template,
+        max_length=collator.max_length,
+        joint=collator.joint,
+    )
 
 
 @torch.no_grad()
@@ -97,10 +106,10 @@ def token_losses(transformer: Transformer, batch: Batch, dtype: torch.dtype) -> 
     """`[B, S + 1]` cross-entropy of every response token, given all before it; 0 elsewhere."""
     device_type = batch.tokens.device.type
     with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
-        states = transformer.head_states(batch.tokens)
-        targets = batch.labels[:, 1:, None]  # [B, S, 1]
+        states = read_batch(transformer, batch)
+        targets = plain_targets(batch, 1)  # [B, S, 1]
         ones = torch.ones(1, device=batch.tokens.device)
-        ce = mtp_loss(states, transformer.output.weight, targets, ones).ce[:, :, 0]
+        ce = batch_loss(batch, states, transformer.output.weight, targets, ones).ce[:, :, 0]
     return F.pad(ce.masked_fill(targets[:, :, 0] == IGNORE_INDEX, 0.0), (1, 0))
 
 
@@ -120,30 +129,36 @@ def check_reference(recipe: Recipe) -> None:
         resolve_model_dir(rho1.reference_model)
 
 
-def attach_reference(
-    recipe: Recipe, tokenizer: Tokenizer, examples: Sequence[Example], data: Path | None
-) -> list[Example]:
-    """Give every example its stored losses; the examples as they are, if a model scores on line.
+class StoredReference:
+    """Rows with the losses that were stored for them.
+
+    Raises:
+        UserError: the losses are missing, damaged or stale.
+    """
+
+    def __init__(self, path: Path, examples: Examples, expected: Fingerprint) -> None:
+        self.examples, self.losses = examples, ReferenceLosses(path, expected)
+
+    def __getitem__(self, row: int) -> Example:
+        example, losses = self.examples[row], self.losses[row]
+        if len(losses) != len(example.ids) - example.prompt_length:
+            raise UserError(f"{self.losses.path}: row {row} has another length; make it anew")
+        return example._replace(reference=F.pad(losses, (example.prompt_length, 0)))
+
+
+def with_reference(
+    recipe: Recipe, collator: AlpacaCollator, examples: Examples, data_digest: str
+) -> Examples:
+    """Give every row its stored losses; the rows as they are, if a model scores on line.
 
     Raises:
         UserError: neither or both are named, or the stored losses are stale.
     """
     check_reference(recipe)
-    rho1 = recipe.objective.rho1
-    if rho1.reference is None or data is None:
-        return list(examples)
-    expected = Fingerprint(
-        file_digest(data), tokenizer.fingerprint, recipe.data.template, recipe.data.max_length
-    )
-    stored = ReferenceLosses(rho1.reference, expected)
-    attached = []
-    for example in examples:
-        losses = stored[example.row]
-        if len(losses) != len(example.ids) - example.prompt_length:
-            raise UserError(f"{rho1.reference}: row {example.row} has another length; make it anew")
-        padded = F.pad(losses, (example.prompt_length, 0))
-        attached.append(example._replace(reference=padded))
-    return attached
+    path = recipe.objective.rho1.reference
+    if path is None:
+        return examples
+    return StoredReference(path, examples, fingerprint(collator, recipe.data.template, data_digest))
 
 
 def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Annotate | None:

@@ -24,7 +24,7 @@ from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
-from weighted_mtp.pipelines.compose import micro_families
+from weighted_mtp.pipelines.training_data import micro_families
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_mtp.data.collators import Example
+from weighted_mtp.data.batches import Example
 from weighted_mtp.evaluation.critic_metrics import critic_report, within_problem_auc
 from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.training_module import FRACTIONS
@@ -39,9 +39,14 @@ def reduce_sums(sums: Mapping[str, Tensor], device: torch.device) -> Sums:
 
 def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     """Loss (nats a token) and accuracy of each head on the rows that are right, and its loss on
-    those that are wrong, if there are any; `loss` is the plain mean over heads of the former."""
+    those that are wrong, if there are any; `loss` is the plain mean over heads of the former;
+    `padding` the share of the positions run that held nothing."""
+    padding = {}
+    if "positions" in sums:
+        run, filled = sums["positions"].tolist()
+        padding = {"padding": round(1 - filled / run, 6)}
     if "heads" not in sums:
-        return {"tokens": int(sums["value"][1]) if "value" in sums else 0}
+        return {"tokens": int(sums["value"][1]) if "value" in sums else 0, **padding}
     right, wrong = sums["heads"]  # [3, n]
     if not right[2].any():  # nothing but wrong ones: they are what there is to tell
         right, wrong = wrong, right
@@ -52,6 +57,7 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         "head_loss": losses,
         "head_accuracy": accuracies,
         "tokens": int(right[2, 0] + wrong[2, 0]),
+        **padding,
     }
     if wrong[2].any():
         figures["head_loss_incorrect"] = _means(wrong[0], wrong[2])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,15 @@ import torch
 
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
-from weighted_mtp.data.collators import AlpacaCollator, Example
+from weighted_mtp.data.batches import Example
+from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
-from weighted_mtp.pipelines.compose import rows_file
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
+from weighted_mtp.pipelines.training_data import rows_file
 from weighted_mtp.pipelines.training_module import pool_of
 
 
@@ -130,7 +132,7 @@ def trace(
     )
 
 
-def _pieces(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, ...]:
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     """What each token adds to the text: decoded alone, some would lose their leading space."""
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):

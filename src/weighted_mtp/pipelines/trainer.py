@@ -25,8 +25,10 @@ from torch.nn.utils import clip_grad_norm_
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
-from weighted_mtp.data.collators import AlpacaCollator, Batch, Example
-from weighted_mtp.data.datasets import step_indices
+from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.loading import Groups, StepReader
+from weighted_mtp.data.packing import Cutter, Group
+from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.pipelines.best import Best
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, restore, save_checkpoint
 from weighted_mtp.pipelines.interruption import StopRequest
@@ -68,9 +70,9 @@ class Trainer:
     Args:
         recipe: the resolved recipe.
         module: on the environment's device, not yet wrapped.
-        collator: makes batches of examples.
-        train, validation: tokenised rows; the same on every rank. Groups that the objective draws
-            together (pairs) lie side by side.
+        tokenizer: saved with the model.
+        train: what to learn from; the same on every rank.
+        validation: held-out groups, empty if there are none.
         run_dir: where metrics and checkpoints go.
         resume_from: a complete checkpoint of this run, whose weights `module` already holds.
         annotate: adds to a batch what the objective needs and the data did not bring.
@@ -80,18 +82,33 @@ class Trainer:
         self,
         recipe: Recipe,
         module: TrainingModule,
-        collator: AlpacaCollator,
-        train: Sequence[Example],
-        validation: Sequence[Example],
+        tokenizer: Tokenizer,
+        train: Groups,
+        validation: Sequence[Group],
         run_dir: Path,
         env: Environment,
         resume_from: Path | None = None,
         annotate: Annotate | None = None,
     ) -> None:
         self.recipe, self.config, self.env = recipe, recipe.training, env
-        self.module, self.objective, self.collator = module, module.objective, collator
-        self.train, self.validation, self.run_dir = train, validation, run_dir
-        self.annotate = annotate
+        self.module, self.objective, self.tokenizer = module, module.objective, tokenizer
+        self.validation, self.run_dir, self.annotate = validation, run_dir, annotate
+        self.cutter = Cutter(
+            tokenizer.pad_id,
+            recipe.data.max_length - 1,
+            self.config.micro_batch_size,
+            recipe.data.packing,
+            recipe.data.pad_to_multiple,
+        )
+        self.reader = StepReader(
+            train,
+            self.cutter,
+            self.config.batch_size // self.objective.group_size,
+            env.rank,
+            env.world_size,
+            recipe.data.workers,
+            pin_memory=env.device.type == "cuda",
+        )
         self.wrapped = wrap_ddp(module, env.device)
         self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
         value_rate = recipe.objective.value.learning_rate
@@ -157,8 +174,7 @@ class Trainer:
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its figures (global, the same on every rank)."""
         self.objective.begin_step(self.step, self.config.steps)
-        rows = self._rows_of_step()
-        batches = self._micro_batches([self.train[i] for i in rows])
+        batches = [batch.to(self.env.device) for batch in next(self.reader)]
         if self.annotate is not None:
             batches = [self.annotate(batch) for batch in batches]
         counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
@@ -174,14 +190,15 @@ class Trainer:
                 out = self.wrapped(batch, "train", denominators, weights[i])
                 # DDP averages over ranks; the denominators already count all of them.
                 (out.loss * self.env.world_size).backward()
-            add_sums(sums, {**out.sums, "loss": out.loss.detach().double()})
+            share = out.loss.detach().double()
+            add_sums(sums, {**out.sums, "loss": share, "positions": batch.positions()})
         norm = float(clip_grad_norm_(self.parameters, self.config.clip_norm))
         sums = reduce_sums(sums, self.env.device)
         loss = float(sums["loss"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            chosen = [self.train[i] for i in rows]
-            self.skipped.add(self.step + 1, loss, norm, chosen, self.env.is_main)
+            examples = self.reader.last_examples()
+            self.skipped.add(self.step + 1, loss, norm, examples, self.env.is_main)
             return {"loss": loss, "grad_norm": norm, "tokens": 0, "skipped": self.skipped.count}
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,8 +211,8 @@ class Trainer:
         """Held-out figures of all rows, unweighted; touches nothing that training depends on."""
         sums: Sums = {}
         probes: list[Tensor] = []
-        for batch in self._micro_batches(self.validation):
-            out = self.wrapped(batch, "validate")
+        for batch in self.cutter.cut(self.validation, self.env.rank, self.env.world_size):
+            out = self.wrapped(batch.to(self.env.device), "validate")
             add_sums(sums, out.sums)
             if out.probe is not None:
                 probes.append(out.probe)
@@ -203,7 +220,8 @@ class Trainer:
         figures = {**summarise(sums), **self.objective.summarise(sums)}
         probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
         pairwise = self.objective.group_size == 2
-        figures |= row_figures(probe, self.validation, "heads" in sums, pairwise)
+        examples = [example for group in self.validation for example in group]
+        figures |= row_figures(probe, examples, "heads" in sums, pairwise)
         if "value_loss" in figures:
             figures.setdefault("loss", figures["value_loss"])
         return figures
@@ -215,7 +233,7 @@ class Trainer:
             self.step,
             self.module.adapter,
             self.optimizer,
-            self.collator.tokenizer,
+            self.tokenizer,
             self.config.keep_last,
             self.best.steps,
             {name: part.state_dict() for name, part in self._parts().items()},
@@ -232,33 +250,15 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """What has a small state of its own."""
-        return {"objective": self.objective, "best": self.best, "skipped": self.skipped}
+        return {
+            "objective": self.objective,
+            "best": self.best,
+            "skipped": self.skipped,
+            "reader": self.reader,
+        }
 
     def _done(self) -> bool:
         return self.step >= self.config.steps or self.best.exhausted
-
-    def _rows_of_step(self) -> list[int]:
-        """Indices into `train`: groups in the order of the epoch, each one's rows together."""
-        size = self.objective.group_size
-        groups = step_indices(
-            len(self.train) // size,
-            self.config.batch_size // size,
-            self.step,
-            self.recipe.runtime.seed,
-        )
-        return [group * size + i for group in groups for i in range(size)]
-
-    def _micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """This rank's share. Groups of like length go together (less padding; the loss does not
-        mind), and every rank gets the same number of batches, the last perhaps empty."""
-        size, world = self.config.micro_batch_size, self.env.world_size
-        step = self.objective.group_size
-        groups = [examples[i : i + step] for i in range(0, len(examples), step)]
-        groups.sort(key=lambda group: (max(len(e.ids) for e in group), group[0].row))
-        ordered = [example for group in groups for example in group]
-        cuts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        cuts += [[] for _ in range(-len(cuts) % world)]
-        return [self.collator(cut).to(self.env.device) for cut in cuts[self.env.rank :: world]]
 
     @torch.no_grad()
     def _weights_of_step(self, batches: Sequence[Batch]) -> list[Tensor | None]:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.collators import Batch
-from weighted_mtp.losses import MTPLoss, mtp_loss, shift_labels
+from weighted_mtp.data.batches import Batch
+from weighted_mtp.losses import MTPLoss, mtp_loss
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.objectives import Objective, Pool, Sums
+from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.objectives.critic import mean_value
 from weighted_mtp.runtime.pooling import gather_rows
 
@@ -98,12 +100,12 @@ class TrainingModule(nn.Module):
     def _train(self, batch: Batch, denominators: Tensor, weights: Tensor | None) -> StepOutput:
         objective = self.objective
         states = self._states(batch, all_heads=objective.runs_heads)
-        values = self._values(states[0])  # [B, S]
+        values = self._values(states[0], batch)  # [B, S]
         targets = objective.targets(batch)
         scored, sums = None, Sums()
         if objective.signal != "none":
             if objective.signal == "cross_entropy":
-                scored = self._cross_entropy(states, targets)
+                scored = self._cross_entropy(batch, states, targets)
             signal = scored.ce if scored is not None else values
             pool = pool_of(batch, signal, objective.needs_reference)
             if weights is None:
@@ -113,7 +115,7 @@ class TrainingModule(nn.Module):
         loss = states[0].sum() * 0.0
         if objective.runs_heads:
             head_weights = objective.head_weights.to(targets.device)
-            out = self._loss(states, targets, denominators[:-1], weights, head_weights)
+            out = self._loss(batch, states, targets, denominators[:-1], weights, head_weights)
             loss = out.loss
             counted = (targets != IGNORE_INDEX) & (head_weights > 0)
             if scored is None and weights is not None:
@@ -129,19 +131,19 @@ class TrainingModule(nn.Module):
     def _score(self, batch: Batch) -> StepOutput:
         by_values = self.objective.signal == "values"
         states = self._states(batch, all_heads=not by_values)
-        signal = self._values(states[0])
+        signal = self._values(states[0], batch)
         if not by_values:
-            signal = self._cross_entropy(states, self.objective.targets(batch)).ce
+            signal = self._cross_entropy(batch, states, self.objective.targets(batch)).ce
         return StepOutput(states[0].new_zeros(()), {}, signal)
 
     def _validate(self, batch: Batch) -> StepOutput:
         objective = self.objective
         states = self._states(batch, all_heads=objective.runs_heads)
-        values, sums = self._values(states[0]), Sums()
+        values, sums = self._values(states[0], batch), Sums()
         columns = [batch.rows[:, None].double(), states[0].new_zeros(len(batch.rows), 1).double()]
         if objective.runs_heads:
-            targets = shift_labels(batch.labels, objective.heads, batch.tokens.shape[1])
-            seen = self._cross_entropy(states, targets)
+            targets = plain_targets(batch, objective.heads)
+            seen = self._cross_entropy(batch, states, targets)
             sums["heads"] = _head_sums(seen.ce, seen.hit, targets != IGNORE_INDEX, batch.correct)
             columns[1] = seen.ce[:, :, 0].double().sum(1, keepdim=True)
         if values is not None:
@@ -152,21 +154,19 @@ class TrainingModule(nn.Module):
         return StepOutput(states[0].new_zeros(()), sums, None, torch.cat(columns, dim=1))
 
     def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
-        """Normalised states `[B, S, D]`, the next-token path first."""
+        """Normalised states of every position the model runs, the next-token path first."""
         n = self.objective.heads
-        return self.adapter.transformer.head_states(
-            batch.tokens, return_all_heads=all_heads and n > 1
-        )[:n]
+        return read_batch(self.adapter.transformer, batch, all_heads and n > 1)[:n]
 
-    def _values(self, hidden: Tensor) -> Tensor | None:
+    def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """`[B, S]` float32: what is to come is written in the small digits of a value."""
         if not self.objective.needs_value_head or self.adapter.value_head is None:
             return None
         if not self.objective.gradient_to_trunk:
             hidden = hidden.detach()
         with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.adapter.value_head(hidden)
-        return values.squeeze(-1)
+            values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
+        return values if batch.packing is None else batch.packing.unpack(values)
 
     def _weights(self, pool: Pool) -> Tensor:
         """Decided by this batch alone, or by the batches of all ranks together."""
@@ -177,12 +177,13 @@ class TrainingModule(nn.Module):
         return self.objective.weights(Pool.of(everyone))[own, :S]
 
     @torch.no_grad()
-    def _cross_entropy(self, states: Sequence[Tensor], targets: Tensor) -> MTPLoss:
+    def _cross_entropy(self, batch: Batch, states: Sequence[Tensor], targets: Tensor) -> MTPLoss:
         """Of every valid target, unweighted."""
-        return self._loss(states, targets, torch.ones(len(states)), None, None)
+        return self._loss(batch, states, targets, torch.ones(len(states)), None, None)
 
     def _loss(
         self,
+        batch: Batch,
         states: Sequence[Tensor],
         targets: Tensor,
         denominators: Tensor,
@@ -190,9 +191,49 @@ class TrainingModule(nn.Module):
         head_weights: Tensor | None,
     ) -> MTPLoss:
         unembedding = self.adapter.transformer.output.weight
-        return mtp_loss(
-            states, unembedding, targets, denominators, weights, head_weights, self.chunk_rows
+        return batch_loss(
+            batch,
+            states,
+            unembedding,
+            targets,
+            denominators,
+            weights,
+            head_weights,
+            self.chunk_rows,
         )
+
+
+def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) -> list[Tensor]:
+    """Normalised states `[B, S, D]` of each head, `[P, L, D]` of a packed batch: there a token sees
+    its own document, from whose beginning positions count."""
+    if batch.packing is None:
+        return transformer.head_states(batch.tokens, return_all_heads=all_heads)
+    positions, mask = batch.packing.positions, batch.packing.mask
+    return transformer.head_states(
+        batch.tokens, return_all_heads=all_heads, positions=positions, mask=mask
+    )
+
+
+def batch_loss(
+    batch: Batch,
+    states: Sequence[Tensor],
+    unembedding: Tensor,
+    targets: Tensor,
+    denominators: Tensor,
+    weights: Tensor | None = None,
+    head_weights: Tensor | None = None,
+    chunk_rows: int | None = None,
+) -> MTPLoss:
+    """`mtp_loss` of states from `read_batch`; targets and weights come, and cross-entropies go, as
+    `[B, S, n]`, packed or not."""
+    packing = batch.packing
+    if packing is not None:
+        targets = packing.pack(targets, IGNORE_INDEX)
+        weights = None if weights is None else packing.pack(weights, 0)
+    out = mtp_loss(states, unembedding, targets, denominators, weights, head_weights, chunk_rows)
+    if packing is None:
+        return out
+    return MTPLoss(out.loss, packing.unpack(out.ce), packing.unpack(out.hit))
 
 
 def pool_of(batch: Batch, signal: Tensor | None, with_reference: bool = True) -> Pool:

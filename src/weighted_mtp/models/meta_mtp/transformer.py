@@ -238,7 +238,7 @@ class Transformer(nn.Module):
             return_all_heads: predict n tokens instead of one.
             cache: keys and values of earlier tokens; extended in place.
             positions: `[B, S]` rotary positions, when they are not `start_pos + 0 … S − 1` (packed
-                rows, left padding). Without a cache only.
+                rows, left padding); below `max_positions`. Without a cache only.
             mask: boolean, broadcastable to `[B, H, S, S]`, True where a query may look; replaces
                 the causal mask. Without a cache only.
 
@@ -300,7 +300,7 @@ class Transformer(nn.Module):
         if cache is not None and (positions is not None or mask is not None):
             raise ValueError("positions and mask describe a whole sequence; a cache has its own")
         last = S if isinstance(start_pos, Tensor) else start_pos + S
-        if last > self.max_positions:
+        if positions is None and last > self.max_positions:
             raise ValueError(
                 f"a sequence of {last} tokens exceeds the {self.max_positions} positions of this "
                 f"model (2 × max_seq_len {self.args.max_seq_len}); raise max_seq_len"

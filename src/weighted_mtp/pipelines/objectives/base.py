@@ -9,13 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig
-from weighted_mtp.core.types import IGNORE_INDEX, Row
-from weighted_mtp.data.collators import Batch
+from weighted_mtp.core.types import IGNORE_INDEX
+from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.metadata import Indices, Metadata
 from weighted_mtp.losses import count_targets, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 
@@ -100,16 +102,16 @@ class Objective:
 
     # --- data ---
 
-    def select(self, rows: Sequence[Row]) -> list[int]:
-        """Indices of the rows this objective learns from.
+    def candidates(self, metadata: Metadata) -> Indices:
+        """The rows this objective learns from.
 
         Raises:
             UserError: there are none.
         """
         if (self.config.rows or self.default_rows) == "all":
-            return list(range(len(rows)))
-        kept = [i for i, row in enumerate(rows) if row["is_correct"]]
-        if not kept:
+            return np.arange(len(metadata))
+        kept = np.flatnonzero(metadata.is_correct)
+        if not len(kept):
             raise UserError(
                 f"no row has is_correct true; the {self.config.name} objective learns from "
                 "correct solutions"
@@ -130,7 +132,7 @@ class Objective:
 
     def targets(self, batch: Batch) -> Tensor:
         """`[B, S, n]` what each trained head should predict."""
-        return shift_labels(batch.labels, self.heads, length=batch.tokens.shape[1])
+        return plain_targets(batch, self.heads)
 
     def counts(self, batch: Batch) -> Tensor:
         """`[n + 1]` float64: valid targets of each head, and what the value loss is divided by."""
@@ -190,6 +192,14 @@ class Objective:
             return mask / mask.sum()
         end_weights = self._start if self._end is None else self._end
         return torch.lerp(self._start, end_weights, self.progress) * mask
+
+
+def plain_targets(batch: Batch, heads: int) -> Tensor:
+    """`[B, S, n]` the tokens ahead of each position that the model runs, −100 past the end."""
+    targets = shift_labels(batch.labels, heads, length=batch.length)
+    if batch.packing is None:
+        return targets
+    return targets.masked_fill(~batch.packing.filled.unsqueeze(2), IGNORE_INDEX)
 
 
 def _checked(weights: Sequence[float] | None, heads: int, name: str) -> Tensor | None:

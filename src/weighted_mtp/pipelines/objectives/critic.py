@@ -5,9 +5,7 @@ Letters: B batch, S sequence, n future tokens (heads).
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from random import Random
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig
-from weighted_mtp.core.types import IGNORE_INDEX, Row
-from weighted_mtp.data.collators import Batch
+from weighted_mtp.core.types import IGNORE_INDEX
+from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.metadata import Indices, Metadata
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.objectives.base import Objective, Sums
 from weighted_mtp.value_weighting.td_weighting import compute_td_targets, compute_value_loss
@@ -33,15 +32,16 @@ class ValueObjective(Objective):
         self.gradient_to_trunk = bool(config.value.gradient_to_trunk)
         self.value_coef = config.value.coef
 
-    def select(self, rows: Sequence[Row]) -> list[int]:
+    def candidates(self, metadata: Metadata) -> Indices:
         """As the base class; both kinds of solution must be among them.
 
         Raises:
             UserError: no correct row, or no incorrect one.
         """
-        chosen = super().select(rows)
+        chosen = super().candidates(metadata)
+        labels = metadata.is_correct[chosen]
         for wanted in (True, False):
-            if all(rows[i]["is_correct"] != wanted for i in chosen):
+            if not (labels == wanted).any():
                 kind = "correct" if wanted else "incorrect"
                 raise UserError(
                     f"no {kind} samples: all {len(chosen)} rows have is_correct "
@@ -131,27 +131,9 @@ class Critic(ValueObjective):
 
 class PairwiseCritic(Critic):
     """−log σ(V̄⁺ − V̄⁻) over pairs of a right and a wrong solution of one problem, V̄ the mean value
-    along the response (Bradley & Terry 1952)."""
+    along the response (Bradley & Terry 1952). The pairs are drawn by `data.sampling.draw_pairs`."""
 
     group_size = 2
-
-    def select(self, rows: Sequence[Row]) -> list[int]:
-        """Right, wrong, right, wrong, …: different pairs, few of each problem, drawn by seed.
-
-        Raises:
-            UserError: no problem has both.
-        """
-        kinds: Mapping[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-        for i in super().select(rows):
-            kinds[rows[i]["task_id"]][rows[i]["is_correct"]].append(i)
-        chosen: list[int] = []
-        for problem, (wrong, right) in kinds.items():
-            pairs = [(r, w) for r in right for w in wrong]
-            Random(f"{self.seed}/{problem}").shuffle(pairs)
-            chosen += [i for pair in pairs[: self.config.value.max_pairs_per_problem] for i in pair]
-        if not chosen:
-            raise UserError("no task_id has both a correct and an incorrect row; pairs need both")
-        return chosen
 
     def value_count(self, batch: Batch) -> Tensor:
         """Pairs in the batch."""

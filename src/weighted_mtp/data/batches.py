@@ -1,0 +1,226 @@
+"""Tokenised rows side by side: padded, or packed several to a row.
+
+What is decided about a token (targets, rewards, weights, values, statistics) has one layout, a row
+of its own for each example. Packing changes only what the model reads: `Packing` carries numbers
+from one layout to the other, so nothing that is computed row by row can cross a border.
+
+Letters: B examples, S positions of the longest, P packed rows, L positions of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weighted_mtp.core.types import IGNORE_INDEX
+
+
+class Example(NamedTuple):
+    """One tokenised row.
+
+    Attributes:
+        ids: prompt, response and, unless truncated, EOS.
+        prompt_length: tokens at the start that are no targets.
+        truncated: the response's end was cut off, so that its last token is not terminal.
+        row: index of the row it came from, in its file.
+        task_id, is_correct: of that row.
+        reference: `[len(ids)]` a reference model's cross-entropy of each token, given those before
+            it; None where no objective asks for it.
+        inputs: how many of the ids the model reads; the others are targets only. None: all but the
+            last.
+    """
+
+    ids: Sequence[int]
+    prompt_length: int
+    truncated: bool
+    row: int
+    task_id: str = ""
+    is_correct: bool = True
+    reference: Tensor | None = None
+    inputs: int | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions the model runs for it."""
+        return max(1, len(self.ids) - 1) if self.inputs is None else self.inputs
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether anything is left to learn: a prompt may fill the whole length."""
+        return self.prompt_length < len(self.ids)
+
+
+class Packing(NamedTuple):
+    """Where each example lies in the packed rows.
+
+    Attributes:
+        slots: `[B, S]` place of a position among the P · L packed ones, −1 past an example's end.
+        source: `[P, L]` the inverse: place among the B · S, −1 on padding.
+    """
+
+    slots: Tensor
+    source: Tensor
+
+    @property
+    def filled(self) -> Tensor:
+        """`[B, S]` positions that the model runs."""
+        return self.slots >= 0
+
+    @property
+    def positions(self) -> Tensor:
+        """`[P, L]` each token's position in its own document."""
+        return (self.source % self.slots.shape[1]).where(self.source >= 0, 0)
+
+    @property
+    def mask(self) -> Tensor:
+        """`[P, 1, L, L]` true where a query may look: back, within its own document."""
+        document = self.source.div(self.slots.shape[1], rounding_mode="floor")  # [P, L], −1 padding
+        return (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Packing:
+        """On another device."""
+        return Packing(*(x.to(device, non_blocking=non_blocking) for x in self))
+
+    def pack(self, x: Tensor, fill: float) -> Tensor:
+        """`[B, S, …]` → `[P, L, …]`."""
+        return _take(x, self.source, fill)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """`[P, L, …]` → `[B, S, …]`, 0 past each example's end; differentiable."""
+        return _take(x, self.slots, 0)
+
+
+class Batch(NamedTuple):
+    """Examples, right-padded or packed.
+
+    Attributes:
+        tokens: `[B, S]` input, or `[P, L]` if packed. The last token of an example is a target
+            only.
+        labels: `[B, S + 1]` (wider where examples bring more targets than that) the tokens of each
+            example, −100 on prompt and padding.
+        truncated: `[B]` whose end was cut off.
+        rows: `[B]` row indices, −1 for a row that only fills the batch.
+        correct: `[B]` whose solution is right.
+        reference: `[B, S + 1]` a reference model's cross-entropy of each token, if examples had it.
+        packing: how the examples lie in `tokens`; None if each has a row of its own.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    truncated: Tensor
+    rows: Tensor
+    correct: Tensor
+    reference: Tensor | None = None
+    packing: Packing | None = None
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return (self.tokens if self.packing is None else self.packing.slots).shape[1]
+
+    def positions(self) -> Tensor:
+        """`[2]` float64: positions the model runs, and those of them that are not padding."""
+        if self.packing is not None:
+            filled = self.packing.filled.sum()
+        else:
+            filled = (self.labels[:, 1:] != IGNORE_INDEX).flip(1).cummax(1).values.sum()
+        return torch.stack([filled.new_tensor(self.tokens.numel()), filled]).double()
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        moved: dict[str, Any] = {
+            name: None if x is None else x.to(device, non_blocking=True)
+            for name, x in self._asdict().items()
+        }
+        return Batch(**moved)
+
+
+def pad_batch(
+    examples: Sequence[Example], pad_id: int, multiple: int = 1, longest: int | None = None
+) -> Batch:
+    """A row for each example. No examples give a batch of one row with nothing to learn, so that
+    every rank can always run its forward pass.
+
+    Args:
+        multiple: S becomes a multiple of it, so that kernels meet few shapes.
+        longest: but no more than this, unless an example is.
+
+    Raises:
+        ValueError: an example that the model reads only in part; such are packed.
+    """
+    if any(e.inputs is not None for e in examples):
+        raise ValueError("pieces of a window are packed, not padded")
+    S = max((e.positions for e in examples), default=1)
+    S = min(S + -S % multiple, max(S, longest or S + multiple))
+    table = _row_table(examples, S, pad_id)
+    return Batch(table.ids[:, :S].contiguous(), *table[1:])
+
+
+def pack_batch(rows: Sequence[Sequence[Example]], pad_id: int, multiple: int = 1) -> Batch:
+    """A packed row for each sequence of examples; L is that of the longest, rounded up to a
+    multiple. No examples give a batch with nothing to learn."""
+    examples = [example for row in rows for example in row]
+    if not examples:
+        empty = pad_batch([], pad_id)
+        return empty._replace(packing=Packing(torch.full((1, 1), -1), torch.full((1, 1), -1)))
+    P, L = len(rows), max(sum(e.positions for e in row) for row in rows)
+    L += -L % multiple
+    S = max(e.positions for e in examples)
+    table = _row_table(examples, S, pad_id)
+    slots = torch.full((len(examples), S), -1)
+    source = torch.full((P, L), -1)
+    index = 0
+    for p, row in enumerate(rows):
+        start = 0
+        for example in row:
+            m = example.positions
+            slots[index, :m] = torch.arange(p * L + start, p * L + start + m)
+            source[p, start : start + m] = torch.arange(index * S, index * S + m)
+            start, index = start + m, index + 1
+    packing = Packing(slots, source)
+    return Batch(packing.pack(table.ids[:, :S], pad_id), *table[1:], packing=packing)
+
+
+class _RowTable(NamedTuple):
+    """The fields of a batch, with more ids than the model reads."""
+
+    ids: Tensor
+    labels: Tensor
+    truncated: Tensor
+    rows: Tensor
+    correct: Tensor
+    reference: Tensor | None
+
+
+def _row_table(examples: Sequence[Example], S: int, pad_id: int) -> _RowTable:
+    B = max(1, len(examples))
+    width = max(S + 1, *(len(e.ids) for e in examples), 0)
+    ids = torch.full((B, width), pad_id)
+    labels = torch.full((B, width), IGNORE_INDEX)
+    losses = [e.reference for e in examples]
+    reference = None if any(x is None for x in losses) else torch.zeros(B, width)
+    for i, example in enumerate(examples):
+        end = len(example.ids)
+        ids[i, :end] = torch.as_tensor(example.ids)
+        labels[i, example.prompt_length : end] = ids[i, example.prompt_length : end]
+        if reference is not None and example.reference is not None:
+            reference[i, :end] = example.reference
+    return _RowTable(
+        ids,
+        labels,
+        torch.tensor([e.truncated for e in examples] or [False]),
+        torch.tensor([e.row for e in examples] or [-1]),
+        torch.tensor([e.is_correct for e in examples] or [False]),
+        reference,
+    )
+
+
+def _take(x: Tensor, index: Tensor, fill: float) -> Tensor:
+    """`x.flatten(0, 1)[index]`, `fill` where the index is −1. A gather both ways: a scatter through
+    a mask would make a GPU wait for the number of its elements."""
+    taken = x.flatten(0, 1)[index.clamp(min=0)]
+    there = (index >= 0).view(*index.shape, *[1] * (taken.ndim - index.ndim))
+    return torch.where(there, taken, fill)

@@ -1,0 +1,152 @@
+"""Rows to columns of tokens, in several processes if they are many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.types import Row
+from weighted_mtp.data.batches import Example
+from weighted_mtp.data.document_ids import id_type
+from weighted_mtp.data.metadata import Indices
+from weighted_mtp.data.tokenizers import Tokenizer
+
+TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
+"""One process begins. After the first seconds others start if the rest would take it longer than
+the second: each needs 3 to 4 seconds of a core (imports) before its first row."""
+_PART = 256
+
+Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
+"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct` `[n]`; `ids` and `names` of
+all of them, one after the other; `offsets` and `name_offsets` `[n]`, where in those each row ends.
+"""
+
+
+class RowSource(Protocol):
+    """What is asked of a `RowStore`."""
+
+    path: Path
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Indices) -> list[Row]: ...
+
+
+class Encoder(Protocol):
+    """What is asked of a collator.
+
+    Attributes:
+        fingerprint: equal for encoders that make the same examples of a row.
+    """
+
+    tokenizer: Tokenizer
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, row: Row, index: int = 0) -> Example: ...
+
+
+def encode_rows(
+    store: RowSource, wanted: Indices, encoder: Encoder, workers: int
+) -> Generator[Columns, None, None]:
+    """The wanted rows, part by part and in order, however many processes share the work. Only some
+    parts a process are in memory.
+
+    Raises:
+        UserError: a process died.
+    """
+    parts = (wanted[i : i + _PART] for i in range(0, len(wanted), _PART))
+    start = time.monotonic()
+    for number, part in enumerate(parts, 1):
+        yield _encode(store, part, encoder)
+        spent = time.monotonic() - start
+        left = spent * (len(wanted) / (number * _PART) - 1)
+        if workers > 1 and spent >= TRIAL_SECONDS and left > LONG_SECONDS:
+            yield from _encode_together(store, parts, encoder, workers)
+
+
+def _encode_together(
+    store: RowSource, parts: Iterator[Indices], encoder: Encoder, workers: int
+) -> Iterator[Columns]:
+    fresh = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    pool = ProcessPoolExecutor(workers, fresh, _become_worker, (store, encoder))
+    waiting: deque[Future[Columns]] = deque()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(_encode_there, part))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{store.path}: a process that tokenised it died, perhaps for want of memory (set "
+            'data.workers 1), or because the script that runs has no `if __name__ == "__main__":`'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(store: RowSource, rows: Indices, encoder: Encoder) -> Columns:
+    texts, numbers = store.rows(rows), rows.tolist()
+    examples = [encoder.encode(text, row) for text, row in zip(texts, numbers, strict=True)]
+    names = [example.task_id.encode() for example in examples]
+    ids = np.fromiter(chain.from_iterable(e.ids for e in examples), np.int64)
+    dtype = id_type(encoder.tokenizer)
+    if ids.size and not 0 <= ids.min() <= ids.max() <= np.iinfo(dtype).max:
+        raise UserError(
+            f"{store.path}: the tokenizer gave the ids {ids.min()} to {ids.max()}, but says that "
+            f"it has {encoder.tokenizer.vocab_size}"
+        )
+    return {
+        "rows": rows,
+        "ids": ids.astype(dtype),
+        "offsets": np.cumsum([len(e.ids) for e in examples]),
+        "prompt_lengths": np.array([e.prompt_length for e in examples]),
+        "truncated": np.array([e.truncated for e in examples]),
+        "correct": np.array([e.is_correct for e in examples]),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "name_offsets": np.cumsum([len(name) for name in names]),
+    }
+
+
+# --- in a worker process -------------------------------------------------------------------------
+
+_work: tuple[RowSource, Encoder]
+
+
+def _become_worker(store: RowSource, encoder: Encoder) -> None:
+    global _work
+    _work = store, encoder
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core is our share
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us will end us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers wait for work for ever if their parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _encode_there(rows: Indices) -> Columns:
+    store, encoder = _work
+    return _encode(store, rows, encoder)

@@ -1,0 +1,262 @@
+"""Rows of a file of any size, kept as memory-mapped Arrow tables.
+
+A folder of the cache holds the rows (`rows-00000.arrow`, …, written and read by Hugging Face
+`datasets`), `metadata.arrow` with the small columns alone, and `table.json`, which says what it was
+made of and how long every file is. Opening and filtering read no text.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, overload
+from uuid import uuid4
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from weighted_mtp.core.cache import CACHE_VARIABLE, cache_root
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.types import Row
+from weighted_mtp.data.convert_rows import convert
+from weighted_mtp.data.datasets import file_digest, unreadable
+from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.row_columns import read_metadata, write_metadata
+
+FORMAT = "weighted-mtp rows v1"
+HASHED_BYTES = 64 << 20
+"""Files below it are known by their content, larger ones by place, size and time of change."""
+_TABLE, _METADATA = "table.json", "metadata.arrow"
+_STREAMED = 500
+_FIELDS = ("instruction", "input", "output", "task_id", "is_correct", "metadata")
+_log = get_logger(__name__)
+
+
+def open_rows(path: Path, cache_dir: Path | None = None, workers: int | None = None) -> RowStore:
+    """The rows of a JSONL file, converted now or taken from the cache.
+
+    Of several processes that open a file for the first time one converts it and the others wait.
+
+    Args:
+        cache_dir: see `cache_root`.
+        workers: processes that convert; None takes one, or one a core for a large file.
+
+    Raises:
+        UserError: the file cannot be read, has no rows, or a line is malformed (docs/data.md); the
+            cache cannot be written.
+    """
+    key = _key(path)
+    folder = cache_root(cache_dir) / "rows" / key
+    store = _opened(path, folder)
+    if store is None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(folder, path):
+                store = _opened(path, folder)  # another process may have made it meanwhile
+                if store is None:
+                    _make(path, folder, workers)
+                    store = RowStore(path, folder)
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{folder.parent}: the rows of {path} cannot be stored ({reason}); make room "
+                f"there, or set {CACHE_VARIABLE} to another folder"
+            ) from error
+    return store
+
+
+class RowStore(Sequence[Row]):
+    """Rows on disk, of which only those asked for are read; a slice gives a list.
+
+    Pickles as its place on disk, so that any process may open it.
+
+    Attributes:
+        path: of the file the rows came from.
+        digest: SHA-256 of its bytes.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self._folder = path, folder
+        with self._reading():
+            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            self.digest: str = table["digest"]
+            self._length: int = table["rows"]
+            self._files: list[str] = table["files"]
+
+    def __reduce__(self) -> tuple[type[RowStore], tuple[Path, Path]]:
+        return RowStore, (self.path, self._folder)
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """What filtering and sampling look at; memory-mapped, so not to be written to.
+
+        Raises:
+            UserError: the cached table is damaged.
+        """
+        with self._reading():
+            return read_metadata(self._folder / _METADATA)
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The rows as `datasets.Dataset`, for mapping. `metadata` is JSON text; `difficulty`,
+        `cf_rating` and `length` are columns of their own.
+
+        Raises:
+            UserError: the cached table is damaged.
+        """
+        from datasets import Dataset, concatenate_datasets  # a second to import
+
+        with self._reading():
+            parts = [Dataset.from_file(str(self._folder / name)) for name in self._files]
+            whole = concatenate_datasets(parts)
+            if len(whole) != len(self):
+                raise ValueError("rows are missing")
+            return whole
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return self.rows(range(*index.indices(len(self))))
+        return self.rows([index])[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in order, a few hundred in memory at a time."""
+        for start in range(0, len(self), _STREAMED):
+            yield from self[start : start + _STREAMED]
+
+    def rows(self, indices: Sequence[int] | Indices) -> list[Row]:
+        """Rows by number, in the order asked for; −1 is the last one.
+
+        Raises:
+            IndexError: there is no such row.
+            UserError: the cached table is damaged.
+        """
+        wanted = np.array(indices, dtype=np.int64)  # [n]
+        if wanted.size == 0:
+            return []
+        if wanted.min() < -len(self) or wanted.max() >= len(self):
+            raise IndexError(f"{self.path}: a row number outside 0 … {len(self) - 1}")
+        wanted %= len(self)
+        last = wanted[0] + wanted.size - 1
+        run = wanted[-1] == last and bool((np.diff(wanted) == 1).all())  # one slice, much faster
+        with self._reading():
+            columns = self.dataset[range(wanted[0], last + 1) if run else wanted.tolist()]
+            texts = (columns[name] for name in _FIELDS)
+            return [
+                {
+                    "instruction": instruction,
+                    "input": input_text,
+                    "output": output,
+                    "task_id": task_id,
+                    "is_correct": is_correct,
+                    "metadata": json.loads(metadata),
+                }
+                for instruction, input_text, output, task_id, is_correct, metadata in zip(
+                    *texts, strict=True
+                )
+            ]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
+            raise UserError(
+                f"{self._folder}: this cached table is damaged or gone ({_brief(error)}); delete "
+                "the folder and start again"
+            ) from error
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def _key(path: Path) -> str:
+    """The folder's name: by content for a small file, which may then move or be copied."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+            raise UserError(f"{path}: cannot be read (it is {what}); a JSONL file is expected")
+        known: list[str | int]
+        if status.st_size < HASHED_BYTES:
+            known = [file_digest(path)]
+        else:
+            known = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return sha256(json.dumps([FORMAT, *known]).encode()).hexdigest()[:32]
+
+
+def _opened(path: Path, folder: Path) -> RowStore | None:
+    """What the cache has, if it is whole as far as file sizes and the small columns tell."""
+    try:
+        table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        if any((folder / name).stat().st_size != size for name, size in table["bytes"].items()):
+            raise ValueError("a file has another size")
+        store = RowStore(path, folder)
+        if len(store.metadata) != len(store):
+            raise ValueError("rows are missing")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        _log.warning("%s: damaged (%s), it is made anew", folder, _brief(error))
+        return None
+    return store
+
+
+@contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    """One process at a time."""
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("%s: another process converts it; waiting", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(path: Path, folder: Path, workers: int | None) -> None:
+    """Write the table beside its place and move it there once it is whole."""
+    for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial-{uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        converted = convert(path, partial, workers)
+        write_metadata(partial / _METADATA, [partial / name for name in converted.files])
+        if _key(path) != folder.name:
+            raise UserError(f"{path}: changed while it was read; start again when it is complete")
+        table = {
+            "format": FORMAT,
+            "source": str(path.resolve()),
+            **asdict(converted),
+            "bytes": {file.name: file.stat().st_size for file in sorted(partial.iterdir())},
+        }
+        (partial / _TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,165 @@
+"""From a recipe to what the trainer reads: rows, pairs of rows, or windows of text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.data_sections import MicroConfig
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.data.loading import Examples, Groups, RowGroups, ShuffledGroups
+from weighted_mtp.data.metadata import Indices
+from weighted_mtp.data.micro_tasks import Family, Split, generate, up_to
+from weighted_mtp.data.packing import Group
+from weighted_mtp.data.sampling import RowOrder
+from weighted_mtp.data.store import RowStore, open_rows
+from weighted_mtp.data.token_store import TokenisedRows, tokenise
+from weighted_mtp.data.token_stream import open_text
+from weighted_mtp.data.windows import PackedWindows
+from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.pipelines.objectives import Objective
+from weighted_mtp.pipelines.reference import with_reference
+from weighted_mtp.runtime import distributed
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the trainer reads.
+
+    Attributes:
+        train: an endless sequence.
+        validation: held-out groups, each of one row.
+        size: what there is to train on, in words.
+    """
+
+    train: Groups
+    validation: Sequence[Group]
+    size: str
+
+
+def training_data(
+    recipe: Recipe, collator: AlpacaCollator, objective: Objective, data_dir: Path
+) -> TrainingData:
+    """Open, draw and tokenise the data of a recipe.
+
+    Raises:
+        UserError: a file is missing or bad, or holds nothing to learn from.
+    """
+    if recipe.data.source == "text":
+        return _windows(recipe, collator, objective)
+    files = {split: rows_file(recipe, split, data_dir) for split in SPLITS}
+    if files["train"] is None:
+        raise UserError("data.train is not set")
+    store = open_rows(files["train"], recipe.data.cache_dir)
+    steps = recipe.training.steps
+    total = steps * recipe.training.batch_size // objective.group_size
+    order = RowOrder(
+        store.metadata,
+        objective.candidates(store.metadata),
+        recipe.data.sampling,
+        recipe.runtime.seed,
+        total,
+        recipe.objective.value.max_pairs_per_problem if objective.group_size == 2 else None,
+    )
+    tokenised = tokenise_rows(store, order.used(total), collator, recipe)
+    examples: Examples = tokenised
+    if objective.needs_reference:
+        examples = with_reference(recipe, collator, tokenised, store.digest)
+    validation = _held_out(recipe, collator, files["validation"])
+    size = f"{len(tokenised):,} of {len(store):,} training rows"
+    return TrainingData(RowGroups(order, examples), validation, size)
+
+
+def _held_out(recipe: Recipe, collator: AlpacaCollator, path: Path | None) -> list[Group]:
+    """Every row of a file that has something to predict."""
+    if path is None:
+        return []
+    store = open_rows(path, recipe.data.cache_dir)
+    rows = tokenise_rows(store, np.arange(len(store)), collator, recipe)
+    return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
+
+
+def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> TrainingData:
+    """Running text."""
+    streams = open_text(recipe.data.text, collator.tokenizer, recipe.data.cache_dir)
+    length, n = recipe.data.max_length, objective.heads
+    train = PackedWindows(streams.train, length, n)
+    held_out: Sequence[Group] = []
+    if streams.validation is not None:
+        held_out = PackedWindows(streams.validation, length, n)
+    size = f"{len(streams.train):,} training tokens in {len(train):,} windows"
+    return TrainingData(ShuffledGroups(train, recipe.runtime.seed), held_out, size)
+
+
+def tokenise_rows(
+    store: RowStore, wanted: Indices, collator: AlpacaCollator, recipe: Recipe
+) -> TokenisedRows:
+    """Tokenise rows, once for all runs; say how many were cut, and how many have a prompt that
+    leaves no room at all: nothing can be learned from those, and they are passed over.
+
+    Raises:
+        UserError: no row has a response token within `data.max_length`.
+    """
+    rows = tokenise(store, wanted, collator, recipe.data.cache_dir, max(1, recipe.data.workers))
+    empty = len(rows.without_response)
+    if rows.truncated or empty:
+        log.warning(
+            "%d of %d rows are longer than data.max_length %d and were cut; %d of them have a "
+            "prompt that fills it and are passed over",
+            rows.truncated,
+            len(rows),
+            collator.max_length,
+            empty,
+        )
+    if empty == len(rows):
+        raise UserError(f"data.max_length {collator.max_length} leaves no row a response; raise it")
+    return rows
+
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
+    """Where the rows of a split are; None if there are none. Micro tasks are generated by the main
+    process, their labels found by running every program, and kept under a name that says all they
+    depend on."""
+    if recipe.data.source == "text":
+        return None
+    if recipe.data.source == "jsonl":
+        return recipe.data.train if split == "train" else recipe.data.validation
+    micro = recipe.data.micro
+    training = split == "train"
+    size = micro.n_problems if training else micro.n_validation
+    right = micro.correct_per_problem if training else 1
+    wrong = micro.incorrect_per_problem if training else min(1, micro.incorrect_per_problem)
+    each = f"{right}+{wrong}" if wrong else f"{right}"
+    kinds = hashlib.sha256(micro.model_dump_json().encode()).hexdigest()[:8]
+    name = f"micro-{split}-{size}x{each}-seed{micro.seed}-{kinds}.jsonl"
+    path = data_dir / "data" / name
+    if distributed.is_main_process() and not path.exists():
+        log.info("generating %s %s problems and running their solutions …", f"{size:,}", split)
+        families = micro_families(micro)
+        with Sandbox() as judge:
+            rows = generate(size, micro.seed, judge, split, right, wrong, families)
+        write_jsonl(path, rows)
+    distributed.barrier()
+    return path
+
+
+def micro_families(micro: MicroConfig) -> tuple[Family, ...]:
+    """The families a recipe draws from.
+
+    Raises:
+        UserError: there are none.
+    """
+    return up_to(micro.max_difficulty, micro.families, micro.max_constant, micro.marked_names)
