@@ -103,7 +103,7 @@ def test_one_process_then_two(tmp_path, rows_file):
 
 @pytest.mark.slow
 def test_a_mistake_ends_both_processes(tmp_path, rows_file):
-    with pytest.raises(AssertionError, match=r"error: objective.head_weights has 2 entries") as end:
+    with pytest.raises(AssertionError, match=r"error: objective.head_weights \[1.0, 1.0\]") as end:
         train_on_two(tmp_path / "run", rows_file, objective__head_weights="[1, 1]")
     assert "no end within" not in str(end.value)
     assert not (tmp_path / "run").exists()

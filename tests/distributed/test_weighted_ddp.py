@@ -17,7 +17,7 @@ rows_file = helpers_training.rows_file
 @pytest.mark.parametrize("group", ["empty", pytest.param("even", marks=pytest.mark.slow)])
 def test_two_processes_decide_as_one(group, tmp_path, rows_file):
     output = torchrun(WORKER, group, str(rows_file), str(tmp_path), timeout=60)
-    assert f"{group}: 12 cases agree on 2 processes" in output
+    assert f"{group}: 16 cases agree on 2 processes" in output
     print(output)
 
 

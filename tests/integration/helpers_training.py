@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def rows_file(tmp_path_factory) -> Path:
             "output": f"return {a + b if correct else a - b}" + " # sum" * (i % 4),
             "task_id": f"sum/{i // 2}",
             "is_correct": correct,
-            "metadata": {"source": "made by hand"},
+            "metadata": {"source": "made by hand", **({} if i % 4 else {"difficulty": "easy"})},
         }
         rows.append(row)
     write_jsonl(path, rows)
@@ -174,6 +175,12 @@ def with_reference(example: Example) -> Example:
     losses = torch.rand(len(example.ids), generator=generator) * 6
     losses[: example.prompt_length] = 0
     return example._replace(reference=losses)
+
+
+def recut(trainer: Trainer, **changes) -> None:
+    """Cut the steps that follow in another way; see `Cutter`."""
+    trainer.cutter = replace(trainer.cutter, **changes)
+    trainer.reader._steps.cutter = trainer.cutter
 
 
 def run_steps(trainer: Trainer, steps: int) -> list[dict]:

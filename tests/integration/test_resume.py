@@ -33,6 +33,10 @@ critic_model = helpers_training.critic_model
 reference_file = helpers_training.reference_file
 
 RECIPES = ("baseline", "ntp")
+CURRICULUM = (
+    "{strategy: curriculum, bins: {a: {labels: [easy]}}, stages: [{until: 0.5, weights: {a: 1}}, "
+    "{until: 1, weights: {other: 1, a: 1}}]}"
+)
 EMA = {"objective__td__whiten": "ema"}
 PIPELINES = {
     "critic": ("critic", CRITIC),
@@ -40,6 +44,8 @@ PIPELINES = {
     "verifiable": ("verifiable", EMA),
     "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
     "rho1": ("rho1", {"objective__scope": "step"}),
+    "packed": ("baseline", {"data__packing": True, "data__workers": 1}),
+    "curriculum": ("baseline", {"data__sampling": CURRICULUM, "data__packing": True}),
 }
 
 

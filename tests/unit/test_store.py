@@ -80,7 +80,7 @@ def no_conversion(monkeypatch):
     def refuse(*_args):
         raise AssertionError("converted again")
 
-    return lambda: monkeypatch.setattr(store, "convert", refuse)
+    return lambda: monkeypatch.setattr(convert_rows, "convert", refuse)
 
 
 def kept(cache: Path) -> list[str]:
@@ -275,10 +275,10 @@ def test_a_large_file_is_known_by_size_and_time(rows_file, cache, no_conversion,
     first = open_rows(rows_file, cache)
     assert first.digest == hashlib.sha256(rows_file.read_bytes()).hexdigest()
     monkeypatch.chdir(rows_file.parent)
-    converting = store.convert
+    converting = convert_rows.convert
     no_conversion()
     assert list(open_rows(Path("rows.jsonl"), cache)) == list(first)
-    monkeypatch.setattr(store, "convert", converting)
+    monkeypatch.setattr(convert_rows, "convert", converting)
     os.utime(rows_file, (0, 0))
     open_rows(rows_file, cache)
     assert len(kept(cache)) == 2
@@ -300,14 +300,14 @@ def test_the_cache_has_a_default(rows_file, tmp_path, monkeypatch):
 CONVERTER = """
 import sys, time
 from pathlib import Path
-from weighted_mtp.data import store
-real = store.convert
+from weighted_mtp.data import convert_rows, store
+real = convert_rows.convert
 def convert(*args):
     with open(sys.argv[3], "a") as file:
         file.write("converted\\n")
     time.sleep(0.5)
     return real(*args)
-store.convert = convert
+convert_rows.convert = convert
 assert len(store.open_rows(Path(sys.argv[1]), Path(sys.argv[2]))) == 200
 """
 
@@ -436,13 +436,15 @@ def test_a_cache_that_cannot_be(rows_file, tmp_path):
 
 @pytest.mark.parametrize("hashed", [0, 1 << 20])
 def test_a_file_that_is_still_written(hashed, rows_file, cache, monkeypatch):
+    real = convert_rows.convert
+
     def convert(path, *args):
-        converted = convert_rows.convert(path, *args)
+        converted = real(path, *args)
         path.write_bytes(path.read_bytes() * 2)
         return converted
 
     monkeypatch.setattr(store, "HASHED_BYTES", hashed)
-    monkeypatch.setattr(store, "convert", convert)
+    monkeypatch.setattr(convert_rows, "convert", convert)
     with pytest.raises(UserError, match="changed while it was read"):
         open_rows(rows_file, cache)
     assert kept(cache) == []

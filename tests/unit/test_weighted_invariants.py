@@ -1,5 +1,5 @@
-"""Whatever is learned, how a step is cut changes nothing: micro-batches of 8, 4, 2 or 1 rows, and
-chunks of the loss of any size, give the same curve and the same weights.
+"""Whatever is learned, how a step is cut changes nothing: micro-batches of 8, 4, 2 or 1 rows,
+padded or packed, and chunks of the loss of any size, give the same curve and the same weights.
 
 The quick proof is in float64, where a mistake has no rounding to hide in, and where float32 noise
 cannot swap two tokens at the border of Rho-1's selection and part two runs for good. The slow one
@@ -11,7 +11,7 @@ from itertools import cycle
 import pytest
 import torch
 from tests.integration import helpers_training
-from tests.integration.helpers_training import SMALL, largest_difference, run_steps, state
+from tests.integration.helpers_training import SMALL, largest_difference, recut, run_steps, state
 
 from weighted_mtp.pipelines.trainer import Trainer
 
@@ -65,15 +65,14 @@ def gaps(trainer: Trainer, curve: list[dict], other: Trainer, uncut: list[dict])
 @pytest.mark.parametrize("steps", [24, pytest.param(STEPS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_steps_may_be_cut_in_any_way(case, steps, make):
-    """Twelve ways to cut a step take turns; whole steps are the reference."""
+    """Ways to cut a step take turns, packed and padded; whole padded steps are the reference."""
     whole = make(case, torch.float64)
     uncut = run_steps(whole, steps)
     trainer = make(case, torch.float64)
     sizes = cycle([2, 8, 4] if "pairwise" in case else [1, 8, 2, 4])  # a pair is not cut in two
-    chunks, curve = cycle([7, None, 64]), []
+    chunks, packing, curve = cycle([7, None, 64]), cycle([False, True, True, False, True]), []
     for _ in range(steps):
-        change = {"micro_batch_size": next(sizes)}
-        trainer.config = trainer.config.model_copy(update=change)
+        recut(trainer, micro_batch_size=next(sizes), packing=next(packing))
         trainer.module.chunk_rows = next(chunks)
         curve += run_steps(trainer, 1)
     assert len({c["loss"] for c in uncut}) == steps
@@ -85,10 +84,12 @@ def test_steps_may_be_cut_in_any_way(case, steps, make):
 def test_each_cut_in_float32(case, make):
     whole = make(case, torch.float32)
     uncut = run_steps(whole, STEPS)
-    for size, chunk_rows in ((4, None), (2, None), (1, None), (8, 5), (2, 1)):
+    ways = ((4, None, False), (2, None, True), (1, None, False), (8, 5, False), (2, 1, True))
+    for size, chunk_rows, packing in ways:
         if "pairwise" in case and size == 1:
             continue  # a pair is not cut in two
         cut = {"training__micro_batch_size": size, "training__loss_chunk_rows": chunk_rows}
+        cut["data__packing"] = packing
         trainer = make(case, torch.float32, **cut)
         found = gaps(trainer, run_steps(trainer, STEPS), whole, uncut)
         # A pairwise critic's bias cancels out: its gradient is noise, which AdamW makes visible.

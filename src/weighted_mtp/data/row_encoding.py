@@ -29,6 +29,7 @@ TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
 """One process begins. After the first seconds others start if the rest would take it longer than
 the second: each needs 3 to 4 seconds of a core (imports) before its first row."""
 _PART = 256
+_START = "spawn"  # a fork of a process with threads may hang
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
 """Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct` `[n]`; `ids` and `names` of
@@ -84,8 +85,8 @@ def encode_rows(
 def _encode_together(
     store: RowSource, parts: Iterator[Indices], encoder: Encoder, workers: int
 ) -> Iterator[Columns]:
-    fresh = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    pool = ProcessPoolExecutor(workers, fresh, _become_worker, (store, encoder))
+    context = multiprocessing.get_context(_START)
+    pool = ProcessPoolExecutor(workers, context, _become_worker, (store, encoder))
     waiting: deque[Future[Columns]] = deque()
     try:
         for part in parts:

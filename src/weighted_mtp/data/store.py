@@ -1,8 +1,8 @@
 """Rows of a file of any size, kept as memory-mapped Arrow tables.
 
-A folder of the cache holds the rows (`rows-00000.arrow`, …, written and read by Hugging Face
-`datasets`), `metadata.arrow` with the small columns alone, and `table.json`, which says what it was
-made of and how long every file is. Opening and filtering read no text.
+A folder of the cache holds the rows (`rows-00000.arrow`, …, written by Hugging Face `datasets` in its
+own format), `metadata.arrow` with the small columns alone, and `table.json`, which says what they
+were made of and how long every file is. Opening and filtering read no text.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from typing import Any, overload
 from uuid import uuid4
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from weighted_mtp.core.cache import CACHE_VARIABLE, cache_root
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.convert_rows import convert
 from weighted_mtp.data.datasets import file_digest, unreadable
 from weighted_mtp.data.metadata import Indices, Metadata
 from weighted_mtp.data.row_columns import read_metadata, write_metadata
@@ -146,39 +144,55 @@ class RowStore(Sequence[Row]):
             UserError: the cached table is damaged.
         """
         wanted = np.array(indices, dtype=np.int64)  # [n]
-        if wanted.size == 0:
-            return []
-        if wanted.min() < -len(self) or wanted.max() >= len(self):
+        if wanted.size and (wanted.min() < -len(self) or wanted.max() >= len(self)):
             raise IndexError(f"{self.path}: a row number outside 0 … {len(self) - 1}")
-        wanted %= len(self)
-        last = wanted[0] + wanted.size - 1
-        run = wanted[-1] == last and bool((np.diff(wanted) == 1).all())  # one slice, much faster
         with self._reading():
-            columns = self.dataset[range(wanted[0], last + 1) if run else wanted.tolist()]
-            texts = (columns[name] for name in _FIELDS)
-            return [
-                {
-                    "instruction": instruction,
-                    "input": input_text,
-                    "output": output,
-                    "task_id": task_id,
-                    "is_correct": is_correct,
-                    "metadata": json.loads(metadata),
-                }
-                for instruction, input_text, output, task_id, is_correct, metadata in zip(
-                    *texts, strict=True
-                )
-            ]
+            starts, batches = self._batches
+            wanted %= len(self)
+            where = np.searchsorted(starts, wanted, side="right") - 1
+            places = zip(where.tolist(), (wanted - starts[where]).tolist(), strict=True)
+            return [_row(batches[batch], at) for batch, at in places]
+
+    @cached_property
+    def _batches(self) -> tuple[Indices, list[list[Any]]]:
+        """The number of each record batch's first row, and its columns in the order of `_FIELDS`.
+        Read without `datasets`, which every process would wait a second for."""
+        import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+
+        batches, sizes = [], [0]
+        for name in self._files:
+            for batch in pa.ipc.open_stream(pa.memory_map(str(self._folder / name))):
+                batches.append([batch[field] for field in _FIELDS])
+                sizes.append(len(batch))
+        if sum(sizes) != len(self):
+            raise ValueError("rows are missing")
+        return np.cumsum(sizes)[:-1], batches
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # a wrong byte makes Arrow raise anything, SystemError too
             raise UserError(
                 f"{self._folder}: this cached table is damaged or gone ({_brief(error)}); delete "
                 "the folder and start again"
             ) from error
+
+
+def _row(columns: list[Any], at: int) -> Row:
+    instruction, input_text, output, task_id, is_correct, metadata = (
+        x[at].as_py() for x in columns
+    )
+    return {
+        "instruction": instruction,
+        "input": input_text,
+        "output": output,
+        "task_id": task_id,
+        "is_correct": is_correct,
+        "metadata": json.loads(metadata),
+    }
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -221,6 +235,8 @@ def _opened(path: Path, folder: Path) -> RowStore | None:
 @contextmanager
 def _locked(folder: Path, path: Path) -> Iterator[None]:
     """One process at a time."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -235,6 +251,8 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
 
 def _make(path: Path, folder: Path, workers: int | None) -> None:
     """Write the table beside its place and move it there once it is whole."""
+    from weighted_mtp.data.convert_rows import convert  # opening does not wait for its imports
+
     for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{uuid4().hex[:8]}")
