@@ -105,7 +105,7 @@ def test_packing_is_a_bijection_between_the_layouts(rows):
     packing = batch.packing
     assert packing is not None
     numbers = torch.arange(packing.source.numel()).view(packing.source.shape) + 1
-    there = packing.unpack(numbers)  # [B, S]
+    there = packing.unpack(numbers, 0)  # [B, S]
     assert torch.equal(there > 0, packing.filled)
     assert torch.equal(packing.pack(there, 0), numbers.where(packing.source >= 0, 0))
     assert packing.filled.sum() == sum(m for row in rows for m in row)
@@ -188,6 +188,33 @@ def test_packed_and_padded_rows_give_the_same_loss_and_gradients(model, lengths,
     assert torch.equal(padded.hit[order], other.hit)
     for one, two in zip(grads, other_grads, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+@given(lengths)
+@settings(max_examples=15, deadline=None)
+def test_a_mask_and_a_row_for_each_document_are_the_same_attention(model, lengths):
+    batch = pack_batch([examples_of(lengths)], PAD)
+    packing = batch.packing
+    assert packing is not None
+    results = []
+    for mask in (packing, packing.mask):
+        model.zero_grad()
+        states = model.head_states(batch.tokens, positions=packing.positions, mask=mask)
+        there = packing.unpack(states[0], 0.0)
+        there.square().sum().backward()
+        grads = [p.grad for p in model.layers.parameters()]
+        results.append([there.detach(), *(g.clone() for g in grads if g is not None)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_attention_takes_the_cheaper_way():
+    even = pack_batch([[example(i, 9) for i in range(6)]], PAD).packing
+    crumbs = pack_batch([[example(0, 40), *(example(i, 2) for i in range(1, 30))]], PAD).packing
+    assert even is not None
+    assert crumbs is not None
+    assert even.unpacks_cheaply
+    assert not crumbs.unpacks_cheaply
 
 
 def test_changing_a_neighbour_changes_nothing(model):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weighted_mtp.cli.prepare_reference import add_reference, run_reference
+from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
@@ -113,5 +114,6 @@ Prepare = Callable[[argparse.Namespace], int]
 KINDS: dict[str, tuple[str, Options, Prepare]] = {
     "micro": ("embedded Python problems with right and wrong solutions", add_micro, run_micro),
     "reference-losses": ("token losses of a reference model", add_reference, run_reference),
+    **SOURCE_KINDS,
 }
 """Sub-commands: summary, options, what runs."""

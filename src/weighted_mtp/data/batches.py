@@ -80,17 +80,24 @@ class Packing(NamedTuple):
         document = self.source.div(self.slots.shape[1], rounding_mode="floor")  # [P, L], −1 padding
         return (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
 
+    @property
+    def unpacks_cheaply(self) -> bool:
+        """Whether attention has less to do with a row for each document, the padding counted, than
+        with the packed rows under a mask."""
+        (B, S), (P, L) = self.slots.shape, self.source.shape
+        return B * S * S <= P * L * L
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Packing:
         """On another device."""
         return Packing(*(x.to(device, non_blocking=non_blocking) for x in self))
 
-    def pack(self, x: Tensor, fill: float) -> Tensor:
-        """`[B, S, …]` → `[P, L, …]`."""
+    def pack(self, x: Tensor, fill: float | None = None) -> Tensor:
+        """`[B, S, …]` → `[P, L, …]`; padding holds `fill`, or some number if it is None."""
         return _take(x, self.source, fill)
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """`[P, L, …]` → `[B, S, …]`, 0 past each example's end; differentiable."""
-        return _take(x, self.slots, 0)
+    def unpack(self, x: Tensor, fill: float | None = None) -> Tensor:
+        """`[P, L, …]` → `[B, S, …]`; what is past an example's end likewise. Differentiable."""
+        return _take(x, self.slots, fill)
 
 
 class Batch(NamedTuple):
@@ -218,9 +225,12 @@ def _row_table(examples: Sequence[Example], S: int, pad_id: int) -> _RowTable:
     )
 
 
-def _take(x: Tensor, index: Tensor, fill: float) -> Tensor:
+def _take(x: Tensor, index: Tensor, fill: float | None) -> Tensor:
     """`x.flatten(0, 1)[index]`, `fill` where the index is −1. A gather both ways: a scatter through
     a mask would make a GPU wait for the number of its elements."""
-    taken = x.flatten(0, 1)[index.clamp(min=0)]
-    there = (index >= 0).view(*index.shape, *[1] * (taken.ndim - index.ndim))
+    taken = x.flatten(0, 1).index_select(0, index.clamp(min=0).flatten())
+    taken = taken.view(*index.shape, *x.shape[2:])
+    if fill is None:
+        return taken
+    there = (index >= 0).view(*index.shape, *[1] * (x.ndim - 2))
     return torch.where(there, taken, fill)

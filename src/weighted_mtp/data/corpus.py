@@ -208,8 +208,8 @@ def _jsonl(path: Path, key: str) -> Iterator[str]:
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
-    import pyarrow  # type: ignore[import-untyped]  # it ships no types
-    import pyarrow.parquet  # type: ignore[import-untyped]  # nor here
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)

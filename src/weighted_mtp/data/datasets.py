@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
 
@@ -234,32 +232,3 @@ def _refuse_half_pairs(row: dict[str, Any], where: str) -> None:
                 f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
                 "remove it"
             )
-
-
-def step_indices(size: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Row indices of one optimizer step, a pure function of its arguments.
-
-    The rows are read in the order of a fresh permutation each epoch, one epoch after another, so
-    every row is seen exactly once an epoch and a batch may span two. Because nothing is remembered,
-    resuming at any step, on any number of ranks, continues the same sequence.
-    """
-    start = step * batch_size
-    indices: list[int] = []
-    while len(indices) < batch_size:
-        epoch, offset = divmod(start + len(indices), size)
-        order = _permutation(size, seed, epoch)
-        indices += order[offset : offset + batch_size - len(indices)].tolist()
-    return indices
-
-
-_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray[Any, np.dtype[np.int64]]] = {}
-
-
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of one epoch; the last two are kept, a batch can touch no more."""
-    key = (size, seed, epoch)
-    if key not in _PERMUTATIONS:
-        while len(_PERMUTATIONS) > 1:
-            _PERMUTATIONS.pop(next(iter(_PERMUTATIONS)))
-        _PERMUTATIONS[key] = np.random.default_rng([seed, epoch]).permutation(size)
-    return _PERMUTATIONS[key]

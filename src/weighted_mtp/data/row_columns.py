@@ -31,13 +31,22 @@ COLUMNS = {
     "length": "int32",
 }
 """Of an Arrow file: the fields of a row, `metadata` as JSON text, and what is sampled by."""
+_SMALL: dict[str, type] = {
+    "is_correct": np.bool_,
+    "problem": np.int32,
+    "difficulty": np.int32,
+    "difficulty_number": np.float32,
+    "cf_rating": np.float32,
+    "length": np.int32,
+}
+"""The arrays of `Metadata`."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def to_table(rows: Sequence[Row], schema: Any) -> Any:
     """`pyarrow.Table` of the columns."""
-    import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+    import pyarrow as pa
 
     columns: dict[str, list[Any]] = {
         "instruction": [row["instruction"] for row in rows],
@@ -88,7 +97,7 @@ def write_metadata(path: Path, tables: Sequence[Path]) -> None:
     difficulty = rank[found]
     numbers = np.array([*map(_number, labels), math.nan], np.float32)
     columns = {
-        "is_correct": table["is_correct"].to_numpy().astype(np.uint8),  # Arrow packs its bools
+        "is_correct": table["is_correct"].to_numpy().astype(np.uint8),  # Arrow's bools are bits
         "problem": problem,
         "difficulty": difficulty,
         "difficulty_number": numbers[found],
@@ -112,8 +121,11 @@ def read_metadata(path: Path) -> Metadata:
 
     file = pa.ipc.open_file(pa.memory_map(str(path)))
     batch = file.get_batch(0)
-    arrays = {name: batch[name].to_numpy() for name in batch.schema.names}
-    arrays["is_correct"] = arrays["is_correct"].view(np.bool_)
+    # Not by to_numpy, which imports pandas.
+    arrays: dict[str, Any] = {
+        name: np.frombuffer(batch[name].buffers()[1], kind, len(batch))
+        for name, kind in _SMALL.items()
+    }
     labels = json.loads(file.schema.metadata[b"difficulties"])
     return Metadata(difficulties=tuple(labels), **arrays)
 

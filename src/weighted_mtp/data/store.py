@@ -1,8 +1,8 @@
 """Rows of a file of any size, kept as memory-mapped Arrow tables.
 
-A folder of the cache holds the rows (`rows-00000.arrow`, …, written by Hugging Face `datasets` in its
-own format), `metadata.arrow` with the small columns alone, and `table.json`, which says what they
-were made of and how long every file is. Opening and filtering read no text.
+A folder of the cache holds the rows (`rows-00000.arrow`, …, written by Hugging Face `datasets` in
+its own format), `metadata.arrow` with the small columns alone, and `table.json`, which says what
+they were made of and how long every file is. Opening and filtering read no text.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class RowStore(Sequence[Row]):
     def _batches(self) -> tuple[Indices, list[list[Any]]]:
         """The number of each record batch's first row, and its columns in the order of `_FIELDS`.
         Read without `datasets`, which every process would wait a second for."""
-        import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+        import pyarrow as pa
 
         batches, sizes = [], [0]
         for name in self._files:

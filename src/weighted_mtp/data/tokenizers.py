@@ -294,9 +294,8 @@ def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
         kept = [_without_prefix(inner) for inner in part["normalizers"]]
         return part | {"normalizers": [inner for inner in kept if inner is not None]}
     if kind == "Sequence":  # the first alone: later ones see words, which keep their spaces
-        return part | {
-            "pretokenizers": [_without_prefix(part["pretokenizers"][0]), *part["pretokenizers"][1:]]
-        }
+        inner = part["pretokenizers"]
+        return part | {"pretokenizers": [*map(_without_prefix, inner[:1]), *inner[1:]]}
     return part
 
 

@@ -166,7 +166,7 @@ class TrainingModule(nn.Module):
             hidden = hidden.detach()
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
-        return values if batch.packing is None else batch.packing.unpack(values)
+        return values if batch.packing is None else batch.packing.unpack(values, 0)
 
     def _weights(self, pool: Pool) -> Tensor:
         """Decided by this batch alone, or by the batches of all ranks together."""
@@ -208,9 +208,10 @@ def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) 
     its own document, from whose beginning positions count."""
     if batch.packing is None:
         return transformer.head_states(batch.tokens, return_all_heads=all_heads)
-    positions, mask = batch.packing.positions, batch.packing.mask
+    packing = batch.packing
+    mask = packing if packing.unpacks_cheaply else packing.mask
     return transformer.head_states(
-        batch.tokens, return_all_heads=all_heads, positions=positions, mask=mask
+        batch.tokens, return_all_heads=all_heads, positions=packing.positions, mask=mask
     )
 
 
@@ -233,7 +234,7 @@ def batch_loss(
     out = mtp_loss(states, unembedding, targets, denominators, weights, head_weights, chunk_rows)
     if packing is None:
         return out
-    return MTPLoss(out.loss, packing.unpack(out.ce), packing.unpack(out.hit))
+    return MTPLoss(out.loss, packing.unpack(out.ce, 0), packing.unpack(out.hit, 0))
 
 
 def pool_of(batch: Batch, signal: Tensor | None, with_reference: bool = True) -> Pool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,18 @@ class ModelArgs:
         return self.multiple_of * math.ceil(width / self.multiple_of)
 
 
+class Documents(Protocol):
+    """Rows that are packed of documents, none of which sees another."""
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """`[B, S, …]` → a row for each document; what is past a document's end may be anything."""
+        ...
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The inverse."""
+        ...
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, in float32 or better (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
@@ -110,15 +123,22 @@ class Attention(nn.Module):
         self.wo = nn.Linear(args.n_heads * args.head_dim, args.dim, bias=False)
 
     def forward(
-        self, x: Tensor, freqs_cis: Tensor, mask: Tensor | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | Documents | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         B, S, _ = x.shape
         q: Tensor = self.wq(x).view(B, S, self.n_heads, self.head_dim)
         k: Tensor = self.wk(x).view(B, S, self.n_kv_heads, self.head_dim)
         v: Tensor = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
-        q = apply_rotary(q, freqs_cis).transpose(1, 2)  # [B, H, S, d]
-        k = apply_rotary(k, freqs_cis).transpose(1, 2)  # [B, K, S, d]
-        v = v.transpose(1, 2)
+        q, k = apply_rotary(q, freqs_cis), apply_rotary(k, freqs_cis)
+        documents = None
+        if mask is not None and not isinstance(mask, Tensor):  # a row for each needs no mask
+            documents, mask = mask, None
+            q, k, v = (documents.unpack(part) for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, H, S, d], [B, K, S, d] twice
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, T, d]
         out = F.scaled_dot_product_attention(
@@ -126,10 +146,11 @@ class Attention(nn.Module):
             k,
             v,
             attn_mask=mask,
-            is_causal=mask is None and S > 1,
+            is_causal=mask is None and q.shape[2] > 1,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        mixed: Tensor = self.wo(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)  # [B, S, D]
+        mixed: Tensor = self.wo(out if documents is None else documents.pack(out))
         return mixed
 
 
@@ -161,7 +182,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         freqs_cis: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         h: Tensor = x + self.attention(self.attention_norm(x), freqs_cis, mask, cache)
@@ -227,7 +248,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
     ) -> Tensor:
         """Logits of the next token, or of all n future tokens.
 
@@ -239,8 +260,9 @@ class Transformer(nn.Module):
             cache: keys and values of earlier tokens; extended in place.
             positions: `[B, S]` rotary positions, when they are not `start_pos + 0 … S − 1` (packed
                 rows, left padding); below `max_positions`. Without a cache only.
-            mask: boolean, broadcastable to `[B, H, S, S]`, True where a query may look; replaces
-                the causal mask. Without a cache only.
+            mask: boolean, broadcastable to `[B, H, S, S]`, True where a query may look, or the
+                documents that the rows are packed of; replaces the causal mask. Without a cache
+                only.
 
         Returns:
             `[B, S, n, V]` with all heads, `[B, S, 1, V]` without; `[b, t, k - 1]` predicts the
@@ -262,7 +284,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
     ) -> list[Tensor]:
         """What `forward` unembeds: one normalised hidden state `[B, S, D]` for each head asked for,
         the next-token head first. Arguments and errors as for `forward`."""
@@ -290,8 +312,8 @@ class Transformer(nn.Module):
         start_pos: int | Tensor,
         cache: KVCache | None,
         positions: Tensor | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+        mask: Tensor | Documents | None,
+    ) -> tuple[Tensor, Tensor | Documents | None]:
         """Rotations for these tokens, and their mask (None: plain causal, or all keys if S = 1)."""
         S = tokens.shape[1]
         ragged = isinstance(start_pos, Tensor)

