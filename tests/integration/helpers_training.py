@@ -295,9 +295,19 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def optimizer_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the optimizer state a run ended with."""
-    state = torch.load(last_checkpoint(run_dir) / "optimizer.pt", weights_only=True)["state"]
-    return {f"{i}.{name}": value for i, slot in state.items() for name, value in slot.items()}
+    """Every tensor of the optimizer state (or states) a run ended with."""
+    found = {}
+
+    def walk(name: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        children = value.items() if isinstance(value, dict) else ()
+        for key, child in enumerate(value) if isinstance(value, list) else children:
+            walk(f"{name}.{key}", child)
+
+    walk("", torch.load(last_checkpoint(run_dir) / "optimizer.pt", weights_only=True))
+    assert found
+    return found
 
 
 def tree(folder: Path) -> dict[str, str]:

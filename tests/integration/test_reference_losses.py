@@ -21,8 +21,8 @@ from tests.integration.helpers_training import (
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.datasets import read_jsonl, write_jsonl
-from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses, file_digest
+from weighted_mtp.data.datasets import file_digest, read_jsonl, write_jsonl
+from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 from weighted_mtp.models.meta_mtp.checkpoints import save_native as save_in_our_own

@@ -33,6 +33,13 @@ critic_model = helpers_training.critic_model
 reference_file = helpers_training.reference_file
 
 RECIPES = ("baseline", "ntp")
+TEXT = {
+    "data__source": "text",
+    "data__packing": True,
+    "data__text__key": "output",
+    "data__text__validation_fraction": 0.3,
+    "data__max_length": 24,
+}
 CURRICULUM = (
     "{strategy: curriculum, bins: {a: {labels: [easy]}}, stages: [{until: 0.5, weights: {a: 1}}, "
     "{until: 1, weights: {other: 1, a: 1}}]}"
@@ -45,6 +52,7 @@ PIPELINES = {
     "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
     "rho1": ("rho1", {"objective__scope": "step"}),
     "packed": ("baseline", {"data__packing": True, "data__workers": 1}),
+    "text": ("pretrain", TEXT),
     "curriculum": ("baseline", {"data__sampling": CURRICULUM, "data__packing": True}),
 }
 
@@ -57,6 +65,8 @@ def arguments_of(rows_file, critic_model, reference_file):
         recipe, changes = PIPELINES.get(name, (name, {}))
         if name == "verifiable":
             changes = {**changes, "model__path": critic_model}
+        if name == "text":
+            changes = {**changes, "data__text__path": rows_file}
         if name == "rho1":
             changes = {**changes, "objective__rho1__reference": reference_file}
         return train_arguments(run_dir, rows_file, recipe, **changes)

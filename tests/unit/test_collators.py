@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.types import IGNORE_INDEX, Row
 from weighted_mtp.data.collators import TEMPLATES, AlpacaCollator, PromptTemplate
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from weighted_mtp.losses import count_targets, shift_labels
 
 TOKENIZER = ByteTokenizer()
@@ -206,3 +206,64 @@ def test_braces_in_a_text_are_left_alone(text):
 def test_an_unknown_template_is_refused():
     with pytest.raises(KeyError, match="chatml"):
         AlpacaCollator(TOKENIZER, "chatml")
+
+
+# --- prompt and response as one text -------------------------------------------------------------
+
+
+class Pairs(ByteTokenizer):
+    """Merges every two characters, wherever they stand."""
+
+    fingerprint = "pairs"
+
+    def encode(self, text):
+        return [ord(text[i]) for i in range(0, len(text), 2)]
+
+    def encode_with_ends(self, text):
+        return self.encode(text), [min(i + 2, len(text)) for i in range(0, len(text), 2)]
+
+
+@pytest.mark.parametrize(("instruction", "prompt_tokens"), [("ask", 1 + 2), ("as", 1 + 1)])
+def test_a_token_that_straddles_the_border_is_a_target(instruction, prompt_tokens):
+    """`ask>` is two whole tokens; of `as>` the second has a letter of the response."""
+    joint = AlpacaCollator(Pairs(), PLAIN, 64, joint=True)
+    example = joint.encode(make_row(instruction, "reply"))
+    assert example.ids == [BOS, *Pairs().encode(f"{instruction}>reply"), EOS]
+    assert example.prompt_length == prompt_tokens
+    apart = AlpacaCollator(Pairs(), PLAIN, 64).encode(make_row(instruction, "reply"))
+    assert apart.ids == [BOS, *Pairs().encode(f"{instruction}>"), *Pairs().encode("reply"), EOS]
+
+
+@given(texts, texts, st.integers(2, 40))
+def test_bytes_make_no_difference_between_joint_and_apart(instruction, output, max_length):
+    row = make_row(instruction, output)
+    made = [
+        AlpacaCollator(TOKENIZER, PLAIN, max_length, joint=j).encode(row) for j in (True, False)
+    ]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_real_merges_across_the_border(joint, sentencepiece_model):
+    """A response that begins with spaces, after a prompt that ends with a newline."""
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    collator = AlpacaCollator(tokenizer, "alpaca", 512, joint=joint)
+    row = make_row("Write it.", "    return x\n")
+    example = collator.encode(row)
+    text = collator.template.render("Write it.") + row["output"]
+    assert tokenizer.decode(example.ids) == text
+    response = tokenizer.decode([tokenizer.encode("a")[0], *example.ids[example.prompt_length :]])
+    assert response.endswith("    return x\n")
+    assert "Response" not in response
+
+
+def test_the_fingerprint_tells_collators_apart():
+    made = [
+        AlpacaCollator(TOKENIZER, PLAIN, 64),
+        AlpacaCollator(NoBos(), "short", 64),
+        AlpacaCollator(TOKENIZER, PLAIN, 65),
+        AlpacaCollator(TOKENIZER, PLAIN, 64, joint=True),
+        AlpacaCollator(Pairs(), PLAIN, 64),
+    ]
+    assert len({collator.fingerprint for collator in made}) == len(made)
+    assert made[0].fingerprint == AlpacaCollator(TOKENIZER, PLAIN, 64, 8).fingerprint

@@ -1,6 +1,5 @@
 """Three kinds of tokenizer behind one interface: round trips, files, and mistakes."""
 
-import importlib.util
 import io
 import json
 import pickle
@@ -100,17 +99,6 @@ def write_llama_like(folder: Path, scheme: str) -> Path:
 @pytest.fixture(scope="module")
 def huggingface_folder(tmp_path_factory) -> Path:
     return write_huggingface(tmp_path_factory.mktemp("huggingface"))
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model() -> Path:
-    spec = importlib.util.find_spec("mistral_common")
-    if spec is None or spec.origin is None:
-        pytest.skip("mistral_common, whose SentencePiece model this reads, is not installed")
-    path = Path(spec.origin).parent / "data" / "tokenizer.model.v1"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return path
 
 
 KINDS = ["bytes", "micro", "byte-level", "prepend", "metaspace", "sentencepiece"]

@@ -6,7 +6,6 @@ included), `offsets` int64 `[rows + 1]`, and in its header what they depend on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
 
-FORMAT = "weighted-mtp reference losses v1"
+FORMAT = "weighted-mtp reference losses v2"
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,6 @@ class Fingerprint:
 def default_path(data: Path) -> Path:
     """`FILE.jsonl` → `FILE.reference.safetensors`."""
     return data.with_suffix(".reference.safetensors")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerprint) -> None:
@@ -98,7 +81,10 @@ class ReferenceLosses:
         check_there(path)
         try:
             file: Any = safe_open(path, framework="pt")  # stays open as long as its slices
-            found = Fingerprint(**json.loads((file.metadata() or {}).get("fingerprint", "")))
+            header = file.metadata() or {}
+            found = Fingerprint(**json.loads(header.get("fingerprint", "")))
+            if header.get("format") != FORMAT:
+                raise ValueError("another format")
             self._losses: Any = file.get_slice("losses")
             self._offsets: list[int] = file.get_tensor("offsets").tolist()
         except (SafetensorError, ValueError, TypeError) as error:

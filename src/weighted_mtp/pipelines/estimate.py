@@ -11,6 +11,7 @@ import torch
 
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import resolve_device
+from weighted_mtp.data.corpus import Corpus
 from weighted_mtp.data.datasets import first_row
 from weighted_mtp.data.tokenizers import check_vocabulary
 from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES
@@ -71,6 +72,11 @@ def estimate(recipe: Recipe) -> Estimate:
     for path in (recipe.data.train, recipe.data.validation):
         if recipe.data.source == "jsonl" and path is not None:
             first_row(path)
+    if recipe.data.source == "text":
+        text = recipe.data.text
+        for source in (text.path, text.validation_path):
+            if source is not None:
+                Corpus(source, text.key, text.suffixes, text.separator).files()
     tokenizer = build_tokenizer(recipe)
     if recipe.model.path is not None:
         args = inspect_checkpoint(recipe.model.path).args

@@ -21,13 +21,13 @@ from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch, Example
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.datasets import file_digest
 from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.reference_losses import (
     Fingerprint,
     ReferenceLosses,
     check_there,
     default_path,
-    file_digest,
     write_reference,
 )
 from weighted_mtp.data.store import open_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def tokenise_rows(
     Raises:
         UserError: no row has a response token within `data.max_length`.
     """
-    rows = tokenise(store, wanted, collator, recipe.data.cache_dir, max(1, recipe.data.workers))
+    rows = tokenise(store, wanted, collator, recipe.data.cache_dir, os.cpu_count() or 1)
     empty = len(rows.without_response)
     if rows.truncated or empty:
         log.warning(
