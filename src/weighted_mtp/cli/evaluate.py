@@ -1,12 +1,17 @@
-"""`weighted-mtp evaluate`: programs written by a checkpoint, judged by running them."""
+"""`weighted-mtp evaluate`: programs judged by running them, written by a checkpoint or given."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.decoding import Sampling
+from weighted_mtp.evaluation.benchmarks import BENCHMARKS
+from weighted_mtp.evaluation.scores import parse_ks
 from weighted_mtp.pipelines.run_evaluation import (
     Attempt,
     EvaluationRequest,
@@ -15,36 +20,53 @@ from weighted_mtp.pipelines.run_evaluation import (
     save_result,
 )
 
+MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions")
+_MICRO_ALONE = ("max_difficulty",)
+_BENCHMARK_ALONE = (
+    *("completions", "problems", "source", "prompt", "timeout", "workers"),
+    *("overwrite", "partial"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
-    parser.add_argument("path", type=Path, help="a run, a checkpoint or a model directory")
-    parser.add_argument("--dataset", choices=["micro"], default="micro")
+    parser.add_argument("path", type=Path, nargs="?", help="a run, a checkpoint or a model folder")
+    parser.add_argument(
+        "--dataset", default="micro", metavar="NAME", help=f"micro, {', '.join(BENCHMARKS)}"
+    )
     parser.add_argument(
         "--split",
-        choices=["test", "compositions"],
-        default="test",
-        help="problems like those of training, or compositions that no training row holds",
+        metavar="NAME",
+        help="micro: test, or compositions that no training row holds; with --source: train, "
+        "validation, test or all (default test)",
     )
-    parser.add_argument("--n-problems", type=int, default=200)
+    parser.add_argument("--n-problems", type=int, help="default: micro 200, else all there are")
     parser.add_argument(
-        "--max-difficulty", type=int, help="hardest problems, 1 to 11 (default: as in training)"
+        "--max-difficulty", type=int, help="hardest micro tasks, 1 to 11 (default: as in training)"
     )
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
+    parser.add_argument("--k", metavar="K,…", help="of pass@k, such as 1,10,100")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=int, help="default: micro 256, else 512")
+    parser.add_argument("--batch-size", type=int, help="prompts at a time (micro 64, else 16)")
+    parser.add_argument("--template", help="prompt template (default: the one of the run)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
     parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
     parser.add_argument(
-        "--output", type=Path, help="result file (default PATH/evaluation/micro-SPLIT.jsonl)"
+        "--output",
+        type=Path,
+        help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
+        "(default PATH/evaluation/NAME)",
     )
+    add_benchmark_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, keep every program."""
-    for name in ("n_problems", "n_samples", "max_new_tokens", "max_difficulty"):
+    for name in ("n_problems", "n_samples", "max_new_tokens", "max_difficulty", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -52,21 +74,50 @@ def run(args: argparse.Namespace) -> int:
         sampling = Sampling(args.temperature, args.top_p, args.seed)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if args.dataset in BENCHMARKS:
+        _refuse(args, _MICRO_ALONE)
+        return run_foreign(args, sampling)
+    if args.dataset != "micro":
+        known = ", ".join(("micro", *BENCHMARKS))
+        raise UserError(f"unknown data set {args.dataset!r}: choose one of {known}")
+    _refuse(args, _BENCHMARK_ALONE)
+    return _run_micro(args, sampling)
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """An option that would do nothing is a mistake."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} has no meaning for --dataset {args.dataset}")
+
+
+def _run_micro(args: argparse.Namespace, sampling: Sampling) -> int:
+    split = next((name for name in MICRO_SPLITS if name == (args.split or "test")), None)
+    if args.path is None:
+        raise UserError("give a checkpoint: a run, a checkpoint or a model folder")
+    if split is None:
+        raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
+    if args.template not in (None, *TEMPLATES):
+        raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
     result = run_evaluation(
         EvaluationRequest(
             path=args.path,
-            n_problems=args.n_problems,
+            n_problems=args.n_problems or 200,
             n_samples=args.n_samples,
+            ks=parse_ks(args.k, args.n_samples) if args.k is not None else (),
             sampling=sampling,
-            max_new_tokens=args.max_new_tokens,
+            max_new_tokens=args.max_new_tokens or 256,
+            batch_size=args.batch_size or 64,
             device=args.device,
+            dtype=args.dtype,
             seed=args.seed,
+            template=args.template,
             max_difficulty=args.max_difficulty,
-            split=args.split,
+            split=split,
         )
     )
-    name = f"{args.dataset}-{args.split}.jsonl"
-    output = args.output or args.path / "evaluation" / name
+    output = args.output or args.path / "evaluation" / f"{args.dataset}-{split}.jsonl"
     save_result(result, output)
     show(result, args.show)
     print(f"every program and verdict: {output}")
@@ -84,6 +135,8 @@ def show(result: EvaluationResult, examples: int) -> None:
         print(f"{family:<16}{score:>8.1%}{count:>10}")
     total = sum(count for _, count in result.by_family.values())
     print(f"{'all':<16}{result.pass_at_1:>8.1%}{total:>10}")
+    for k, found in result.pass_at.items():
+        print(f"pass@{k}: {found}")
 
 
 def _program(attempt: Attempt) -> str:

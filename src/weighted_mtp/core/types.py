@@ -27,15 +27,20 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Program:
-    """A program to be judged: `source` followed by `tests`, run as one module.
+    """A program to be judged, by what its names do (`tests`) or by what it prints
+    (`expected_stdout`); not by both.
 
     Attributes:
-        source: the code under judgement.
-        tests: assert statements, run after `source` in the same namespace.
+        source: the code under judgement, run as the module `__main__`.
+        tests: assert statements, run after `source`; its names are theirs to use.
+        stdin: what the program reads; None: nothing.
+        expected_stdout: what it should print; trailing whitespace does not count.
     """
 
     source: str
     tests: tuple[str, ...] = ()
+    stdin: str | None = None
+    expected_stdout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,9 @@ class Verdict:
 
     Attributes:
         passed: every test ran to its end without an exception.
-        status: "passed", "failed" (an assertion), "error" (any other exception, a syntax error
-            too), "timeout", "killed" (memory, signal) or "exited" (left before the tests ended).
+        status: "passed", "failed" (an assertion, or the wrong output), "error" (any other
+            exception, a syntax error too), "timeout", "killed" (memory, signal, endless output) or
+            "exited" (left before the tests ended, or with a failure as its exit status).
         detail: the last line a person needs, "" when passed.
         seconds: wall-clock time of the run.
     """

@@ -1,53 +1,29 @@
-"""Plain decoding with a KV cache, for batches of prompts of any lengths.
-
-Prompts are padded on the right and read in one pass. From then on every row writes at its own
-position; what padding left in the cache is overwritten before any query can see it (`kv_cache`).
-
-Letters: B batch, S longest prompt, V vocabulary.
-"""
+"""Continuing prompts with a model: all at once, or piece by piece as the tokens come."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
+from weighted_mtp.decoding.batch import Batch, first_heads
+from weighted_mtp.decoding.dice import Dice
+from weighted_mtp.decoding.plain import Plain
+from weighted_mtp.decoding.report import Report
+from weighted_mtp.decoding.rows import Completion, Piece, Row
+from weighted_mtp.decoding.sampling import Sampling
+from weighted_mtp.decoding.speculative import Speculation, Speculative
+from weighted_mtp.decoding.stopping import Stopping
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the most likely token; otherwise logits are divided by it.
-        top_p: sample from the smallest set of tokens whose probability reaches it (Holtzman et al.
-            2020, arXiv 1904.09751).
-        seed: of the generator; the same seed gives the same text.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-
-
-@torch.inference_mode()
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_id: int | None = None,
     sampling: Sampling | None = None,
+    speculation: Speculation | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens, or to its EOS.
 
@@ -55,55 +31,140 @@ def generate(
         prompts: token ids, at least one each; lengths may differ.
         eos_id: ends a row; it is not part of the result.
         sampling: greedy by default.
+        speculation: draft with the model's heads; plain decoding by default.
 
     Returns:
         The new tokens of each row, in order.
 
     Raises:
-        ValueError: an empty prompt, or prompt plus new tokens exceed the model's positions.
+        ValueError: an empty prompt, an id the model does not have, prompt plus new tokens exceed
+            the model's positions, or k exceeds its heads.
     """
-    if not prompts or max_new_tokens < 1:
-        return [[] for _ in prompts]
-    if not all(prompts):
-        raise ValueError("a prompt needs at least one token")
-    sampling = sampling or Sampling()
-    weight = model.tok_embeddings.weight
-    B, S, device = len(prompts), max(map(len, prompts)), weight.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)  # [B]
-    tokens = torch.zeros(B, S, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    cache = KVCache(model.args, B, S + max_new_tokens, device, weight.dtype)
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-
-    hidden = model.head_states(tokens, 0, cache=cache)[0]  # [B, S, D]
-    last = hidden[torch.arange(B, device=device), lengths - 1]  # [B, D]
-    new = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    for step in range(max_new_tokens):
-        chosen = choose(model.output(last), sampling, generator)  # [B]
-        new[:, step] = chosen
-        if eos_id is not None:
-            done |= chosen == eos_id
-            if bool(done.all()):
-                break
-        if step + 1 < max_new_tokens:
-            last = model.head_states(chosen[:, None], lengths + step, cache=cache)[0][:, 0]
-    return [_until(row, eos_id) for row in new[:, : step + 1].tolist()]
+    stopping = Stopping(max(0, max_new_tokens), eos_id)
+    completions, _ = complete(model, prompts, stopping, sampling, speculation)
+    return [completion.tokens for completion in completions]
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """One token `[B]` from logits `[B, V]`, in float32."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits.float() / sampling.temperature, -1)
-    if sampling.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all that is likelier
-        ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+def complete(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    stopping: Stopping,
+    sampling: Sampling | None = None,
+    speculation: Speculation | None = None,
+    row_seeds: Sequence[int] | None = None,
+    logprobs: bool = False,
+) -> tuple[list[Completion], Report]:
+    """Continue each prompt; tokens, text, log-probabilities and what it took.
+
+    Args and errors as for `Stream`.
+    """
+    stream = Stream(model, prompts, stopping, sampling, speculation, row_seeds, logprobs)
+    for _ in stream:
+        pass
+    return stream.completions(), stream.report
 
 
-def _until(row: list[int], eos_id: int | None) -> list[int]:
-    return row[: row.index(eos_id)] if eos_id in row else row
+class Stream(Iterator[list[Piece]]):
+    """Continues prompts step by step: each turn yields a piece for every row that took part.
+
+    Args:
+        prompts: token ids, at least one each; lengths may differ.
+        stopping: what ends a row, and how tokens become text.
+        sampling: greedy by default.
+        speculation: draft with the model's heads; plain decoding by default.
+        row_seeds: one for each prompt; together with `sampling.seed` it settles the row's chance,
+            whatever its neighbours. By default 0, 1, 2, ...
+        logprobs: keep the tokens' log-probabilities.
+
+    Attributes:
+        report: counts so far.
+
+    Raises:
+        ValueError: an empty prompt, an id the model does not have, prompt plus new tokens exceed
+            the model's positions, k exceeds its heads, or row seeds of another number.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        stopping: Stopping,
+        sampling: Sampling | None = None,
+        speculation: Speculation | None = None,
+        row_seeds: Sequence[int] | None = None,
+        logprobs: bool = False,
+    ) -> None:
+        sampling = sampling or Sampling()
+        k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
+        seeds = list(range(len(prompts))) if row_seeds is None else list(row_seeds)
+        check_prompts(model, prompts, stopping.max_new_tokens)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} row seeds for {len(prompts)} prompts; give one each")
+        self._rows = [Row(index, prompt, stopping) for index, prompt in enumerate(prompts)]
+        self.report = Report(k)
+        self._engine: Plain | Speculative | None = None
+        if not prompts or stopping.max_new_tokens == 0:
+            for row in self._rows:
+                row.finish = "length"
+            return
+        with torch.inference_mode():
+            penalised = sampling.repetition_penalty != 1
+            if speculation is not None and speculation.draft is not None:
+                penalised |= speculation.draft.repetition_penalty != 1
+            batch = Batch(first_heads(model, k), self._rows, stopping.max_new_tokens, penalised)
+            dice = Dice(sampling.seed, seeds, batch.device)
+            if speculation is None:
+                self._engine = Plain(batch, sampling, dice, self.report, logprobs)
+            else:
+                self._engine = Speculative(
+                    batch, sampling, speculation, dice, self.report, logprobs
+                )
+
+    def __next__(self) -> list[Piece]:
+        if self._engine is None:
+            raise StopIteration
+        live = self._engine.batch.live
+        with torch.inference_mode():
+            self._engine.step()
+        pieces = [row.take() for row in live]
+        self.report.tokens += sum(len(piece.tokens) for piece in pieces)
+        if not self._engine.batch.live:
+            self._engine = None  # the cache may go
+        return pieces
+
+    def completions(self) -> list[Completion]:
+        """All that each row gained, once the stream has ended.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if self._engine is not None:
+            raise ValueError("the stream goes on; read it to its end first")
+        return [row.completion() for row in self._rows]
+
+
+def check_prompts(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse prompts that the model cannot continue.
+
+    Raises:
+        ValueError: which, and why.
+    """
+    if max_new_tokens == 0:
+        return
+    vocabulary, room = model.args.vocab_size, model.max_positions
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty; a prompt needs at least one token")
+        if len(prompt) + max_new_tokens > room:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens, which with {max_new_tokens} new ones "
+                f"exceed the model's {room} positions; shorten it, or ask for fewer"
+            )
+        strange = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if strange is not None:
+            raise ValueError(
+                f"prompt {index} has token {strange}, and the model's vocabulary ends at "
+                f"{vocabulary - 1}; use its own tokenizer"
+            )

@@ -1,263 +1,232 @@
-"""The sandbox's server: runs one program per request, each in a fresh fork of this process.
+"""The sandbox's server: judges one program per request.
 
-A stand-alone script, standard library only: `Sandbox` starts it with `python -I -S -B`, an empty
-environment and one argument, its settings as JSON. It speaks JSON lines: first a greeting that
-says what the kernel lets it isolate, then one reply per request read from standard input.
+`Sandbox` starts it as a process of its own, with an empty environment and the standard library
+alone; nothing but this file may execute code. It speaks JSON lines: first a greeting that says
+which walls the kernel lets it put up, then one reply per request read from standard input.
 
-    request  {"source": "...", "tests": "..."}
+    request  {"source": "...", "tests": "...", "stdin": null, "expected_stdout": null}
     reply    {"status": "passed", "detail": "", "seconds": 0.002}
 
-A program reports through a pipe, signed with a token drawn for that run, after its last test.
-No signed report means that it did not get there, whatever else it did.
+Every program runs in a fresh child of one zygote (`_sandbox_zygote`), its tests in a child of
+another, with a line between the two (`_sandbox_program`, `_sandbox_tests`). What a program should
+print is compared here. So a verdict is never reached in a process that runs the program.
 """
 
 from __future__ import annotations
 
-import builtins
-import ctypes
 import gc
 import importlib
 import json
 import os
-import resource
-import secrets
-import selectors
-import shutil
-import signal
+import socket
 import sys
+import tempfile
 import time
 import types
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import IO, Any
 
-CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x08000000,
-    0x10000000,
-    0x20000000,
-    1 << 30,
+from weighted_mtp.evaluation import _sandbox_kernel as kernel
+from weighted_mtp.evaluation._sandbox_program import play_program
+from weighted_mtp.evaluation._sandbox_tests import outcome, play_tests
+from weighted_mtp.evaluation._sandbox_watch import Watch, compare, how_it_ended
+from weighted_mtp.evaluation._sandbox_wire import GoneError, Line, rebuild_error
+from weighted_mtp.evaluation._sandbox_zygote import (
+    END,
+    LAST_FD,
+    START,
+    STATUS,
+    Settings,
+    zygote,
 )
-PR_SET_PDEATHSIG = 1
-MAX_FILE_BYTES = 16 << 20
-MAX_OPEN_FILES = 64
-MAX_PROCESSES = 256
-MAX_REPORT_BYTES = 4096
-MAX_DETAIL = 300
-FIRST_FREE_FD, LAST_FD = 3, 256
+
+LINE, REPORT = 3, 4
+"""Descriptors of a child: the line to the other one, and that of the tests to this process."""
+DEATH_TENTHS = 5
+"""Tenths of a second that a process which cut its line has to end by itself."""
 PRELOADED = (
-    "bisect", "collections", "copy", "datetime", "functools", "hashlib", "heapq", "itertools",
-    "math", "operator", "random", "re", "statistics", "string", "typing",
+    "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib",
+    "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "hashlib", "heapq", "io", "itertools", "math", "numbers", "operator", "queue", "random", "re",
+    "statistics", "string", "struct", "textwrap", "threading", "typing", "unicodedata",
 )  # fmt: skip
 """Imported once here, so that a program's own import of them costs nothing."""
 
 
-# --- isolation, once per worker --------------------------------------------------------------
+def run_code(code: types.CodeType, space: dict[str, Any]) -> None:
+    """Execute code, in a confined child: this is its purpose."""
+    exec(code, space)  # noqa: S102
 
 
-def isolate() -> bool:
-    """Move into namespaces with no network and no other process; False where not permitted.
+def program_child() -> int:
+    """What a child of the programs' zygote does."""
+    return play_program(Line(LINE), run_code)
 
-    Inside, this process is number 1: nothing a program does can signal it, and no process of a
-    program outlives `clean_up`.
+
+def tests_child() -> int:
+    """What a child of the tests' zygote does."""
+    gc.disable()  # it lives for moments only
+    report = Line(REPORT)
+    task = report.receive()
+    status, detail = play_tests(Line(LINE), task["source"], task["tests"], run_code)
+    report.send({"status": status, "detail": detail})
+    return 0
+
+
+class Zygote:
+    """A zygote, seen from the worker.
+
+    Args:
+        ways: how far to set it apart: "files" (and processes), "processes" or "" (neither).
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    uid, gid = os.geteuid(), os.getegid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC) != 0:
-        return False
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        with suppress(OSError), open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    pid = os.fork()
-    if pid != 0:
-        os.waitpid(pid, 0)
-        os._exit(0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getpid() == 1
+
+    def __init__(self, role: str, settings: dict[str, Any], ways: list[str]) -> None:
+        play = program_child if role == "program" else tests_child
+        for way in ways:
+            self.control, there = socket.socketpair()
+            self.pid = os.fork()
+            if self.pid == 0:
+                os.dup2(there.fileno(), LINE)
+                os.closerange(LINE + 1, LAST_FD)
+                _live(socket.socket(fileno=LINE), role, settings, way, play)
+            there.close()
+            if greeting := self.control.makefile("rb").readline():
+                self.walls: dict[str, bool] = json.loads(greeting)
+                return
+            self.control.close()
+            os.waitpid(self.pid, 0)
+        raise RuntimeError(f"the sandbox cannot start a process for {role}")
+
+    def start(self, descriptors: list[int]) -> None:
+        """Fork a child that has these descriptors."""
+        socket.send_fds(self.control, [START], descriptors)
+
+    def ask_end(self, tenths: int = 0) -> None:
+        """Have the child and all it started ended; it may take so long to do so by itself."""
+        self.control.sendall(END + bytes([tenths]))
+
+    def end(self) -> int:
+        """The child's wait status, or `STILL_RUNNING`.
+
+        Raises:
+            RuntimeError: the zygote is no more.
+        """
+        data = self.control.recv(STATUS.size, socket.MSG_WAITALL)
+        if len(data) < STATUS.size:
+            raise RuntimeError("a zygote died")
+        return int(STATUS.unpack(data)[0])
 
 
-# --- the child: confine itself, run, report --------------------------------------------------
-
-
-def confine(settings: dict[str, Any], directory: str, output: int, report: int) -> None:
-    """Give up everything a program has no business with."""
-    os.setsid()
-    os.chdir(directory)
-    os.environ.clear()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.closerange(FIRST_FREE_FD, report)
-    os.closerange(report + 1, LAST_FD)
-    cpu = int(settings["timeout"]) + 1
-    limits = {
-        "RLIMIT_CPU": (cpu, cpu + 1),
-        "RLIMIT_AS": (settings["memory"], settings["memory"]),
-        "RLIMIT_FSIZE": (MAX_FILE_BYTES, MAX_FILE_BYTES),
-        "RLIMIT_NPROC": (MAX_PROCESSES, MAX_PROCESSES),
-        "RLIMIT_CORE": (0, 0),
-        "RLIMIT_NOFILE": (MAX_OPEN_FILES, MAX_OPEN_FILES),
-    }
-    for name, limit in limits.items():
-        if hasattr(resource, name):  # which limits exist, and may be set, differs by system
-            with suppress(OSError, ValueError):
-                resource.setrlimit(getattr(resource, name), limit)
-
-
-def last_line(error: BaseException, tests: str) -> str:
-    """The one line that says what went wrong: the failing test, or the exception."""
-    message = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
-    frame, line = error.__traceback__, 0
-    while frame is not None:
-        line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == "<tests>" else line
-        frame = frame.tb_next
-    where = tests.splitlines()[line - 1].strip() if line else ""
-    return (f"{message} in: {where}" if where else message)[:MAX_DETAIL]
-
-
-def execute(source: str, tests: str) -> tuple[str, str]:
-    """Run `source`, then `tests`, as the module `__main__`; return status and detail."""
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = module
+def _live(
+    control: socket.socket, role: str, settings: dict[str, Any], way: str, play: Callable[[], int]
+) -> None:
+    """What a zygote's process does: step into its namespaces, which takes one fork, and serve."""
+    code = 1
     try:
-        program = compile(source, "<program>", "exec", dont_inherit=True)
-        checks = compile(tests, "<tests>", "exec", dont_inherit=True)
-        exec(program, module.__dict__)  # noqa: S102  (the confined child: this is its purpose)
-        exec(checks, module.__dict__)  # noqa: S102
-    except AssertionError as error:
-        return "failed", last_line(error, tests)
-    except MemoryError:
-        return "killed", "MemoryError"
-    except SystemExit:
-        return "exited", "SystemExit"
-    except BaseException as error:
-        return "error", last_line(error, tests)
-    return "passed", ""
-
-
-def child(
-    request: dict[str, str],
-    settings: dict[str, Any],
-    directory: str,
-    output: int,
-    report: int,
-    token: str,
-) -> NoReturn:
-    """The life of the forked process."""
-    write, leave, dumps = os.write, os._exit, json.dumps  # the program may replace the originals
-    try:
-        confine(settings, directory, output, report)
-        status, detail = execute(request["source"], request["tests"])
-        write(report, dumps({"token": token, "status": status, "detail": detail}).encode() + b"\n")
+        if way:
+            kernel.die_with_parent()
+            kernel.unshare(kernel.CLONE_NEWPID | (kernel.CLONE_NEWNS if way == "files" else 0))
+            pid = os.fork()
+            if pid != 0:
+                control.close()
+                os.waitpid(pid, 0)
+                os._exit(0)
+        workspace = os.path.join(settings["directory"], role)
+        root = os.path.join(settings["directory"], "root") if way == "files" else ""
+        limits = Settings(settings["timeout"], settings["memory"], workspace)
+        zygote(control, limits, role, root, play)
+        code = 0
     finally:
-        leave(0)
+        os._exit(code)
 
 
-# --- the server: watch one child, clean up after it ------------------------------------------
-
-
-def watch(output: int, report: int, deadline: float, cap: int) -> tuple[bytes, bytes, bool]:
-    """Read both pipes until the report ends or time is up: (output tail, report, timed out)."""
-    printed, reported = b"", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(output, selectors.EVENT_READ)
-        selector.register(report, selectors.EVENT_READ)
-        while (remaining := deadline - time.monotonic()) > 0:
-            ready = [key.fd for key, _ in selector.select(remaining)]
-            if output in ready:
-                data = os.read(output, 65536)
-                printed = (printed + data)[-cap:]
-                if not data:
-                    selector.unregister(output)
-            if report in ready:
-                data = os.read(report, MAX_REPORT_BYTES)
-                reported += data
-                if not data or b"\n" in data or len(reported) >= MAX_REPORT_BYTES:
-                    return printed, reported, False
-    return printed, reported, True
-
-
-def clean_up(pid: int, alone: bool, directory: str) -> int:
-    """Kill what the program left running, delete what it wrote; return its wait status."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    if alone:  # process 1 of its own namespace: everyone else there is the program's
-        with suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-    _, wait_status = os.waitpid(pid, 0)
-    if alone:
-        with suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
-    remove(directory)
-    return wait_status
-
-
-def remove(directory: str) -> None:
-    """Delete a tree, one whose permissions were taken away too."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if os.path.exists(directory):
-        for parent, _, _ in os.walk(directory):
-            with suppress(OSError):
-                os.chmod(parent, 0o700)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def judge(
-    reported: bytes, token: str, timed_out: bool, wait_status: int, printed: bytes
+def judge_by_tests(
+    request: dict[str, Any], settings: dict[str, Any], zygotes: tuple[Zygote, Zygote]
 ) -> tuple[str, str]:
-    """Turn what was seen of a child into status and detail."""
-    with suppress(ValueError, TypeError, KeyError):
-        report = json.loads(reported)
-        if secrets.compare_digest(report["token"], token):
-            return report["status"], report["detail"]
-    if reported:
-        return "exited", "a report that is not the sandbox's own"
-    if timed_out:
-        return "timeout", "no result in time"
-    lines = printed.decode("utf-8", "replace").strip().splitlines()
-    detail = lines[-1][:MAX_DETAIL] if lines else ""
-    if not os.WIFSIGNALED(wait_status):
-        return "exited", detail or f"exit status {os.WEXITSTATUS(wait_status)}"
-    number = os.WTERMSIG(wait_status)
-    if number == signal.SIGXCPU:
-        return "timeout", "out of CPU time"
-    return "killed", detail or signal.Signals(number).name
-
-
-def run(request: dict[str, str], settings: dict[str, Any], alone: bool) -> dict[str, Any]:
-    """Judge one program."""
-    start = time.monotonic()
-    directory = os.path.join(settings["directory"], secrets.token_hex(8))
-    os.mkdir(directory, 0o700)
-    token = secrets.token_hex(16)
+    """Status and detail of a program with tests."""
+    program, tests = zygotes
+    deadline = time.monotonic() + settings["timeout"]
+    here, there = socket.socketpair()
+    report, report_end = socket.socketpair()
     output, output_end = os.pipe()
-    report, report_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        child(request, settings, directory, output_end, report_end, token)
+    with _input(request["stdin"]) as given, open(os.devnull, "r+b") as nothing:
+        program.start([given.fileno(), output_end, output_end, there.fileno()])
+        null = nothing.fileno()
+        tests.start([null, null, null, here.fileno(), report_end.fileno()])
+    for end in (here, there, report_end):
+        end.close()
     os.close(output_end)
-    os.close(report_end)
-    deadline = start + settings["timeout"]
-    printed, reported, timed_out = watch(output, report, deadline, settings["output"])
-    wait_status = clean_up(pid, alone, directory)
+    watch = Watch(output, settings["output"], first=False)
+    answer: dict[str, Any] = {"status": "gone", "detail": ""}
+    with suppress(GoneError):  # the tests' process was killed, for its memory say
+        line = Line(report.fileno())
+        line.send({"source": request["source"], "tests": request["tests"]})
+        if watch.wait(report.fileno(), deadline):
+            answer = line.receive()
+    left = answer["status"] == "gone" and not watch.timed_out and not watch.flooded
+    program.ask_end(DEATH_TENTHS if left else 0)
+    tests.ask_end()
+    wait_status = program.end()
+    tests.end()
+    watch.drain()
     os.close(output)
-    os.close(report)
-    status, detail = judge(reported, token, timed_out, wait_status, printed)
-    return {"status": status, "detail": detail, "seconds": time.monotonic() - start}
+    report.close()
+    if answer["status"] != "gone":
+        return answer["status"], answer["detail"]
+    return how_it_ended(watch, wait_status, answer["detail"])
 
 
-def main() -> None:
+def judge_by_output(
+    request: dict[str, Any], settings: dict[str, Any], zygotes: tuple[Zygote, Zygote]
+) -> tuple[str, str]:
+    """Status and detail of a program that is to print something."""
+    program, _ = zygotes
+    deadline = time.monotonic() + settings["timeout"]
+    here, there = socket.socketpair()
+    output, output_end = os.pipe()
+    with _input(request["stdin"]) as given, open(os.devnull, "wb") as nothing:
+        program.start([given.fileno(), output_end, nothing.fileno(), there.fileno()])
+    there.close()
+    os.close(output_end)
+    expected = request["expected_stdout"]
+    watch = Watch(output, 2 * len(expected) + settings["output"], first=True)
+    line = Line(here.fileno())
+    line.send({"source": request["source"], "script": True})
+    here.setblocking(False)  # what the program sends must not keep this process waiting
+    message: dict[str, Any] = {}
+    with suppress(GoneError):
+        if watch.wait(here.fileno(), deadline):
+            message = line.receive()
+    stopped = watch.timed_out or watch.flooded
+    program.ask_end(0 if message or stopped else DEATH_TENTHS)
+    wait_status = program.end()
+    watch.drain()
+    os.close(output)
+    here.close()
+    if stopped or (not message and wait_status != 0):
+        return how_it_ended(watch, wait_status, "")
+    if "raised" in message and message.get("code") != 0:
+        with suppress(GoneError, LookupError, TypeError):
+            status, detail = outcome(rebuild_error(message), "")
+            return status, f"exit status {message['code']}" if "code" in message else detail
+        return "exited", "a report that is not the sandbox's own"
+    return compare(watch.printed.decode("utf-8", "replace"), expected)
+
+
+def _input(text: str | None) -> IO[bytes]:
+    """An open file with what a program is to read."""
+    if not text:
+        return open(os.devnull, "rb")
+    file = tempfile.TemporaryFile(dir=".")  # noqa: SIM115  (the caller closes it)
+    file.write(text.encode("utf-8", "replace"))
+    file.seek(0)
+    return file
+
+
+def main(argument: str) -> None:
     """Serve requests until standard input ends."""
-    settings = json.loads(sys.argv[1])
-    alone = isolate()
+    settings = json.loads(argument)
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -265,16 +234,30 @@ def main() -> None:
     os.dup2(nothing, 1)
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in ("program", "tests", "root"):
+        os.mkdir(os.path.join(settings["directory"], name), 0o700)
+    network, ways = False, [""]
+    if sys.platform.startswith("linux"):
+        if settings["namespaces"]:
+            network = kernel.enter_namespaces()
+        if network:
+            ways = ["files", "processes", ""]
+        kernel.hide_memory()
     gc.freeze()
-    reply: dict[str, Any] = {"isolated": alone}
+    zygotes = (Zygote("program", settings, ways), Zygote("tests", settings, ways))
+    walls = {name: all(z.walls[name] for z in zygotes) for name in zygotes[0].walls}
+    reply: dict[str, Any] = {**walls, "network": network or walls["calls"]}
     while True:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
         line = requests.readline()
         if not line:
             return
-        reply = run(json.loads(line), settings, alone)
-
-
-if __name__ == "__main__":
-    main()
+        start = time.monotonic()
+        request = json.loads(line)
+        judge = judge_by_tests if request["expected_stdout"] is None else judge_by_output
+        try:
+            status, detail = judge(request, settings, zygotes)
+        except (RuntimeError, OSError, GoneError):
+            return  # a zygote died: `Sandbox` sees it, and starts another worker
+        reply = {"status": status, "detail": detail, "seconds": time.monotonic() - start}

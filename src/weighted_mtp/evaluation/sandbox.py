@@ -1,16 +1,20 @@
 """Programs judged by running them, out of this process and out of harm's way.
 
-`Sandbox` keeps one warm worker per core (`_sandbox_worker.py`). A worker forks a fresh child for
-each program, which gets: its own session, limits on CPU time, memory, file size, open files,
-processes and core dumps, an empty environment, an empty temporary directory deleted afterwards,
-no standard input, capped output and a wall-clock limit. Where the kernel allows it (Linux with
-unprivileged user namespaces, or root) it has no network, sees no other process, and everything it
-started dies with it; `Sandbox.network_isolated` says whether that is so here.
+`Sandbox` keeps one warm worker per core (`_sandbox_worker.py`), which runs each program in a fresh
+child and its tests in another: the tests call the program across a line that carries plain data,
+so neither a test nor an expected answer is ever where the program could find it, and no process
+that runs the program has a say in the verdict.
 
-Not isolated: the file system outside the temporary directory has only the protection of file
-permissions, and a program that searches its own interpreter can find the tests and the token it
-would have to forge. Without namespaces a program may also kill its worker (which is replaced) or
-leave a process behind. Run programs that you distrust under a user who owns nothing of value.
+Everywhere, a child gets: its own session, limits on CPU time, memory, file size, open files,
+processes and core dumps, an empty environment, an empty working directory emptied afterwards, only
+the input it is given, capped output and a wall-clock limit. Where the kernel allows it (Linux with
+user namespaces, or root) it also has no network, sees no other process, no file but the standard
+library's, is nobody, has no capability, and may not make the system calls of
+`_sandbox_seccomp.py`. `Sandbox.isolation` says which of these hold here.
+
+What is left: a name that the tests leave to the program (a helper, a class) means what the program
+says it means. Where system calls are not filtered, limits count per process, of which a program may
+start 32; where there are no mount namespaces, disk space is limited per file only.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import json
 import os
 import queue
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,16 +32,62 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.evaluation._sandbox_files import empty
 
-WORKER = Path(__file__).with_name("_sandbox_worker.py")
+PYTHON = (sys.executable, "-I", "-S", "-B")
+PACKAGES = Path(__file__).parents[2]
+START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from weighted_mtp.evaluation import _sandbox_worker; "
+    "del sys.path[0]; _sandbox_worker.main(sys.argv[2])"
+)
 GRACE = 10.0
 """Seconds past a program's own limit before its worker is given up."""
+
+
+_WALLS = {
+    "network": ("no network", "the network is within reach"),
+    "files": (
+        "no files but the standard library and an empty directory",
+        "files are protected by their permissions only",
+    ),
+    "processes": (
+        "no process but its own within reach, none left behind",
+        "other processes of the user are within reach; one that hides may be left behind",
+    ),
+    "privileges": ("no privileges", "programs run as root, without its capabilities"),
+    "calls": ("dangerous system calls refused", "system calls are not filtered"),
+}
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Which walls stand between a program and this machine; `str` of it says so in words.
+
+    Attributes:
+        network: programs have no network.
+        files: they see the standard library and an empty directory of their own, nothing else.
+        processes: they cannot touch any process but their own, and none of those outlives the run.
+        privileges: they are not root.
+        calls: system calls that none of them needs are refused.
+    """
+
+    network: bool
+    files: bool
+    processes: bool
+    privileges: bool
+    calls: bool
+
+    def __str__(self) -> str:
+        names = [field.name for field in fields(self)]
+        return "; ".join(_WALLS[name][0 if getattr(self, name) else 1] for name in names)
 
 
 class WorkerDiedError(Exception):
@@ -48,17 +97,19 @@ class WorkerDiedError(Exception):
 class Worker:
     """One server process and the pipes to it."""
 
-    def __init__(self, timeout: float, memory_mb: int, max_output: int) -> None:
+    def __init__(self, timeout: float, memory_mb: int, max_output: int, namespaces: bool) -> None:
         self.patience = timeout + GRACE
         self.directory = tempfile.mkdtemp(prefix="weighted-mtp-sandbox-")
+        os.chmod(self.directory, 0o711)  # whoever a program becomes must get to its own part
         settings = {
             "timeout": timeout,
             "memory": memory_mb << 20,
             "output": max_output,
             "directory": self.directory,
+            "namespaces": namespaces,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(settings)],
+            [*PYTHON, "-c", START, str(PACKAGES), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={},
@@ -67,12 +118,12 @@ class Worker:
             bufsize=0,
         )
         try:
-            self.isolated = bool(self.receive()["isolated"])
+            self.isolation = Isolation(**self.receive())
         except WorkerDiedError:
             self.close()
             raise
 
-    def send(self, request: dict[str, str]) -> None:
+    def send(self, request: dict[str, str | None]) -> None:
         """Hand over one program."""
         assert self.process.stdin is not None
         data = memoryview(json.dumps(request).encode() + b"\n")
@@ -109,7 +160,9 @@ class Worker:
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):
+            empty(self.directory)
+            os.rmdir(self.directory)
 
 
 def _close_all(workers: set[Worker]) -> None:
@@ -148,7 +201,7 @@ class Sandbox:
         ):
             if value <= 0:
                 raise UserError(f"sandbox: {name} must be positive, not {value}")
-        self._settings = (timeout, memory_mb, max_output)
+        self._settings = (timeout, memory_mb, max_output, True)
         self._count = count
         self._alive: set[Worker] = set()
         self._idle: queue.Queue[Worker | None] = queue.Queue()  # None: a place not yet filled
@@ -164,10 +217,15 @@ class Sandbox:
             return list(threads.map(self._judge, programs))
 
     @property
-    def network_isolated(self) -> bool:
-        """Whether programs run without network, and apart from all other processes."""
+    def isolation(self) -> Isolation:
+        """Which walls stand here."""
         with self._worker() as worker:
-            return worker.isolated
+            return worker.isolation
+
+    @property
+    def network_isolated(self) -> bool:
+        """Whether programs run without network."""
+        return self.isolation.network
 
     def close(self) -> None:
         """End all workers. A later call starts new ones."""
@@ -185,10 +243,18 @@ class Sandbox:
         self.close()
 
     def _judge(self, program: Program) -> Verdict:
-        request = {"source": program.source, "tests": "\n".join(program.tests)}
-        for text in request.values():
+        tests = "\n".join(program.tests)
+        if tests and program.expected_stdout is not None:
+            raise ValueError("a program is judged by tests or by expected_stdout, not by both")
+        for text in (program.source, tests):
             if (reason := _unreadable(text)) is not None:
                 return Verdict(False, "error", reason)
+        request = {
+            "source": program.source,
+            "tests": tests,
+            "stdin": program.stdin,
+            "expected_stdout": program.expected_stdout,
+        }
         try:
             with self._worker() as worker:
                 worker.send(request)
@@ -220,7 +286,7 @@ class Sandbox:
         try:
             fresh = Worker(*self._settings)
         except WorkerDiedError:
-            raise UserError(f"the sandbox cannot start {sys.executable} on {WORKER}") from None
+            raise UserError(f"the sandbox cannot start its worker with {sys.executable}") from None
         self._alive.add(fresh)
         return fresh
 

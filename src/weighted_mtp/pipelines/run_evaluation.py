@@ -1,4 +1,4 @@
-"""Write programs for held-out problems and run their tests."""
+"""Write programs for held-out micro tasks and run their tests (others: `run_benchmark`)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.data_sections import MicroConfig
-from weighted_mtp.core.device import resolve_device
-from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.data.micro_tasks import generate as generate_micro
-from weighted_mtp.data.tokenizers import load_tokenizer
-from weighted_mtp.decoding import Sampling, generate
+from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.sandbox import Sandbox
-from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.evaluation.scores import score, tally
+from weighted_mtp.evaluation.statistics import Interval
+from weighted_mtp.pipelines.model_writer import ModelWriter, run_data
 from weighted_mtp.pipelines.training_data import micro_families
 
 
@@ -35,6 +32,7 @@ class EvaluationRequest:
         path: a run, a checkpoint or a model directory.
         n_problems: held-out problems to draw.
         n_samples: programs written for each.
+        ks: of pass@k, besides 1.
         template, max_difficulty: None takes those of the run (its families too), or Alpaca's, 11.
         split: `test`, or `compositions`: two known operations put together as training never did.
         seed: of the problems; neither split shares one with training, whatever the seed.
@@ -43,10 +41,12 @@ class EvaluationRequest:
     path: Path
     n_problems: int = 200
     n_samples: int = 1
+    ks: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 256
     batch_size: int = 64
     device: str = "auto"
+    dtype: str | None = None
     seed: int = 0
     template: str | None = None
     max_difficulty: int | None = None
@@ -77,12 +77,14 @@ class EvaluationResult:
 
     Attributes:
         pass_at_1: mean over problems.
+        pass_at: pass@k for the k that were asked for, with 95 % intervals.
         by_family: pass@1 and number of problems of each family.
     """
 
     pass_at_1: float
     by_family: dict[str, tuple[float, int]]
     attempts: list[Attempt]
+    pass_at: dict[int, Interval] = field(default_factory=dict)
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
@@ -91,17 +93,16 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     Raises:
         UserError: the checkpoint or its tokenizer is missing or damaged.
     """
-    model_dir = resolve_model_dir(request.path)
-    device = resolve_device(request.device)
-    adapter = MetaLlamaMTPAdapter.from_pretrained(
-        model_dir, device=device, initialize_value_head=False
+    writer = ModelWriter(
+        request.path, request.device, request.sampling, request.max_new_tokens, request.dtype
     )
-    tokenizer = load_tokenizer(model_dir)
     trained_on = run_data(request.path)
     micro = MicroConfig(**trained_on.get("micro", {}))
     if request.max_difficulty is not None:
         micro = MicroConfig(max_difficulty=request.max_difficulty)
-    collator = AlpacaCollator(tokenizer, request.template or trained_on.get("template", "alpaca"))
+    collator = AlpacaCollator(
+        writer.tokenizer, request.template or trained_on.get("template", "alpaca")
+    )
     with Sandbox() as judge:
         rows = generate_micro(
             request.n_problems, request.seed, judge, request.split, families=micro_families(micro)
@@ -112,22 +113,8 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
             for start in range(0, len(tasks), request.batch_size):
                 part = tasks[start : start + request.batch_size]
                 prompts = [collator.encode_prompt(r["instruction"], r["input"]) for r in part]
-                sampling = Sampling(
-                    request.sampling.temperature,
-                    request.sampling.top_p,
-                    request.sampling.seed + start,
-                )
-                try:
-                    ids = generate(
-                        adapter.transformer,
-                        prompts,
-                        request.max_new_tokens,
-                        tokenizer.eos_id,
-                        sampling,
-                    )
-                except ValueError as error:
-                    raise UserError(f"{error}; lower --max-new-tokens") from error
-                completions += [tokenizer.decode(row) for row in ids]
+                ids = writer.write(prompts, start)
+                completions += [writer.tokenizer.decode(row) for row in ids]
                 progress.update(len(part))
         verdicts = judge(
             [
@@ -136,23 +123,22 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
             ]
         )
     attempts = [Attempt(*parts) for parts in zip(tasks, completions, verdicts, strict=True)]
-    return summarise_attempts(attempts)
+    return summarise_attempts(attempts, request.ks)
 
 
-def summarise_attempts(attempts: Sequence[Attempt]) -> EvaluationResult:
-    """pass@1 over problems, and by family."""
-    by_problem: dict[str, list[bool]] = defaultdict(list)
+def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> EvaluationResult:
+    """pass@1 over problems, and by family; pass@k for other k."""
+    problems = tally((a.row["task_id"], a.verdict.passed) for a in attempts)
     family_of = {a.row["task_id"]: str(a.row["metadata"]["family"]) for a in attempts}
-    for attempt in attempts:
-        by_problem[attempt.row["task_id"]].append(attempt.verdict.passed)
-    scores = {task: pass_at_k(len(passed), sum(passed), 1) for task, passed in by_problem.items()}
+    scores = {task: pass_at_k(n, c, 1) for task, (n, c) in problems.items()}
     families: dict[str, list[float]] = defaultdict(list)
-    for task, score in scores.items():
-        families[family_of[task]].append(score)
+    for task, passed in scores.items():
+        families[family_of[task]].append(passed)
     return EvaluationResult(
         pass_at_1=sum(scores.values()) / max(1, len(scores)),
         by_family={f: (sum(s) / len(s), len(s)) for f, s in sorted(families.items())},
         attempts=list(attempts),
+        pass_at=score(problems, ks).pass_at if problems else {},
     )
 
 
@@ -160,7 +146,9 @@ def save_result(result: EvaluationResult, path: Path) -> None:
     """Write every attempt as JSONL, and the summary beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(attempt.record(), ensure_ascii=False) for attempt in result.attempts)
-    summary = {"pass@1": result.pass_at_1, "by_family": result.by_family}
+    summary: dict[str, Any] = {"pass@1": result.pass_at_1, "by_family": result.by_family}
+    if result.pass_at:
+        summary["pass_at"] = {str(k): asdict(found) for k, found in result.pass_at.items()}
     path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -170,12 +158,3 @@ def save_result(result: EvaluationResult, path: Path) -> None:
 def template_of(path: Path) -> str:
     """The prompt template a run was trained with; Alpaca's for a bare model directory."""
     return str(run_data(path).get("template", "alpaca"))
-
-
-def run_data(path: Path) -> dict[str, Any]:
-    """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
-    for folder in (path, *path.resolve().parents[:3]):
-        config = folder / "config.yaml"
-        if config.exists():
-            return load_recipe_file(config).data.model_dump()
-    return {}

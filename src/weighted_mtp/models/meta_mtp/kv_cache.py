@@ -33,7 +33,8 @@ class LayerCache:
             slots = (self.start_pos[:, None] + steps)[:, None, :, None].expand_as(k)  # [B, K, S, d]
             self.keys.scatter_(2, slots, k.to(self.keys.dtype))
             self.values.scatter_(2, slots, v.to(self.values.dtype))
-            return self.keys, self.values
+            end = _end(self.start_pos, S, self.keys.shape[2])
+            return self.keys[:, :, :end], self.values[:, :, :end]
         end = self.start_pos + S
         self.keys[:, :, self.start_pos : end] = k
         self.values[:, :, self.start_pos : end] = v
@@ -124,8 +125,21 @@ class KVCache:
         device = self.keys[0].device
         if isinstance(start_pos, Tensor):
             queries = start_pos[:, None] + torch.arange(S, device=device)  # [B, S]
-            return queries[:, None, :, None] >= torch.arange(self.length, device=device)
+            end = _end(start_pos, S, self.length)
+            return queries[:, None, :, None] >= torch.arange(end, device=device)
         if start_pos == 0 or S == 1:
             return None
         queries = torch.arange(start_pos, start_pos + S, device=device)
         return queries[:, None] >= torch.arange(start_pos + S, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows (`[B]`, their places) only, in this order; memory is given back."""
+        for stored in (self.keys, self.values):
+            for block, tensor in enumerate(stored):
+                stored[block] = tensor[rows]
+        self.batch_size = len(rows)
+
+
+def _end(start_pos: Tensor, S: int, length: int) -> int:
+    """Slots that some row may see, T. Off the CPU all: to know would be to wait for the device."""
+    return int(start_pos.max()) + S if start_pos.device.type == "cpu" else length

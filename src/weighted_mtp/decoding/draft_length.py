@@ -1,0 +1,44 @@
+"""How many tokens ahead a row should draft, judged by its own past alone."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from operator import mul
+
+_MEMORY = 0.8  # weight of the past in a head's acceptance rate
+_HOPE = 0.002  # what an untried head regains at each step, so that it is tried again
+
+
+class DraftLength:
+    """Chooses k from 1 … `most` for each step: the most expected tokens for the time of a forward.
+
+    A forward of k tokens is taken to cost 1 + `token_cost`·(k − 1) forwards of one. The choice
+    rests on steps that are over, never on the drafts it is about, so sampled text keeps its
+    distribution; and on one row, so that rows do not meet.
+
+    Args:
+        most: upper limit, the k of the call.
+        token_cost: cost of one more token in a forward pass; measure it on your machine. None:
+            always `most`.
+    """
+
+    def __init__(self, most: int, token_cost: float | None) -> None:
+        self._most, self._cost = most, token_cost
+        self._rates = [1.0] * (most - 1)  # of heads 2 … k, given that all before were right
+        self.k = most
+
+    def learn(self, tested: int, accepted: int) -> None:
+        """Count a step: `tested` drafts were judged and the first `accepted` were right."""
+        if self._cost is None:
+            return
+        for head, rate in enumerate(self._rates):
+            if head < tested:
+                self._rates[head] = _MEMORY * rate + (1 - _MEMORY) * (head < accepted)
+            else:
+                self._rates[head] = rate + _HOPE * (1 - rate)
+        self.k = self._best(self._cost)
+
+    def _best(self, cost: float) -> int:
+        reach = accumulate([1.0, *self._rates], mul)  # P(the step decides at least 1, 2, … tokens)
+        gains = [tokens / (1 + cost * i) for i, tokens in enumerate(accumulate(reach))]
+        return 1 + max(range(self._most), key=gains.__getitem__)

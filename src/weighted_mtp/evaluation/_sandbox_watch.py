@@ -1,0 +1,102 @@
+"""What a program prints, how long it takes, and what its end says."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import selectors
+import signal
+import time
+from contextlib import suppress
+
+from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL
+from weighted_mtp.evaluation._sandbox_zygote import STILL_RUNNING
+
+MAX_PRINTED = 64 << 20
+
+
+class Watch:
+    """Reads what a program prints and waits for a word from its judge, until time is up.
+
+    Args:
+        keep: bytes of output to keep.
+        first: keep the first bytes, not the last.
+    """
+
+    def __init__(self, output: int, keep: int, first: bool) -> None:
+        self.output, self.keep, self.first = output, keep, first
+        self.printed, self.size, self.timed_out = b"", 0, False
+        fcntl.fcntl(output, fcntl.F_SETFL, os.O_NONBLOCK)
+
+    @property
+    def flooded(self) -> bool:
+        """Whether the program printed more than any needs to."""
+        return self.size > MAX_PRINTED
+
+    def wait(self, report: int, deadline: float) -> bool:
+        """Whether the report arrived or ended, before the deadline and the limit on output."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.output, selectors.EVENT_READ)
+            selector.register(report, selectors.EVENT_READ)
+            while (remaining := deadline - time.monotonic()) > 0 and not self.flooded:
+                ready = [key.fd for key, _ in selector.select(remaining)]
+                if self.output in ready and not self.read():
+                    selector.unregister(self.output)
+                if report in ready:
+                    return True
+        self.timed_out = not self.flooded
+        return False
+
+    def read(self) -> bool:
+        """Take what is there; False at the end of the output."""
+        data = os.read(self.output, 65536)
+        self.size += len(data)
+        if not self.first:
+            self.printed = (self.printed + data)[-self.keep :]
+        elif len(self.printed) < self.keep:
+            self.printed += data
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take all that was printed before now."""
+        with suppress(BlockingIOError):
+            while not self.flooded and self.read():
+                pass
+
+    def last_line(self) -> str:
+        """The end of the output, in a line."""
+        lines = self.printed[-4096:].decode("utf-8", "replace").strip().splitlines()
+        return lines[-1][:MAX_DETAIL] if lines else ""
+
+
+def compare(printed: str, expected: str) -> tuple[str, str]:
+    """Status and detail of an output; whitespace at the ends of lines and of the whole is free."""
+    seen, wanted = ([line.rstrip() for line in text.split("\n")] for text in (printed, expected))
+    for lines in (seen, wanted):
+        while lines and not lines[-1]:
+            lines.pop()
+    if seen == wanted:
+        return "passed", ""
+    shared = min(len(seen), len(wanted))
+    number = next((n for n in range(shared) if seen[n] != wanted[n]), shared)
+    left, right = (
+        repr(lines[number][:100]) if number < len(lines) else "nothing" for lines in (seen, wanted)
+    )
+    return "failed", f"line {number + 1}: printed {left}, expected {right}"
+
+
+def how_it_ended(watch: Watch, wait_status: int, reason: str) -> tuple[str, str]:
+    """Status and detail of a program that ended, or was ended, before its judge was done."""
+    if watch.timed_out:
+        return "timeout", "no result in time"
+    if watch.flooded:
+        return "killed", f"printed more than {MAX_PRINTED >> 20} MiB"
+    if wait_status == STILL_RUNNING or reason:
+        return "exited", reason or "cut the line to its tests"
+    detail = watch.last_line()
+    if not os.WIFSIGNALED(wait_status):
+        return "exited", detail or f"exit status {os.WEXITSTATUS(wait_status)}"
+    number = os.WTERMSIG(wait_status)
+    if number == signal.SIGXCPU:
+        return "timeout", "out of CPU time"
+    return "killed", detail or signal.Signals(number).name

@@ -1,0 +1,52 @@
+"""Reference solutions with one small mistake each: proof that a harness tells right from wrong."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Iterator
+
+from weighted_mtp.data.micro_tasks.mutations import mutations
+from weighted_mtp.evaluation.benchmarks import Problem
+
+
+def mutants(problem: Problem, count: int, seed: int = 0) -> list[str]:
+    """Up to `count` different completions, each the reference with one node of its syntax changed.
+
+    There are none without a reference, and none for a `while` (most of its mutants never end). Of a
+    HumanEval problem the body is changed alone, so that it is a completion as a model writes it.
+    """
+    if problem.canonical is None:
+        return []
+    found = sorted(set(_all(problem, problem.canonical)))
+    return random.Random(f"{seed}/{problem.task_id}").sample(found, min(count, len(found)))
+
+
+def rewritten(problem: Problem) -> str | None:
+    """The reference as `mutants` writes it, nothing changed: the control."""
+    if problem.canonical is None:
+        return None
+    head, source = _source(problem, problem.canonical)
+    return (ast.unparse(ast.parse(source)) + "\n").removeprefix(head)
+
+
+def _all(problem: Problem, canonical: str) -> Iterator[str]:
+    head, source = _source(problem, canonical)
+    same = ast.unparse(ast.parse(source)) + "\n"
+    for mutation in mutations("", source):
+        changed = mutation.source()
+        if changed != same and changed.startswith(head):
+            yield changed[len(head) :]
+
+
+def _source(problem: Problem, canonical: str) -> tuple[str, str]:
+    """The function's head line as `ast.unparse` writes it, and a source to change."""
+    if problem.style != "completion":
+        return "", canonical
+    tree = ast.parse(problem.instruction)
+    head = next(
+        f"def {node.name}({ast.unparse(node.args)}):\n"
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
+    )
+    return head, head + canonical

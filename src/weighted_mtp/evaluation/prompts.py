@@ -1,0 +1,176 @@
+"""What a model is asked, data set by data set, and the texts that end its answer.
+
+| style | of | |
+|---|---|---|
+| `completion` | HumanEval | the published function head with its docstring, nothing else (Chen et al. 2021, arXiv:2107.03374, §2) |
+| `3-shot` | MBPP | the published prompt, after tasks 2, 3 and 4 with their solutions (Austin et al. 2021, arXiv:2108.07732, §3; as in the Language Model Evaluation Harness) |
+| `0-shot` | MBPP | a docstring of text and first test, which names the function (Fried et al. 2022, arXiv:2204.05999; as in the BigCode Evaluation Harness) |
+| `apps` | CodeContests | APPS's prompt (Hendrycks et al. 2021, arXiv:2105.09938): CodeContests has none published for a decoder |
+| `template` | any | the template a model was trained with |
+
+A stop string is looked for in the text that was written; none is ever turned into a token.
+"""  # noqa: E501  (a table)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.evaluation.benchmarks import Problem
+
+TEMPLATE = "template"
+PUBLISHED = {
+    "humaneval": ("completion",),
+    "mbpp": ("3-shot", "0-shot"),
+    "codecontests": ("apps",),
+}
+"""Styles of each data set, the usual one first."""
+
+HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+INCODER_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
+TEMPLATE_STOPS = {
+    "alpaca": ("\n### Instruction:", "\n### Input:", "\n### Response:"),
+    "short": ("\n>>>\n",),
+}
+
+# MBPP's tasks 2, 3 and 4 (Google Research, CC BY 4.0), which its authors set aside for prompts.
+_SHOTS = (
+    (
+        "Write a function to find the similar elements from the given two tuple lists.",
+        (
+            "assert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)",
+            "assert similar_elements((1, 2, 3, 4),(5, 4, 3, 7)) == (3, 4)",
+            "assert similar_elements((11, 12, 14, 13),(17, 15, 14, 13)) == (13, 14)",
+        ),
+        "def similar_elements(test_tup1, test_tup2):\n"
+        "  res = tuple(set(test_tup1) & set(test_tup2))\n"
+        "  return (res) ",
+    ),
+    (
+        "Write a python function to identify non-prime numbers.",
+        (
+            "assert is_not_prime(2) == False",
+            "assert is_not_prime(10) == True",
+            "assert is_not_prime(35) == True",
+        ),
+        "import math\n"
+        "def is_not_prime(n):\n"
+        "    result = False\n"
+        "    for i in range(2,int(math.sqrt(n)) + 1):\n"
+        "        if n % i == 0:\n"
+        "            result = True\n"
+        "    return result",
+    ),
+    (
+        "Write a function to find the largest integers from a given list of numbers using heap "
+        "queue algorithm.",
+        (
+            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],3)==[85, 75, 65] ",
+            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],2)==[85, 75] ",
+            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],5)=="
+            "[85, 75, 65, 58, 35]",
+        ),
+        "import heapq as hq\n"
+        "def heap_queue_largest(nums,n):\n"
+        "  largest_nums = hq.nlargest(n, nums)\n"
+        "  return largest_nums",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How problems become prompts.
+
+    Attributes:
+        style: see the table above.
+        template: a name in `TEMPLATES`, for the style `template`.
+    """
+
+    style: str
+    template: str = "alpaca"
+
+    def render(self, problem: Problem) -> str:
+        """The prompt, without BOS."""
+        if self.style == TEMPLATE:
+            return TEMPLATES[self.template].render(problem.instruction, problem.input)
+        return _RENDERERS[self.style](problem)
+
+    def stops(self, problem: Problem) -> tuple[str, ...]:
+        """Texts at which a plain continuation ends."""
+        if self.style != TEMPLATE:
+            return _STOPS[self.style]
+        body = HUMANEVAL_STOPS if problem.style == "completion" else ()
+        return body + TEMPLATE_STOPS[self.template]
+
+
+def choose_prompting(
+    dataset: str, style: str | None, template: str | None, trained_template: str | None
+) -> Prompting:
+    """The style that was asked for; else a tuned model's own template; else the published one.
+
+    Args:
+        trained_template: what the model was trained with, None for a bare model directory.
+
+    Raises:
+        UserError: the data set has no such style, or there is no such template.
+    """
+    styles = (*PUBLISHED[dataset], TEMPLATE)
+    if style is None:
+        tuned = template is not None or trained_template is not None
+        style = TEMPLATE if tuned else styles[0]
+    if style not in styles:
+        raise UserError(f"--prompt {style!r}: for {dataset} choose one of {', '.join(styles)}")
+    if template is not None and style != TEMPLATE:
+        raise UserError(f"--template goes with --prompt {TEMPLATE}, not with {style}")
+    template = template or trained_template or "alpaca"
+    if template not in TEMPLATES:
+        raise UserError(f"--template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    return Prompting(style, template)
+
+
+def mbpp_text(problem: Problem) -> str:
+    """A problem of MBPP as published: without the function's name and the test that `prepare mbpp`
+    adds for training."""
+    added = (
+        f"\nName the function `{problem.entry_point}`. This test, for one, must pass:\n"
+        f"{problem.tests[0]}"
+    )
+    return problem.instruction.removesuffix(added)
+
+
+def _three_shot(problem: Problem) -> str:
+    shots = [_mbpp_task(text, tests) + f"{code}\n[DONE]\n\n" for text, tests, code in _SHOTS]
+    return "".join(shots) + _mbpp_task(mbpp_text(problem), problem.tests)
+
+
+def _mbpp_task(text: str, tests: tuple[str, ...]) -> str:
+    return (
+        f"You are an expert Python programmer, and here is your task: {text} Your code should pass "
+        "these tests:\n\n" + "\n".join(tests) + "\n[BEGIN]\n"
+    )
+
+
+def _zero_shot(problem: Problem) -> str:
+    return f'"""\n{mbpp_text(problem)}\n{problem.tests[0]}\n"""\n'
+
+
+def _apps(problem: Problem) -> str:
+    question = "\n\n".join(part for part in (problem.instruction, problem.input) if part)
+    return f"\nQUESTION:\n{question}\nUse Standard Input format\nANSWER:\n"
+
+
+_RENDERERS: dict[str, Callable[[Problem], str]] = {
+    "completion": lambda problem: problem.instruction,
+    "3-shot": _three_shot,
+    "0-shot": _zero_shot,
+    "apps": _apps,
+}
+_STOPS = {
+    "completion": HUMANEVAL_STOPS,
+    "3-shot": ("[DONE]",),
+    "0-shot": INCODER_STOPS,
+    "apps": ("\nQUESTION:",),
+}

@@ -1,0 +1,294 @@
+"""Files of an evaluation: a journal to go on from, and the results as other tools write them.
+
+DIR/attempts.jsonl               a program a line, as soon as it is judged: the journal
+DIR/config.json                  what was evaluated; another evaluation does not go on here
+DIR/samples.jsonl                EvalPlus: task_id and solution
+DIR/samples_eval_results.json    EvalPlus: verdicts
+DIR/results.json                 Language Model Evaluation Harness: figures and settings
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from weighted_mtp import __version__
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.types import Verdict
+from weighted_mtp.evaluation.scores import Scores
+
+JOURNAL, CONFIG = "attempts.jsonl", "config.json"
+_METRICS = {"mbpp": ("pass_at_{k}", "none")}
+_METRIC = ("pass@{k}", "create_test")
+"""Names of figures and filters in the Language Model Evaluation Harness."""
+_EVALPLUS = {"passed": "pass", "timeout": "timeout"}
+_EVALPLUS_IDS = {"mbpp/": "Mbpp/"}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One program for one problem, and what running it showed.
+
+    Attributes:
+        sample: number among those of the problem, from 0.
+        completion: as it was written, or given.
+        solution: the program made of it.
+    """
+
+    task_id: str
+    sample: int
+    completion: str
+    solution: str
+    status: str
+    detail: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every test passed."""
+        return self.status == "passed"
+
+    @classmethod
+    def of(
+        cls, task_id: str, sample: int, completion: str, solution: str, verdict: Verdict
+    ) -> Attempt:
+        """Put together."""
+        seconds = round(verdict.seconds, 4)
+        return cls(task_id, sample, completion, solution, verdict.status, verdict.detail, seconds)
+
+
+class Journal:
+    """Attempts on disk, a line each, in the order they were judged.
+
+    Nothing is written before the first attempt. A line that a kill cut short is judged again.
+
+    Args:
+        directory: of the results.
+        identity: what must be the same for attempts to be taken over.
+        known: the task_ids there are.
+        overwrite: forget what is there.
+
+    Attributes:
+        attempts: all of them, those found there first.
+
+    Raises:
+        UserError: the directory holds results of something else, or a file of it is broken.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: Mapping[str, Any],
+        known: Iterable[str],
+        overwrite: bool = False,
+    ) -> None:
+        self.directory, self.path = directory, directory / JOURNAL
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._known = frozenset(known)
+        self._overwrite = overwrite
+        self._file: BinaryIO | None = None
+        self._whole = 0
+        self.attempts: list[Attempt] = []
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory}: is no folder; --output names the folder of the results")
+        if self.path.exists() and not overwrite:
+            self._check_identity()
+            self._read()
+
+    @property
+    def done(self) -> frozenset[tuple[str, int]]:
+        """task_id and number of every attempt."""
+        return frozenset((attempt.task_id, attempt.sample) for attempt in self.attempts)
+
+    def append(self, attempt: Attempt) -> None:
+        """Keep an attempt, at once.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        line = (json.dumps(asdict(attempt)) + "\n").encode("ascii")
+        try:
+            if self._file is None:
+                self._file = self._open()
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self.attempts.append(attempt)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> BinaryIO:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._overwrite:
+            self.path.unlink(missing_ok=True)
+        write_json(self.directory / CONFIG, self._identity)
+        file = self.path.open("ab")
+        file.truncate(self._whole)
+        return file
+
+    def _check_identity(self) -> None:
+        path = self.directory / CONFIG
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            other = [key for key in self._identity if there.get(key) != self._identity[key]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise _broken(path, error) from error
+        if other:
+            key = other[0]
+            raise UserError(
+                f"{self.directory}: holds an evaluation with another {' and '.join(other)} "
+                f"({key}: {_brief(there.get(key))}, now {_brief(self._identity[key])}); choose "
+                "another --output, or add --overwrite"
+            )
+
+    def _read(self) -> None:
+        seen: set[tuple[str, int]] = set()
+        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), 1):
+            where = f"{self.path}, line {number}"
+            if not line.endswith(b"\n"):
+                return  # the last one, cut short
+            attempt = self._parse(line, where)
+            if (attempt.task_id, attempt.sample) in seen:
+                raise _broken(where, f"{attempt.task_id} {attempt.sample} is given twice")
+            seen.add((attempt.task_id, attempt.sample))
+            self.attempts.append(attempt)
+            self._whole += len(line)
+
+    def _parse(self, line: bytes, where: str) -> Attempt:
+        try:
+            record = json.loads(line)
+            attempt = Attempt(**{field.name: record[field.name] for field in fields(Attempt)})
+        except (ValueError, TypeError, KeyError) as error:
+            raise _broken(where, error) from error
+        for field in fields(Attempt):
+            value = getattr(attempt, field.name)
+            wanted = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise _broken(where, f"{field.name} is {value!r:.40}")
+        if attempt.task_id not in self._known:
+            raise _broken(where, f"no problem {attempt.task_id!r:.60}")
+        return attempt
+
+
+def _broken(where: Path | str, why: object) -> UserError:
+    reason = " ".join(str(why).split())[:120]
+    return UserError(f"{where}: broken ({reason}); mend it, or add --overwrite to start anew")
+
+
+def _brief(value: Any) -> str:
+    return f"{json.dumps(value):.60}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file that is there whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """See `write_json`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_evalplus(directory: Path, attempts: Sequence[Attempt], digest: str, date: str) -> None:
+    """`samples.jsonl` and `samples_eval_results.json`, as EvalPlus reads and writes them.
+
+    There are no extra ("plus") tests here, so `plus_status` is null; of the tests that failed none
+    is listed.
+    """
+    verdicts: dict[str, list[dict[str, Any]]] = {}
+    lines = []
+    for attempt in attempts:
+        task_id = evalplus_id(attempt.task_id)
+        lines.append(json.dumps({"task_id": task_id, "solution": attempt.solution}) + "\n")
+        verdicts.setdefault(task_id, []).append(
+            {
+                "task_id": task_id,
+                "solution": attempt.solution,
+                "base_status": _EVALPLUS.get(attempt.status, "fail"),
+                "plus_status": None,
+                "base_fail_tests": [],
+                "plus_fail_tests": [],
+            }
+        )
+    write_text(directory / "samples.jsonl", "".join(lines))
+    results = {"date": date, "hash": digest, "eval": verdicts}
+    write_json(directory / "samples_eval_results.json", results)
+
+
+def evalplus_id(task_id: str) -> str:
+    """`mbpp/601` is `Mbpp/601` there."""
+    for ours, theirs in _EVALPLUS_IDS.items():
+        task_id = theirs + task_id[len(ours) :] if task_id.startswith(ours) else task_id
+    return task_id
+
+
+def harness_results(
+    dataset: str, scores: Scores, settings: Mapping[str, Any], total: int, seconds: float
+) -> dict[str, Any]:
+    """`results.json` as the Language Model Evaluation Harness writes it, for one task.
+
+    Its own figures are the means and standard errors; intervals and statuses are under
+    `weighted_mtp`.
+
+    Args:
+        settings: of the evaluation, as in `config.json`.
+        total: problems of the data set.
+    """
+    name, filtered = _METRICS.get(dataset, _METRIC)
+    figures: dict[str, Any] = {"alias": dataset}
+    for k, interval in scores.pass_at.items():
+        metric = name.format(k=k)
+        figures[f"{metric},{filtered}"] = interval.mean
+        figures[f"{metric}_stderr,{filtered}"] = scores.standard_error[k]
+    judged = len(scores.problems)
+    shots = 3 if settings.get("prompt") == "3-shot" else 0
+    return {
+        "results": {dataset: figures},
+        "group_subtasks": {dataset: []},
+        "configs": {dataset: {"task": dataset, "num_fewshot": shots, **settings}},
+        "versions": {dataset: f"weighted-mtp {__version__}"},
+        "n-shot": {dataset: shots},
+        "higher_is_better": {dataset: {name.format(k=k): True for k in scores.pass_at}},
+        "n-samples": {dataset: {"original": total, "effective": judged}},
+        "config": {
+            "model": "weighted-mtp",
+            "model_args": str(settings.get("model", "")),
+            "limit": None if judged == total else judged,
+            "gen_kwargs": settings.get("sampling"),
+        },
+        "total_evaluation_time_seconds": str(round(seconds, 3)),
+        "weighted_mtp": {
+            "version": __version__,
+            "pass@k": {
+                str(k): {"mean": i.mean, "low": i.low, "high": i.high, "confidence": 0.95}
+                for k, i in scores.pass_at.items()
+            },
+            "statuses": scores.statuses,
+            "problems": {task: {"n": n, "c": c} for task, (n, c) in scores.problems.items()},
+        },
+    }

