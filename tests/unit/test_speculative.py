@@ -20,6 +20,7 @@ from weighted_mtp.decoding import (
     complete_naively,
     generate,
 )
+from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.draft_length import DraftLength
 from weighted_mtp.decoding.greedy import tie_margin
 from weighted_mtp.decoding.report import Report
@@ -179,19 +180,25 @@ def test_the_margin_is_wider_than_rounding(dtype):
 # --- the edges -----------------------------------------------------------------------------------
 
 
-def test_every_position_can_be_filled():
-    """Rows at the end of the positions, beside rows that still draft four ahead."""
-    model = make_model(max_seq_len=10)
-    prompts = [[1] * 17, [2], [3] * 8, [1] * 16]
-    for new in (1, 2, 3):
-        plain, _ = texts(model, prompts, Stopping(new))
-        for k in range(1, 5):
-            assert texts(model, prompts, Stopping(new), None, Speculation(k))[0] == plain
-    long = [[1] * 5, [2], [3] * 10]
+@pytest.mark.parametrize("seed", range(4))
+def test_every_position_can_be_filled(monkeypatch, seed):
+    """Rows at the end of the positions, beside rows that still draft further than there is room."""
+    model, shifted = make_model(seed, 3, max_seq_len=10), []
+    original = Batch._earlier
+    monkeypatch.setattr(Batch, "_earlier", lambda *args: shifted.append(1) or original(*args))
+    prompts = [[i, j] * 3 for i in range(3) for j in range(3)]
     for penalty in (1.0, 1.3):
-        sampling = Sampling(repetition_penalty=penalty)
-        plain, _ = texts(model, long, Stopping(10), sampling)
-        assert texts(model, long, Stopping(10), sampling, Speculation())[0] == plain
+        sampling, stopping = Sampling(repetition_penalty=penalty), Stopping(14)
+        plain, _ = complete(model, prompts, stopping, sampling, logprobs=True)
+        fast, _ = complete(model, prompts, stopping, sampling, Speculation(), logprobs=True)
+        for ours, theirs in zip(fast, plain, strict=True):
+            assert ours.tokens == theirs.tokens
+            assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-9)
+    assert shifted
+    for new in (1, 2, 3):
+        edge = [[1] * (20 - new), [2]]
+        plain, _ = texts(model, edge, Stopping(new))
+        assert texts(model, edge, Stopping(new), None, Speculation())[0] == plain
 
 
 def test_generate_speculates_too():
@@ -211,10 +218,12 @@ def test_eos_inside_a_step_ends_the_row_there():
         assert ended == whole[: whole.index(eos_id)]
 
 
-@pytest.mark.parametrize("speculation", [Speculation(), Speculation(adaptive=True, token_cost=0.4)])
+@pytest.mark.parametrize("speculation", [Speculation(), Speculation(adaptive=True, token_cost=0.6)])
 def test_a_sampled_row_does_not_meet_its_neighbours(speculation):
-    model, sampling = make_model(), Sampling(1.0, 0.95, seed=3, repetition_penalty=1.1)
-    stopping, prompts = Stopping(18, eos_id=5), [*PROMPTS, [1] * 14, *PROMPTS, [2] * 10]
+    model = make_model(0, 4, max_seq_len=32)
+    sampling = Sampling(1.0, 0.95, seed=3, repetition_penalty=1.1)
+    stopping = Stopping(40, eos_id=3)
+    prompts = [[token % 4 for token in prompt] for prompt in [*PROMPTS, [1] * 14, *PROMPTS, [2]]]
     together, _ = complete(model, prompts, stopping, sampling, speculation)
     assert len({len(row.tokens) for row in together}) > 4
     for row, prompt in enumerate(prompts):
