@@ -72,7 +72,7 @@ def kept(
     except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
         raise UserError(
             f"{folder.parent}: {what} cannot be stored ({_brief(error)}); make room there, or set "
-            f"{CACHE_VARIABLE} to another folder"
+            f"data.cache_dir (or {CACHE_VARIABLE}) to another folder"
         ) from error
 
 

@@ -57,5 +57,5 @@ def encode_all(
         chunks,
         workers,
         died="a process that tokenised died",
-        remedy="set data.text.workers 1",
+        remedy="set data.processes=1",
     )

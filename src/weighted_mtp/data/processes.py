@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
 from weighted_mtp.core.errors import UserError
@@ -23,6 +23,13 @@ Result = TypeVar("Result")
 _START = "spawn"
 _AHEAD = 2
 """Pieces handed out for each process."""
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def share_out(
@@ -74,6 +81,15 @@ def share_out(
         alive.close()
 
 
+def end_with_parent(_worker: int = 0) -> None:
+    """For a process that makes batches: leave Ctrl-C to the parent, and end if it is killed. (The
+    watch that PyTorch keeps looks at the wrong process where a fork server started this one.)"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
 def _finished(
     waiting: dict[Future[Result], Item], in_order: bool
 ) -> Generator[tuple[Item, Result], None, None]:
@@ -97,7 +113,7 @@ def _become_worker(function: Callable[[Any], Any], alive: connection.Connection)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 
 
-def _end_with(alive: connection.Connection) -> None:
+def _end_with(alive: connection.Connection | int) -> None:
     connection.wait([alive])
     os._exit(1)
 

@@ -75,7 +75,7 @@ def encode_rows(
         left = spent * (len(wanted) / (number * _PART) - 1)
         if workers > 1 and spent >= TRIAL_SECONDS and left > LONG_SECONDS:
             died = f"{store.path}: a process that tokenised it died"
-            with closing(share_out(encode, parts, workers, died, "set data.workers 1")) as pairs:
+            with closing(share_out(encode, parts, workers, died, "set data.processes=1")) as pairs:
                 for _, columns in pairs:
                     yield columns
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from contextlib import closing
@@ -24,6 +23,7 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.text_section import TextConfig
 from weighted_mtp.data.corpus import Corpus, held_out
 from weighted_mtp.data.document_ids import Ids, chunks, encode_all, id_type
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.data.tokenizers import Tokenizer
 
 FORMAT = "weighted-mtp token stream v1"
@@ -67,11 +67,13 @@ class TokenStreams(NamedTuple):
     validation: TokenStream | None
 
 
-def open_text(text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None) -> TokenStreams:
+def open_text(
+    text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None, workers: int | None = None
+) -> TokenStreams:
     """The streams of a recipe's `data.text`, tokenised now or taken from the cache.
 
     Args:
-        cache: see `cache_root`.
+        cache, workers: see `token_streams`.
 
     Raises:
         UserError: as for `token_streams`.
@@ -79,7 +81,7 @@ def open_text(text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None)
 
     def streams(source: Any, fraction: float) -> TokenStreams:
         corpus = Corpus(source, text.key, text.suffixes, text.separator)
-        return token_streams(corpus, tokenizer, fraction, cache, text.workers)
+        return token_streams(corpus, tokenizer, fraction, cache, workers)
 
     if text.validation_path is None:
         return streams(text.path, text.validation_fraction)
@@ -146,7 +148,7 @@ def _check_splits(corpus: Corpus, meta: dict[str, Any], fraction: float) -> None
 
 
 def _default_workers(corpus: Corpus) -> int:
-    return 1 if corpus.size() < _MUCH_TEXT else max(1, os.cpu_count() or 1)
+    return 1 if corpus.size() < _MUCH_TEXT else available_cores()
 
 
 # --- on disk -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
@@ -10,13 +9,6 @@ from weighted_mtp.data.prepare.work import Task
 from weighted_mtp.data.processes import share_out
 
 Result = TypeVar("Result")
-
-
-def default_workers() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_tasks(
