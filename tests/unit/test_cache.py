@@ -87,7 +87,7 @@ def test_what_goes_wrong_leaves_nothing(folder, raised, seen):
         reason = "No space left" if isinstance(raised, OSError) else "no locks"
         assert str(caught.value) == (
             f"{folder.parent}: the words of a book cannot be stored ({reason}); make room there, "
-            "or set WEIGHTED_MTP_CACHE to another folder"
+            "or set data.cache_dir (or WEIGHTED_MTP_CACHE) to another folder"
         )
     assert keep(folder) == "whole"
 

@@ -310,7 +310,7 @@ class Dies(Stops):
 
 def test_a_worker_that_dies_is_said(tmp_path, forked_workers):
     rows = make_rows(40)
-    with pytest.raises(UserError, match=r"some/rows\.jsonl: .*died.*data\.workers 1"):
+    with pytest.raises(UserError, match=r"some/rows\.jsonl: .*died.*data\.processes=1"):
         tokenise(rows, everything(rows), Dies(MemoryError(), 0), tmp_path, workers=2)
     assert [path for path in (tmp_path / "tokenised").iterdir() if path.is_dir()] == []
 

@@ -207,7 +207,9 @@ def test_a_corpus_that_changes_meanwhile_is_refused(tmp_path, cache):
 
 def test_a_cache_that_cannot_be_written_is_named(corpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="set WEIGHTED_MTP_CACHE to another folder"):
+    with pytest.raises(
+        UserError, match=r"set data.cache_dir .*WEIGHTED_MTP_CACHE.* another folder"
+    ):
         token_streams(corpus, ByteTokenizer(), cache=tmp_path / "file")
 
 

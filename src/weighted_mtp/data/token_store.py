@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -192,7 +193,8 @@ def _make(folder: Path, store: RowSource, wanted: Indices, collator: Encoder, wo
     }
     (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     tokens, seconds = sizes["ids"] // ids.itemsize, time.monotonic() - start
-    _log.info(f"{store.path}: {len(wanted):,} rows, {tokens:,} tokens, in {seconds:.1f} s")
+    level = logging.INFO if len(wanted) >= _SHOWN else logging.DEBUG
+    _log.log(level, f"{store.path}: {len(wanted):,} rows, {tokens:,} tokens, in {seconds:.1f} s")
 
 
 def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
