@@ -4,7 +4,14 @@ import json
 
 import pytest
 from tests.integration import helpers_training
-from tests.integration.helpers_training import records, resume, train, train_curve, weights
+from tests.integration.helpers_training import (
+    last_checkpoint,
+    records,
+    resume,
+    train,
+    train_curve,
+    weights,
+)
 
 from weighted_mtp.cli.main import main
 
@@ -61,6 +68,8 @@ def test_every_strategy_trains(rows_file, tmp_path):
 TEXT = {
     "data__source": "text",
     "data__packing": True,
+    "data__train": None,
+    "data__validation": None,
     "data__max_length": 33,
     "training__steps": 4,
     "training__batch_size": 4,
@@ -96,9 +105,24 @@ def test_another_batch_size_on_resume_goes_on_at_the_same_row(rows_file, tmp_pat
     assert weights(tmp_path / "run")
 
 
+def test_more_steps_on_resume_keep_the_order_that_was_planned(rows_file, tmp_path):
+    """A curriculum's borders stay where they were; beyond its end the last stage goes on."""
+    stages = "[{until: 0.5, weights: {a: 1}}, {until: 1, weights: {other: 1}}]"
+    sampling = f"{{strategy: curriculum, bins: {{a: {{labels: [easy]}}}}, stages: {stages}}}"
+    run = tmp_path / "run"
+    assert train(run, rows_file, data__sampling=sampling, training__steps=4) == 0
+    position = json.loads((last_checkpoint(run) / "trainer.json").read_text())["reader"]
+    assert position == {"position": 32, "planned": 32}
+    assert resume(run, "--set", "training.steps=7") == 0
+    position = json.loads((last_checkpoint(run) / "trainer.json").read_text())["reader"]
+    assert position == {"position": 56, "planned": 32}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"data__joint": True}, "data.joint has no effect with data.source text"),
+        ({"data__sampling": "{strategy: balanced}"}, "data.sampling has no effect"),
         ({"data__text__path": "/no/such/folder"}, "no such file or folder; set data.text.path"),
         ({"data__max_length": 4096}, "exceeds the 1024 positions"),
     ],

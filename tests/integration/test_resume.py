@@ -37,6 +37,8 @@ TEXT = {
     "data__source": "text",
     "data__packing": True,
     "data__text__key": "output",
+    "data__train": None,
+    "data__validation": None,
     "data__text__validation_fraction": 0.3,
     "data__max_length": 24,
 }

@@ -1,7 +1,6 @@
-"""Rows from JSONL, mistakes named by file and line, and the order in which training reads rows."""
+"""Rows from JSONL, and mistakes named by file and line."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.datasets import read_jsonl, step_indices, write_jsonl
+from weighted_mtp.data.datasets import read_jsonl, write_jsonl
 
 FULL = {
     "instruction": "Add two numbers — with “quotes”.",
@@ -176,57 +175,3 @@ def test_a_first_write_that_fails_leaves_nothing_to_be_read(tmp_path):
     with pytest.raises(TypeError):
         write_jsonl(tmp_path / "rows.jsonl", [FULL, {**FULL, "metadata": {"set": {1}}}])
     assert not list(tmp_path.glob("*.jsonl"))
-
-
-# --- the order of training -----------------------------------------------------------------------
-
-sizes = st.integers(1, 30)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(size=sizes, batch_size=sizes, epochs=st.integers(1, 4), seed=st.integers(0, 9))
-def test_every_row_is_read_once_an_epoch(size, batch_size, epochs, seed):
-    """Also when a batch spans two epochs, and when it is larger than the data set."""
-    steps = -(-size * epochs // batch_size)
-    batches = [step_indices(size, batch_size, step, seed) for step in range(steps)]
-    assert all(len(batch) == batch_size for batch in batches)
-    order = [index for batch in batches for index in batch]
-    for epoch in range(epochs):
-        assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    size=sizes,
-    batch_size=sizes,
-    seed=st.integers(0, 9),
-    steps=st.permutations(range(8)),
-    resumed=st.integers(0, 7),
-)
-def test_a_step_depends_on_nothing_but_its_arguments(size, batch_size, seed, steps, resumed):
-    """Resumed at any step, asked in any order, interleaved with other data sets: the same rows."""
-    straight = [step_indices(size, batch_size, step, seed) for step in range(8)]
-    for step in steps:
-        step_indices(size + 1, batch_size, step, seed + 1)
-        assert step_indices(size, batch_size, step, seed) == straight[step]
-    for step in range(resumed, 8):
-        assert step_indices(size, batch_size, step, seed) == straight[step]
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(size=sizes, batch_size=sizes, pieces=st.integers(1, 5), step=st.integers(0, 9))
-def test_a_batch_cut_in_pieces_is_the_same_batch(size, batch_size, pieces, step):
-    whole = step_indices(size, batch_size * pieces, step, 0)
-    cut = [step_indices(size, batch_size, step * pieces + i, 0) for i in range(pieces)]
-    assert whole == [index for part in cut for index in part]
-
-
-def test_a_batch_may_hold_the_data_set_many_times():
-    counts = Counter(step_indices(3, 3 * 7, 5, seed=0))
-    assert counts == {0: 7, 1: 7, 2: 7}
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [step_indices(50, 50, epoch, seed) for epoch in range(3) for seed in range(3)]
-    assert len({tuple(order) for order in orders}) == 9
-    assert sorted(orders[0]) != orders[0]

@@ -1,6 +1,10 @@
 """What a training reads: the same groups whoever reads them, whenever it went on."""
 
+import multiprocessing
+import time
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -126,3 +130,36 @@ def test_reading_leaves_the_random_numbers_alone():
     reader = StepReader(row_groups(), CUTTER, 5, workers=1)
     next(reader)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_window_that_begins_on_a_documents_last_token_is_read():
+    """That piece alone has nothing to predict; what follows it in the window has."""
+    nothing = Example([7], 1, False, 0, inputs=1)
+    something = Example([1, 2, 3], 1, False, 0, inputs=3)
+    groups = ShuffledGroups([(nothing, something), (nothing, nothing)], 0)
+    assert groups.take(0, 2) == [(nothing, something)]
+
+
+def test_no_worker_outlives_the_process_that_reads(tmp_path):
+    """Killed, under a fork server too, whose children PyTorch's own watch does not see."""
+    for method in ("fork", "forkserver"):
+        numbers = tmp_path / method
+        process = multiprocessing.get_context(method).Process(
+            target=_read_for_ever, args=(numbers,)
+        )
+        process.start()
+        while not (numbers.exists() and numbers.read_text().endswith(".")):
+            time.sleep(0.05)
+        started = [psutil.Process(int(pid)) for pid in numbers.read_text().rstrip(".").split()]
+        assert started
+        process.kill()
+        process.join()
+        assert not psutil.wait_procs(started, timeout=20)[1]
+
+
+def _read_for_ever(numbers):
+    reader = StepReader(row_groups(), CUTTER, 5, workers=1)
+    next(reader)
+    started = psutil.Process().children(recursive=True)  # a worker, perhaps its fork server
+    numbers.write_text(" ".join(str(process.pid) for process in started) + ".")
+    time.sleep(600)

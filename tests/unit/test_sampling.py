@@ -23,7 +23,6 @@ from tests.unit.sampling_cases import (
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sampling_section import DEFAULT_STAGES
-from weighted_mtp.data.datasets import step_indices
 from weighted_mtp.data.sampling import bin_counts
 from weighted_mtp.data.sampling.plan import apportion, as_written
 
@@ -116,13 +115,6 @@ def test_without_candidates_the_data_are_named():
 
 
 # --- uniform -------------------------------------------------------------------------------------
-
-
-@quick
-@given(size=st.integers(1, 30), batch=st.integers(1, 40), step=st.integers(0, 9), seed=seeds)
-def test_uniform_is_the_order_of_step_indices(size, batch, step, seed):
-    order = order_of(plain(size), seed=seed)
-    assert order.take(step * batch, batch)[:, 0].tolist() == step_indices(size, batch, step, seed)
 
 
 def test_the_recipe_of_the_uniform_order_is_pinned():

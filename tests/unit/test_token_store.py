@@ -1,12 +1,9 @@
 """Rows tokenised once: the same as encoding them anew, kept, rebuilt where needed, shared."""
 
-import json
 import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
-from weighted_mtp.data import row_encoding, token_store
+from weighted_mtp.data import processes, row_encoding, token_store
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.token_store import TokenisedRows, tokenise
 from weighted_mtp.data.tokenizers import ByteTokenizer, make_tokenizer
@@ -79,7 +76,7 @@ def forked_workers(many_workers, monkeypatch):
     """A fresh process takes seconds to start."""
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    monkeypatch.setattr(row_encoding, "_START", "fork")
+    monkeypatch.setattr(processes, "_START", "fork")
 
 
 # --- what is read is what was encoded ------------------------------------------------------------
@@ -313,49 +310,9 @@ class Dies(Stops):
 
 def test_a_worker_that_dies_is_said(tmp_path, forked_workers):
     rows = make_rows(40)
-    with pytest.raises(UserError, match=r"some/rows\.jsonl: .*died.*data\.workers 1"):
+    with pytest.raises(UserError, match=r"some/rows\.jsonl: .*died.*data\.processes=1"):
         tokenise(rows, everything(rows), Dies(MemoryError(), 0), tmp_path, workers=2)
     assert [path for path in (tmp_path / "tokenised").iterdir() if path.is_dir()] == []
-
-
-class Slow(Rows):
-    """Leaves a mark for every row read, slowly enough for another process to come along."""
-
-    def __init__(self, rows: list[Row], log: Path) -> None:
-        super().__init__(rows)
-        self.log = log
-
-    def rows(self, indices) -> list[Row]:
-        with self.log.open("a") as file:
-            file.write(f"{json.dumps([int(i) for i in indices])}\n")
-        time.sleep(0.3)
-        return super().rows(indices)
-
-
-def open_there(rows: Rows, cache: Path, gate, answers) -> None:
-    gate.wait()
-    found = tokenise(rows, everything(rows), plain(), cache)
-    answers.put([example.ids for example in found])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
-def test_of_two_processes_one_tokenises(tmp_path):
-    """The ranks of a training start together."""
-    rows = Slow([row(i) for i in range(9)], tmp_path / "log")
-    fork = multiprocessing.get_context("fork")  # the test's own; a fresh one takes seconds
-    gate, answers = fork.Barrier(2), fork.Queue()
-    processes = [
-        fork.Process(target=open_there, args=(rows, tmp_path / "cache", gate, answers))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    both = [answers.get(timeout=30) for _ in processes]
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    assert both[0] == both[1] == [list(plain().encode(r, i).ids) for i, r in enumerate(rows.all)]
-    assert (tmp_path / "log").read_text().count("\n") == 1
 
 
 def test_many_rows_show_progress(tmp_path, monkeypatch, capsys):

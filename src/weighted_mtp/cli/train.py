@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, print the resolved recipe and its cost, write nothing",
+        help="check all but the rows, print the resolved recipe and its cost, write nothing",
     )
 
 

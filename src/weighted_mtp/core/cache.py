@@ -1,4 +1,4 @@
-"""Where prepared data is kept between runs.
+"""Where prepared data is kept between runs, and how it gets there.
 
 What stands there can always be built again from the user's files: deleting the folder costs time
 and nothing else.
@@ -6,11 +6,22 @@ and nothing else.
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
 
 CACHE_VARIABLE = "WEIGHTED_MTP_CACHE"
 _FOLDER = "weighted-mtp"
+_log = get_logger(__name__)
+
+Kept = TypeVar("Kept")
 
 
 def cache_root(given: Path | None = None) -> Path:
@@ -26,3 +37,97 @@ def cache_root(given: Path | None = None) -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser() / _FOLDER
     return Path.home() / ".cache" / _FOLDER
+
+
+def kept(
+    folder: Path, opened: Callable[[Path], Kept], make: Callable[[Path], None], what: str
+) -> Kept:
+    """What a folder of the cache holds, made first if it is not there or damaged.
+
+    Of several processes that want it one makes it and the others wait. It is made beside its place
+    and moved there once it is whole and on the disk; a process that is stopped leaves nothing that
+    is trusted.
+
+    Args:
+        folder: its name says all that the content depends on.
+        opened: looks at a folder that is there; raises what reading files raises, or `UserError`,
+            if something is missing or damaged.
+        make: writes files into an empty folder.
+        what: is kept, in words, plural.
+
+    Raises:
+        UserError: the cache cannot be written; and whatever `make` raises, except an `OSError`.
+    """
+    try:
+        found = _found(folder, opened, logging.DEBUG)
+        if found is not None:
+            return found
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, what):
+            found = _found(folder, opened, logging.WARNING)  # another may have made it meanwhile
+            if found is None:
+                _make_whole(folder, make)
+                found = opened(folder)
+            return found
+    except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
+        raise UserError(
+            f"{folder.parent}: {what} cannot be stored ({_brief(error)}); make room there, or set "
+            f"data.cache_dir (or {CACHE_VARIABLE}) to another folder"
+        ) from error
+
+
+def _found(folder: Path, opened: Callable[[Path], Kept], level: int) -> Kept | None:
+    if not folder.exists():
+        return None
+    try:
+        return opened(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+        _log.log(level, "%s: damaged (%s), it is made anew", folder, _brief(error))
+        return None
+
+
+@contextmanager
+def _alone(folder: Path, what: str) -> Iterator[None]:
+    """One process at a time."""
+    from multiprocessing import current_process
+
+    from filelock import FileLock, Timeout  # whoever finds the folder does not wait for its import
+
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        # So multiprocessing itself tells a new process that is still running the user's script
+        # again. The one that started it waits for it, maybe with the lock in its hands.
+        if getattr(current_process(), "_inheriting", False):
+            raise UserError(
+                f"{what}: the process that makes them was started by a script that runs again in "
+                'each of its processes; put what the script does below `if __name__ == "__main__":`'
+            ) from error
+        _log.info("%s: another process makes them; waiting", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make_whole(folder: Path, make: Callable[[Path], None]) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir()
+        make(partial)
+        for path in partial.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _brief(error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or error.__cause__ or error
+    return " ".join(str(reason).split())[:160]

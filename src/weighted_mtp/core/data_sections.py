@@ -41,7 +41,8 @@ class DataConfig(Section):
         joint: tokenise prompt and response as one text, see `AlpacaCollator`.
         packing: put several rows into one of `max_length`, none seeing another;
             `training.micro_batch_size` then counts packed rows. The loss is the same.
-        workers: processes that prepare batches ahead of the training.
+        workers: processes that make batches ahead of the training.
+        processes: that convert and tokenise, once; None takes one a core where that pays.
         pad_to_multiple: batches are padded to a multiple of so many positions.
     """
 
@@ -57,6 +58,7 @@ class DataConfig(Section):
     joint: bool = False
     packing: bool = False
     workers: NonNegativeInt = 0
+    processes: PositiveInt | None = None
     pad_to_multiple: PositiveInt = 8
 
     @model_validator(mode="after")
@@ -67,4 +69,7 @@ class DataConfig(Section):
             )
         if self.source == "text" and not self.packing:
             raise ValueError("data.source text is read in packed windows: set data.packing=true")
+        for key in ("train", "validation", "sampling", "joint") if self.source == "text" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"data.{key} has no effect with data.source text; take it away")
         return self

@@ -5,8 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TextIO
 
 ROOT = "weighted_mtp"
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time, not to what it was."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute of the base class
+        return sys.stderr
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -18,7 +30,7 @@ def setup_logging(level: str = "INFO") -> None:
     """Send the library's log lines to standard error; ranks above 0 speak only of warnings."""
     root = logging.getLogger(ROOT)
     root.handlers.clear()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     rank = int(os.environ.get("RANK", "0"))
     prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     handler.setFormatter(logging.Formatter(prefix + "%(message)s"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from weighted_mtp.core.section import Fraction, Section
 
@@ -20,7 +20,6 @@ class TextConfig(Section):
         key: the text field of JSONL lines, the text column of Parquet and Arrow files.
         suffixes: of the files read from a folder; None takes all that are known.
         separator: the line between two documents of a text file; None makes a file one document.
-        workers: processes that tokenise; None takes one for little text and all cores for much.
     """
 
     path: Literal["python-stdlib"] | Path = "python-stdlib"
@@ -29,7 +28,6 @@ class TextConfig(Section):
     suffixes: tuple[str, ...] | None = None
     separator: str | None = None
     validation_fraction: Fraction = 0.02
-    workers: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _readable(self) -> TextConfig:

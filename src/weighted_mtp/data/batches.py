@@ -83,9 +83,9 @@ class Packing(NamedTuple):
     @property
     def unpacks_cheaply(self) -> bool:
         """Whether attention has less to do with a row for each document, the padding counted, than
-        with the packed rows under a mask."""
+        with the packed rows under a mask, and needs at most twice their memory."""
         (B, S), (P, L) = self.slots.shape, self.source.shape
-        return B * S * S <= P * L * L
+        return B * S * S <= P * L * L and B * S <= 2 * P * L
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Packing:
         """On another device."""

@@ -26,6 +26,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import MAX_LINE, no_rows, parse_row, read_lines, unreadable
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.data.row_columns import COLUMNS, to_table
 
 SPAN_BYTES = 64 << 20
@@ -78,7 +79,7 @@ def convert(path: Path, folder: Path, workers: int | None = None) -> Converted:
         length = path.stat().st_size
     except OSError as error:
         raise unreadable(path, error) from error
-    count = workers or (1 if length < MUCH else min(os.cpu_count() or 1, 8))
+    count = workers or (1 if length < MUCH else min(available_cores(), 8))
     digest, rows, files = hashlib.sha256(), 0, []
     label = f"preparing {path.name}, MiB"
     with Progress(length >> 20, label, enabled=length >= _SHOWN) as progress, _Pool(count) as pool:

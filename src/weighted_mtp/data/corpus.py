@@ -59,8 +59,8 @@ class Corpus:
         found = []
         for folder, inside, names in os.walk(root, onerror=_unreadable):
             inside[:] = [x for x in inside if not x.startswith(".") and x not in left_out]
-            visible = (x for x in names if not x.startswith("."))
-            found += [Path(folder, x) for x in visible if x.endswith(suffixes)]
+            visible = (x for x in names if not x.startswith(".") and x.endswith(suffixes))
+            found += [path for x in visible if (path := Path(folder, x)).is_file()]
         if not found:
             raise UserError(
                 f"{root}: holds no file that ends in {', '.join(suffixes)}; set data.text.suffixes"
@@ -245,7 +245,9 @@ def _check_column(path: Path, schema: Any, key: str) -> None:
         raise UserError(
             f"{path}: no column {key!r} (it has {_named(schema.names)}); set data.text.key"
         )
-    if "string" not in str(schema.field(key).type):
+    held = schema.field(key).type
+    held = getattr(held, "value_type", held) if str(held).startswith("dictionary") else held
+    if str(held) not in ("string", "large_string", "string_view"):
         raise UserError(
             f"{path}: the column {key!r} holds {schema.field(key).type}, not text; "
             "set data.text.key"

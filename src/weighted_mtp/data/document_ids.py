@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.processes import share_out
 from weighted_mtp.data.tokenizers import Tokenizer
 
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
@@ -48,45 +45,17 @@ def chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def encode_all(
     tokenizer: Tokenizer, chunks: Iterable[list[str]], workers: int
-) -> Iterator[tuple[list[str], list[Ids]]]:
+) -> Generator[tuple[list[str], list[Ids]], None, None]:
     """Chunks with the ids of their documents, in order, however many processes share the work. Only
     some two chunks a process are in memory.
 
     Raises:
         UserError: a process died.
     """
-    if workers == 1:
-        for chunk in chunks:
-            yield chunk, _encode(tokenizer, chunk)
-        return
-    fresh = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    pool = ProcessPoolExecutor(workers, fresh, _set_tokenizer, (tokenizer,))
-    waiting: deque[tuple[list[str], Future[list[Ids]]]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_encode_there, chunk)))
-            if len(waiting) > 2 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that tokenised died, perhaps for want of memory; set data.text.workers 1"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_tokenizer: Tokenizer
-"""Of a process that tokenises for another."""
-
-
-def _set_tokenizer(tokenizer: Tokenizer) -> None:
-    global _tokenizer
-    _tokenizer = tokenizer
-
-
-def _encode_there(texts: list[str]) -> list[Ids]:
-    return _encode(_tokenizer, texts)
+    return share_out(
+        partial(_encode, tokenizer),
+        chunks,
+        workers,
+        died="a process that tokenised died",
+        remedy="set data.processes=1",
+    )

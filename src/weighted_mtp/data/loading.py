@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from weighted_mtp.data.batches import Batch, Example
 from weighted_mtp.data.metadata import Indices
 from weighted_mtp.data.packing import Cutter, Group
+from weighted_mtp.data.processes import end_with_parent
 from weighted_mtp.data.sampling import RowOrder
 
 READ_AHEAD = 1 << 40
@@ -24,7 +25,13 @@ READ_AHEAD = 1 << 40
 
 
 class Groups(Protocol):
-    """The groups of a training, in the order it reads them. They need not all be different."""
+    """The groups of a training, in the order it reads them. They need not all be different.
+
+    Attributes:
+        planned: how many the order was planned for; a run that is resumed keeps the plan.
+    """
+
+    planned: int
 
     def take(self, position: int, count: int) -> list[Group]:
         """The groups at `position` and after. Those from which nothing can be learned are left out,
@@ -36,7 +43,7 @@ class ShuffledGroups:
     """Every group once an epoch, each epoch in an order of its own."""
 
     def __init__(self, groups: Sequence[Group], seed: int) -> None:
-        self.groups, self.seed = groups, seed
+        self.groups, self.seed, self.planned = groups, seed, 0
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -47,7 +54,8 @@ class ShuffledGroups:
             epoch, offset = divmod(position + len(chosen), len(self.groups))
             order = _permutation(len(self.groups), self.seed, epoch)
             chosen += order[offset : offset + count - len(chosen)].tolist()
-        return [group for i in chosen if _learnable(group := self.groups[i])]
+        groups = (self.groups[i] for i in chosen)
+        return [group for group in groups if any(example.has_targets for example in group)]
 
 
 class Examples(Protocol):
@@ -60,12 +68,13 @@ class RowGroups:
     """Rows, or pairs of rows, as a sampling strategy draws them."""
 
     def __init__(self, order: RowOrder, examples: Examples) -> None:
-        self.order, self.examples = order, examples
+        self.order, self.examples, self.planned = order, examples, order.total
 
     def take(self, position: int, count: int) -> list[Group]:
         drawn = self.order.take(position, count).tolist()
-        groups = [[self.examples[row] for row in rows] for rows in drawn]
-        return [group for group in groups if _learnable(group)]
+        groups = ([self.examples[row] for row in rows] for rows in drawn)
+        # A prompt may fill the whole length; a pair is no pair without both.
+        return [group for group in groups if all(example.has_targets for example in group)]
 
 
 class StepReader:
@@ -110,7 +119,7 @@ class StepReader:
         return [example for group in groups for example in group]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"position": self.position, "planned": self.groups.planned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.position = int(state["position"])
@@ -124,6 +133,7 @@ class StepReader:
             num_workers=self._workers,
             pin_memory=self._pin_memory,
             collate_fn=_as_it_is,
+            worker_init_fn=end_with_parent if self._workers else None,
             generator=torch.Generator(),  # its own: the run's must not depend on workers
         )
 
@@ -149,8 +159,3 @@ def _permutation(size: int, seed: int, epoch: int) -> Indices:
 
 def _as_it_is(batches: list[Batch]) -> list[Batch]:
     return batches
-
-
-def _learnable(group: Group) -> bool:
-    """A prompt may fill the whole length; a pair is no pair without both."""
-    return all(example.has_targets for example in group)

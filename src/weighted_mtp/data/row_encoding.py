@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
 from itertools import chain
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,13 +17,13 @@ from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.document_ids import id_type
 from weighted_mtp.data.metadata import Indices
+from weighted_mtp.data.processes import share_out
 from weighted_mtp.data.tokenizers import Tokenizer
 
 TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
 """One process begins. After the first seconds others start if the rest would take it longer than
 the second: each needs 3 to 4 seconds of a core (imports) before its first row."""
 _PART = 256
-_START = "spawn"  # a fork of a process with threads may hang
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
 """Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct` `[n]`; `ids` and `names` of
@@ -72,39 +66,21 @@ def encode_rows(
     Raises:
         UserError: a process died.
     """
+    encode = partial(_encode, store, encoder)
     parts = (wanted[i : i + _PART] for i in range(0, len(wanted), _PART))
     start = time.monotonic()
     for number, part in enumerate(parts, 1):
-        yield _encode(store, part, encoder)
+        yield encode(part)
         spent = time.monotonic() - start
         left = spent * (len(wanted) / (number * _PART) - 1)
         if workers > 1 and spent >= TRIAL_SECONDS and left > LONG_SECONDS:
-            yield from _encode_together(store, parts, encoder, workers)
+            died = f"{store.path}: a process that tokenised it died"
+            with closing(share_out(encode, parts, workers, died, "set data.processes=1")) as pairs:
+                for _, columns in pairs:
+                    yield columns
 
 
-def _encode_together(
-    store: RowSource, parts: Iterator[Indices], encoder: Encoder, workers: int
-) -> Iterator[Columns]:
-    context = multiprocessing.get_context(_START)
-    pool = ProcessPoolExecutor(workers, context, _become_worker, (store, encoder))
-    waiting: deque[Future[Columns]] = deque()
-    try:
-        for part in parts:
-            waiting.append(pool.submit(_encode_there, part))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"{store.path}: a process that tokenised it died, perhaps for want of memory (set "
-            'data.workers 1), or because the script that runs has no `if __name__ == "__main__":`'
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _encode(store: RowSource, rows: Indices, encoder: Encoder) -> Columns:
+def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
     texts, numbers = store.rows(rows), rows.tolist()
     examples = [encoder.encode(text, row) for text, row in zip(texts, numbers, strict=True)]
     names = [example.task_id.encode() for example in examples]
@@ -125,29 +101,3 @@ def _encode(store: RowSource, rows: Indices, encoder: Encoder) -> Columns:
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.cumsum([len(name) for name in names]),
     }
-
-
-# --- in a worker process -------------------------------------------------------------------------
-
-_work: tuple[RowSource, Encoder]
-
-
-def _become_worker(store: RowSource, encoder: Encoder) -> None:
-    global _work
-    _work = store, encoder
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core is our share
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us will end us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool's workers wait for work for ever if their parent is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _encode_there(rows: Indices) -> Columns:
-    store, encoder = _work
-    return _encode(store, rows, encoder)

@@ -8,7 +8,6 @@ they were made of and how long every file is. Opening and filtering read no text
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,11 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
-from uuid import uuid4
 
 import numpy as np
 
-from weighted_mtp.core.cache import CACHE_VARIABLE, cache_root
+from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import file_digest, unreadable
 from weighted_mtp.data.metadata import Indices, Metadata
@@ -35,7 +32,6 @@ HASHED_BYTES = 64 << 20
 _TABLE, _METADATA = "table.json", "metadata.arrow"
 _STREAMED = 500
 _FIELDS = ("instruction", "input", "output", "task_id", "is_correct", "metadata")
-_log = get_logger(__name__)
 
 
 def open_rows(path: Path, cache_dir: Path | None = None, workers: int | None = None) -> RowStore:
@@ -51,24 +47,13 @@ def open_rows(path: Path, cache_dir: Path | None = None, workers: int | None = N
         UserError: the file cannot be read, has no rows, or a line is malformed (docs/data.md); the
             cache cannot be written.
     """
-    key = _key(path)
-    folder = cache_root(cache_dir) / "rows" / key
-    store = _opened(path, folder)
-    if store is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, path):
-                store = _opened(path, folder)  # another process may have made it meanwhile
-                if store is None:
-                    _make(path, folder, workers)
-                    store = RowStore(path, folder)
-        except (OSError, NotImplementedError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{folder.parent}: the rows of {path} cannot be stored ({reason}); make room "
-                f"there, or set {CACHE_VARIABLE} to another folder"
-            ) from error
-    return store
+    folder = cache_root(cache_dir) / "rows" / _key(path)
+    return kept(
+        folder,
+        lambda folder: _opened(path, folder),
+        lambda partial: _make(path, partial, folder.name, workers),
+        f"the rows of {path}",
+    )
 
 
 class RowStore(Sequence[Row]):
@@ -215,65 +200,31 @@ def _key(path: Path) -> str:
     return sha256(json.dumps([FORMAT, *known]).encode()).hexdigest()[:32]
 
 
-def _opened(path: Path, folder: Path) -> RowStore | None:
+def _opened(path: Path, folder: Path) -> RowStore:
     """What the cache has, if it is whole as far as file sizes and the small columns tell."""
-    try:
-        table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size for name, size in table["bytes"].items()):
-            raise ValueError("a file has another size")
-        store = RowStore(path, folder)
-        if len(store.metadata) != len(store):
-            raise ValueError("rows are missing")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        _log.warning("%s: damaged (%s), it is made anew", folder, _brief(error))
-        return None
+    table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+    if any((folder / name).stat().st_size != size for name, size in table["bytes"].items()):
+        raise ValueError("a file has another size")
+    store = RowStore(path, folder)
+    if len(store.metadata) != len(store):
+        raise ValueError("rows are missing")
     return store
 
 
-@contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[None]:
-    """One process at a time."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("%s: another process converts it; waiting", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make(path: Path, folder: Path, workers: int | None) -> None:
-    """Write the table beside its place and move it there once it is whole."""
+def _make(path: Path, folder: Path, key: str, workers: int | None) -> None:
     from weighted_mtp.data.convert_rows import convert  # opening does not wait for its imports
 
-    for left_over in folder.parent.glob(f"{folder.name}.partial-*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.partial-{uuid4().hex[:8]}")
-    partial.mkdir()
-    try:
-        converted = convert(path, partial, workers)
-        write_metadata(partial / _METADATA, [partial / name for name in converted.files])
-        if _key(path) != folder.name:
-            raise UserError(f"{path}: changed while it was read; start again when it is complete")
-        table = {
-            "format": FORMAT,
-            "source": str(path.resolve()),
-            **asdict(converted),
-            "bytes": {file.name: file.stat().st_size for file in sorted(partial.iterdir())},
-        }
-        (partial / _TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    converted = convert(path, folder, workers)
+    write_metadata(folder / _METADATA, [folder / name for name in converted.files])
+    if _key(path) != key:
+        raise UserError(f"{path}: changed while it was read; start again when it is complete")
+    table = {
+        "format": FORMAT,
+        "source": str(path.resolve()),
+        **asdict(converted),
+        "bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+    }
+    (folder / _TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _brief(error: Exception) -> str:

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from weighted_mtp.core.cache import CACHE_VARIABLE, cache_root
+from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
@@ -77,23 +75,12 @@ def tokenise(
         raise ValueError("the wanted row numbers must ascend")
     if wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(store):
         raise IndexError(f"{store.path}: a row number outside 0 … {len(store) - 1}")
-    folder = cache_root(cache_dir) / "tokenised" / _key(store, wanted, collator)
-    found = _opened(folder)
-    if found is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, store.path):
-                found = _opened(folder)  # another process may have made it meanwhile
-                if found is None:
-                    _make(folder, store, wanted, collator, workers)
-                    found = TokenisedRows(folder)
-        except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{folder.parent}: the tokens of {store.path} cannot be stored ({reason}); make "
-                f"room there, or set {CACHE_VARIABLE} to another folder"
-            ) from error
-    return found
+    return kept(
+        cache_root(cache_dir) / "tokenised" / _key(store, wanted, collator),
+        TokenisedRows,
+        lambda folder: _make(folder, store, wanted, collator, workers),
+        f"the tokens of {store.path}",
+    )
 
 
 class TokenisedRows:
@@ -186,67 +173,32 @@ def _key(store: RowSource, wanted: Indices, collator: Encoder) -> str:
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
 
 
-def _opened(folder: Path) -> TokenisedRows | None:
-    """What the cache has, if it is whole as far as file sizes tell."""
-    if not folder.exists():
-        return None
-    try:
-        return TokenisedRows(folder)
-    except UserError:
-        _log.warning("%s: damaged, it is made anew", folder)
-        return None
-
-
-@contextmanager
-def _locked(folder: Path, source: Path) -> Iterator[None]:
-    """One process at a time."""
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("%s: another process tokenises it; waiting", source)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _make(folder: Path, store: RowSource, wanted: Indices, collator: Encoder, workers: int) -> None:
-    """Write the columns beside their place and move them there once they are whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir()
     start = time.monotonic()
-    try:
-        label = f"tokenising {store.path.name}, rows"
-        with (
-            Progress(len(wanted), label, enabled=len(wanted) >= _SHOWN) as progress,
-            closing(encode_rows(store, wanted, collator, workers)) as parts,
-        ):
-            truncated = _write(partial, parts, progress)
-        ids = id_type(collator.tokenizer)
-        sizes = {name: (partial / f"{name}.bin").stat().st_size for name in (*_TYPES, "ids")}
-        meta = {
-            "format": FORMAT,
-            "source": str(store.path),
-            "tokenizer": collator.tokenizer.fingerprint,
-            "truncated": truncated,
-            "ids": ids.name,
-            "bytes": sizes,
-        }
-        (partial / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    label = f"tokenising {store.path.name}, rows"
+    with (
+        Progress(len(wanted), label, enabled=len(wanted) >= _SHOWN) as progress,
+        closing(encode_rows(store, wanted, collator, workers)) as parts,
+    ):
+        truncated = _write(folder, parts, progress)
+    ids = id_type(collator.tokenizer)
+    sizes = {name: (folder / f"{name}.bin").stat().st_size for name in (*_TYPES, "ids")}
+    meta = {
+        "format": FORMAT,
+        "source": str(store.path),
+        "tokenizer": collator.tokenizer.fingerprint,
+        "truncated": truncated,
+        "ids": ids.name,
+        "bytes": sizes,
+    }
+    (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     tokens, seconds = sizes["ids"] // ids.itemsize, time.monotonic() - start
-    _log.info(f"{store.path}: {len(wanted):,} rows, {tokens:,} tokens, in {seconds:.1f} s")
+    level = logging.INFO if len(wanted) >= _SHOWN else logging.DEBUG
+    _log.log(level, f"{store.path}: {len(wanted):,} rows, {tokens:,} tokens, in {seconds:.1f} s")
 
 
 def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
-    """Append every part to the files, down to the disk; returns how many rows were cut."""
+    """Append every part to the files; returns how many rows were cut."""
     start, truncated = time.monotonic(), 0
     ends = {"offsets": 0, "name_offsets": 0}
     with ExitStack() as opened:
@@ -266,7 +218,4 @@ def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
             rows = len(part["rows"])
             rate = (progress.done + rows) / max(time.monotonic() - start, 1e-9)
             progress.update(rows, f"{rate:,.0f} rows/s")
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
     return truncated

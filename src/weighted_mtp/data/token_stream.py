@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
-from weighted_mtp.core.cache import CACHE_VARIABLE, cache_root
+from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.text_section import TextConfig
 from weighted_mtp.data.corpus import Corpus, held_out
 from weighted_mtp.data.document_ids import Ids, chunks, encode_all, id_type
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.data.tokenizers import Tokenizer
 
 FORMAT = "weighted-mtp token stream v1"
@@ -70,11 +67,13 @@ class TokenStreams(NamedTuple):
     validation: TokenStream | None
 
 
-def open_text(text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None) -> TokenStreams:
+def open_text(
+    text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None, workers: int | None = None
+) -> TokenStreams:
     """The streams of a recipe's `data.text`, tokenised now or taken from the cache.
 
     Args:
-        cache: see `cache_root`.
+        cache, workers: see `token_streams`.
 
     Raises:
         UserError: as for `token_streams`.
@@ -82,7 +81,7 @@ def open_text(text: TextConfig, tokenizer: Tokenizer, cache: Path | None = None)
 
     def streams(source: Any, fraction: float) -> TokenStreams:
         corpus = Corpus(source, text.key, text.suffixes, text.separator)
-        return token_streams(corpus, tokenizer, fraction, cache, text.workers)
+        return token_streams(corpus, tokenizer, fraction, cache, workers)
 
     if text.validation_path is None:
         return streams(text.path, text.validation_fraction)
@@ -113,22 +112,14 @@ def token_streams(
     depends = json.dumps([FORMAT, content, ids, validation_fraction])
     key = hashlib.sha256(depends.encode()).hexdigest()[:24]
     folder = cache_root(cache) / "text" / key
-    meta = _read_meta(folder)
-    if meta is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(key + ".lock")):
-                meta = _read_meta(folder)  # another process may have built it meanwhile
-                if meta is None:
-                    count = workers or _default_workers(corpus)
-                    with _made_whole(folder) as partial:
-                        meta = _write(corpus, tokenizer, validation_fraction, count, partial)
-                        _check_unchanged(corpus, content)
-        except OSError as error:
-            raise UserError(
-                f"{folder.parent}: tokens cannot be stored ({error.strerror or error}); make room "
-                f"there, or set {CACHE_VARIABLE} to another folder"
-            ) from error
+
+    def make(partial: Path) -> None:
+        count = workers or _default_workers(corpus)
+        _write(corpus, tokenizer, validation_fraction, count, partial)
+        if corpus.fingerprint() != content:
+            raise UserError(f"{corpus.source}: changed while it was tokenised; start again")
+
+    meta = kept(folder, _read_meta, make, f"the tokens of {corpus.source}")
     _log.info(f"{corpus.source}: {_counts(meta)} ({folder})")
     _check_splits(corpus, meta, validation_fraction)
     return TokenStreams(
@@ -156,31 +147,22 @@ def _check_splits(corpus: Corpus, meta: dict[str, Any], fraction: float) -> None
         )
 
 
-def _check_unchanged(corpus: Corpus, fingerprint: str) -> None:
-    if corpus.fingerprint() != fingerprint:
-        raise UserError(f"{corpus.source}: changed while it was tokenised; start again")
-
-
 def _default_workers(corpus: Corpus) -> int:
-    return 1 if corpus.size() < _MUCH_TEXT else max(1, os.cpu_count() or 1)
+    return 1 if corpus.size() < _MUCH_TEXT else available_cores()
 
 
 # --- on disk -------------------------------------------------------------------------------------
 
 
-def _read_meta(folder: Path) -> dict[str, Any] | None:
+def _read_meta(folder: Path) -> dict[str, Any]:
     """What `stream.json` says, if the files are as long as it says."""
-    try:
-        meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
-        for split in ("train", "validation"):
-            tokens = meta[split]["tokens"] * np.dtype(meta["dtype"]).itemsize
-            offsets = (meta[split]["documents"] + 1) * np.dtype(np.int64).itemsize
-            if (folder / f"{split}.tokens").stat().st_size != tokens:
-                return None
-            if (folder / f"{split}.offsets").stat().st_size != offsets:
-                return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+    for split in ("train", "validation"):
+        tokens = meta[split]["tokens"] * np.dtype(meta["dtype"]).itemsize
+        offsets = (meta[split]["documents"] + 1) * np.dtype(np.int64).itemsize
+        for name, size in ((f"{split}.tokens", tokens), (f"{split}.offsets", offsets)):
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} has another size")
     return meta
 
 
@@ -203,37 +185,24 @@ class _Writer:
         self._offsets.close()
 
 
-@contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write to, which takes its place at the end, or goes."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)  # if there is one, it is damaged
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def _write(
     corpus: Corpus, tokenizer: Tokenizer, fraction: float, workers: int, folder: Path
-) -> dict[str, Any]:
-    """Read, split, tokenise and store all documents; what `stream.json` says of them."""
+) -> None:
+    """Read, split, tokenise and store all documents."""
     _log.info(f"{corpus.source}: tokenising, once (processes: {workers})")
     skipped: Counter[str] = Counter()
     writers = {split: _Writer(folder, split) for split in ("train", "validation")}
     said = time.monotonic()
+    documents = chunks(corpus.documents(skipped))
     try:
-        for chunk, encoded in encode_all(tokenizer, chunks(corpus.documents(skipped)), workers):
-            for text, ids in zip(chunk, encoded, strict=True):
-                writers["validation" if held_out(text, fraction) else "train"].add(ids)
-            if time.monotonic() - said > _REPORT_SECONDS:
-                said = time.monotonic()
-                done = sum(writer.tokens for writer in writers.values())
-                _log.info(f"{corpus.source}: {done:,} tokens so far")
+        with closing(encode_all(tokenizer, documents, workers)) as parts:
+            for chunk, encoded in parts:
+                for text, ids in zip(chunk, encoded, strict=True):
+                    writers["validation" if held_out(text, fraction) else "train"].add(ids)
+                if time.monotonic() - said > _REPORT_SECONDS:
+                    said = time.monotonic()
+                    done = sum(writer.tokens for writer in writers.values())
+                    _log.info(f"{corpus.source}: {done:,} tokens so far")
     finally:
         for writer in writers.values():
             writer.close()
@@ -251,4 +220,3 @@ def _write(
         **{x: {"documents": w.documents, "tokens": w.tokens} for x, w in writers.items()},
     }
     (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    return meta

@@ -175,7 +175,10 @@ class HuggingFaceTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         # Of the tokenizer itself, not of its file: saving rewrites the file in another order.
-        state = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        # The specials come from its config: two tokenizers that differ there end rows differently.
+        state = json.dumps(
+            [json.loads(self._backend.to_str()), self.bos_id, self.eos_id], sort_keys=True
+        )
         self.fingerprint = "huggingface-" + hashlib.sha256(state.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:

@@ -124,7 +124,7 @@ def restore(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
     rng = checkpoint / f"rng-{distributed.rank()}.pt"
     if rng.exists():  # a rank this run did not have before starts from its seed
         set_rng_state(_load(rng))
-    return _saved_state(checkpoint / "trainer.json")
+    return saved_state(checkpoint)
 
 
 def _load(path: Path) -> Any:
@@ -134,7 +134,13 @@ def _load(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _saved_state(path: Path) -> dict[str, Any]:
+def saved_state(checkpoint: Path) -> dict[str, Any]:
+    """What has a small state of its own, `step` among it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = checkpoint / "trainer.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return {**state, "step": int(state["step"])}

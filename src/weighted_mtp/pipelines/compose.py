@@ -83,7 +83,7 @@ def run(request: RunRequest) -> TrainResult:
             DTYPES[runtime.compute_dtype],
             recipe.training.loss_chunk_rows,
         )
-        rows = training_data(recipe, collator, objective, request.data_dir or run_dir)
+        rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
         annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device)

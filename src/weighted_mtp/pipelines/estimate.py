@@ -97,6 +97,8 @@ def estimate(recipe: Recipe) -> Estimate:
     parameters = sum(p.numel() for p in adapter.parameters())
     trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     tokens = recipe.training.micro_batch_size * recipe.data.max_length
+    if recipe.data.packing:
+        tokens *= objective.group_size  # a pair stays in one row
     size = 2 if recipe.runtime.compute_dtype == "bfloat16" else 4
     return Estimate(
         parameters=parameters,

@@ -78,7 +78,9 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
     where = resolve_device(device)
     adapter = MetaLlamaMTPAdapter.from_pretrained(model_dir, where, torch.float32)
     tokenizer = load_tokenizer(model_dir)
-    collator = AlpacaCollator(tokenizer, recipe.data.template, recipe.data.max_length)
+    collator = AlpacaCollator(
+        tokenizer, recipe.data.template, recipe.data.max_length, joint=recipe.data.joint
+    )
     objective = _td_weights(recipe, model_dir.parent / "trainer.json")
     pairs = []
     for indices in chosen.values():

@@ -46,6 +46,9 @@ from weighted_mtp.runtime.pooling import concat_rows, gather_rows
 
 Annotate = Callable[[Batch], Batch]
 
+VALIDATED_TOGETHER = 1024
+"""Held-out groups whose batches are in memory at a time."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -211,17 +214,20 @@ class Trainer:
         """Held-out figures of all rows, unweighted; touches nothing that training depends on."""
         sums: Sums = {}
         probes: list[Tensor] = []
-        for batch in self.cutter.cut(self.validation, self.env.rank, self.env.world_size):
-            out = self.wrapped(batch.to(self.env.device), "validate")
-            add_sums(sums, out.sums)
-            if out.probe is not None:
-                probes.append(out.probe)
+        for start in range(0, len(self.validation), VALIDATED_TOGETHER):
+            part = self.validation[start : start + VALIDATED_TOGETHER]
+            for batch in self.cutter.cut(part, self.env.rank, self.env.world_size):
+                out = self.wrapped(batch.to(self.env.device), "validate")
+                add_sums(sums, out.sums)
+                if out.probe is not None:
+                    probes.append(out.probe)
         sums = reduce_sums(sums, self.env.device)
         figures = {**summarise(sums), **self.objective.summarise(sums)}
-        probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
-        pairwise = self.objective.group_size == 2
-        examples = [example for group in self.validation for example in group]
-        figures |= row_figures(probe, examples, "heads" in sums, pairwise)
+        if self.recipe.data.source != "text":  # which has no rows that are right or wrong
+            probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
+            pairwise = self.objective.group_size == 2
+            examples = [example for group in self.validation for example in group]
+            figures |= row_figures(probe, examples, "heads" in sums, pairwise)
         if "value_loss" in figures:
             figures.setdefault("loss", figures["value_loss"])
         return figures

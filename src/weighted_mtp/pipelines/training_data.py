@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from weighted_mtp.data.loading import Examples, Groups, RowGroups, ShuffledGroup
 from weighted_mtp.data.metadata import Indices
 from weighted_mtp.data.micro_tasks import Family, Split, generate, up_to
 from weighted_mtp.data.packing import Group
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.data.sampling import RowOrder
 from weighted_mtp.data.store import RowStore, open_rows
 from weighted_mtp.data.token_store import TokenisedRows, tokenise
 from weighted_mtp.data.token_stream import open_text
 from weighted_mtp.data.windows import PackedWindows
 from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.objectives import Objective
 from weighted_mtp.pipelines.reference import with_reference
 from weighted_mtp.runtime import distributed
@@ -49,9 +50,14 @@ class TrainingData:
 
 
 def training_data(
-    recipe: Recipe, collator: AlpacaCollator, objective: Objective, data_dir: Path
+    recipe: Recipe,
+    collator: AlpacaCollator,
+    objective: Objective,
+    data_dir: Path,
+    checkpoint: Path | None = None,
 ) -> TrainingData:
-    """Open, draw and tokenise the data of a recipe.
+    """Open, draw and tokenise the data of a recipe; on resume what is still to be read, in the
+    order that was planned when the run began.
 
     Raises:
         UserError: a file is missing or bad, or holds nothing to learn from.
@@ -61,18 +67,17 @@ def training_data(
     files = {split: rows_file(recipe, split, data_dir) for split in SPLITS}
     if files["train"] is None:
         raise UserError("data.train is not set")
-    store = open_rows(files["train"], recipe.data.cache_dir)
-    steps = recipe.training.steps
-    total = steps * recipe.training.batch_size // objective.group_size
+    store = open_rows(files["train"], recipe.data.cache_dir, recipe.data.processes)
+    planned, end = _reads(recipe, objective, checkpoint)
     order = RowOrder(
         store.metadata,
         objective.candidates(store.metadata),
         recipe.data.sampling,
         recipe.runtime.seed,
-        total,
+        planned,
         recipe.objective.value.max_pairs_per_problem if objective.group_size == 2 else None,
     )
-    tokenised = tokenise_rows(store, order.used(total), collator, recipe)
+    tokenised = tokenise_rows(store, order.used(end), collator, recipe)
     examples: Examples = tokenised
     if objective.needs_reference:
         examples = with_reference(recipe, collator, tokenised, store.digest)
@@ -81,19 +86,32 @@ def training_data(
     return TrainingData(RowGroups(order, examples), validation, size)
 
 
+def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tuple[int, int]:
+    """How many groups the order is planned for, and the position that this training ends at."""
+    training = recipe.training
+    per_step = training.batch_size // objective.group_size
+    planned = training.steps * per_step
+    state = {} if checkpoint is None else saved_state(checkpoint)
+    if "reader" not in state:
+        return planned, planned
+    left = max(0, training.steps - state["step"]) * per_step
+    return state["reader"]["planned"], state["reader"]["position"] + left
+
+
 def _held_out(recipe: Recipe, collator: AlpacaCollator, path: Path | None) -> list[Group]:
     """Every row of a file that has something to predict."""
     if path is None:
         return []
-    store = open_rows(path, recipe.data.cache_dir)
+    store = open_rows(path, recipe.data.cache_dir, recipe.data.processes)
     rows = tokenise_rows(store, np.arange(len(store)), collator, recipe)
     return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
 
 
 def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> TrainingData:
     """Running text."""
-    streams = open_text(recipe.data.text, collator.tokenizer, recipe.data.cache_dir)
-    length, n = recipe.data.max_length, objective.heads
+    data = recipe.data
+    streams = open_text(data.text, collator.tokenizer, data.cache_dir, data.processes)
+    length, n = data.max_length, objective.heads
     train = PackedWindows(streams.train, length, n)
     held_out: Sequence[Group] = []
     if streams.validation is not None:
@@ -111,7 +129,8 @@ def tokenise_rows(
     Raises:
         UserError: no row has a response token within `data.max_length`.
     """
-    rows = tokenise(store, wanted, collator, recipe.data.cache_dir, os.cpu_count() or 1)
+    data = recipe.data
+    rows = tokenise(store, wanted, collator, data.cache_dir, data.processes or available_cores())
     empty = len(rows.without_response)
     if rows.truncated or empty:
         log.warning(

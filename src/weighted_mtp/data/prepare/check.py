@@ -14,10 +14,11 @@ from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.prepare.inputs import open_input
 from weighted_mtp.data.prepare.merge import CONTRADICTORY, DUPLICATE, Codes, judge
-from weighted_mtp.data.prepare.pool import default_workers, run_tasks
+from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.run import PrepareRequest
 from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.data.prepare.work import Job, Rejection, Tally, Task, convert_unit
+from weighted_mtp.data.processes import available_cores
 
 SHOWN = 5
 """Bad records that are kept, of each unit and in all."""
@@ -80,7 +81,7 @@ def check(request: PrepareRequest) -> Findings:
     renamed = request.renamed or {}
     read = open_input(source, request.source, None, request.split, request.revision, renamed)
     plan = read.plan()
-    total, workers = read.total(plan), request.workers or default_workers()
+    total, workers = read.total(plan), request.workers or available_cores()
     if workers < 1:
         raise UserError("--workers must be at least 1")
     workers = max(1, min(workers, total)) if total else workers

@@ -19,9 +19,10 @@ from weighted_mtp.data.prepare.inputs import Input, open_input
 from weighted_mtp.data.prepare.length import LengthLimit, counter
 from weighted_mtp.data.prepare.merge import Merge
 from weighted_mtp.data.prepare.parts import SUMMARY, Workspace, write_part, write_whole
-from weighted_mtp.data.prepare.pool import default_workers, run_tasks
+from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.data.prepare.work import Job, Tally
+from weighted_mtp.data.processes import available_cores
 
 _log = get_logger(__name__)
 
@@ -146,7 +147,7 @@ def _convert(
     if finished:
         _log.info("%s: %d parts are there already", request.out, len(finished))
     total, written, rejected = read.total(plan), 0, 0
-    workers = request.workers or default_workers()
+    workers = request.workers or available_cores()
     if total:  # a stream may not know
         workers = max(1, min(workers, total - len(finished)))
     write = partial(write_part, request.job, str(workspace.folder.parent))

@@ -71,6 +71,7 @@ class RowOrder:
     Attributes:
         group: rows in a group, 1 or 2.
         epoch_size: groups in an epoch, the same for all.
+        total: as given.
 
     Raises:
         UserError: the rows do not allow what the settings ask for.
@@ -86,6 +87,7 @@ class RowOrder:
         max_pairs_per_problem: int | None = None,
     ) -> None:
         cap, self._seed, self._rows = max_pairs_per_problem, seed, len(metadata)
+        self.total = total
         self.group = 1 if cap is None else 2
         _check(candidates, config, pairs=cap is not None)
 
