@@ -39,6 +39,7 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.evaluation._sandbox_files import empty
 
 PYTHON = (sys.executable, "-I", "-S", "-B")
@@ -192,7 +193,7 @@ class Sandbox:
     ) -> None:
         if os.name != "posix":
             raise UserError("running programs needs a POSIX system (Linux, macOS, or WSL)")
-        count = workers if workers is not None else _cores()
+        count = workers if workers is not None else available_cores()
         for name, value in (
             ("timeout", timeout),
             ("memory_mb", memory_mb),
@@ -293,12 +294,6 @@ class Sandbox:
     def _discard(self, worker: Worker) -> None:
         self._alive.discard(worker)
         worker.close()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _unreadable(text: str) -> str | None:

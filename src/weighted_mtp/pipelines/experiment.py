@@ -22,6 +22,7 @@ from typing import Any
 from weighted_mtp.core.config import Recipe, load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 
@@ -244,7 +245,7 @@ def _trained(record: dict[str, Any]) -> float:
 
 def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -> None:
     """`weighted-mtp` in a process of its own; what it prints goes to a file beside the run."""
-    threads = max(1, (os.cpu_count() or 1) // request.jobs)
+    threads = max(1, available_cores() // request.jobs)
     printed = run_dir.with_suffix(".log")
     with printed.open("a", encoding="utf-8") as file:
         result = subprocess.run(

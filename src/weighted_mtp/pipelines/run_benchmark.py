@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
-from weighted_mtp.data.prepare.pool import default_workers
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
@@ -200,7 +200,7 @@ def _judge_all(
 
     While programs run, the source writes more of them, but never far ahead.
     """
-    workers = default_workers() if request.workers is None else request.workers
+    workers = available_cores() if request.workers is None else request.workers
     total, done = sum(source.samples.values()), journal.done
     passed = sum(attempt.passed for attempt in journal.attempts)
     pending: deque[tuple[Candidate, Future[Attempt]]] = deque()
