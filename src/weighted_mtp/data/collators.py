@@ -12,8 +12,6 @@ from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
 from weighted_mtp.data.tokenizers import Tokenizer
 
-__all__ = ["TEMPLATES", "AlpacaCollator", "Batch", "Example", "PromptTemplate"]
-
 
 @dataclass(frozen=True)
 class PromptTemplate:
