@@ -1,11 +1,12 @@
 """Started by torchrun: the weighted objectives on two processes against one, in float64.
 
-    worker_weighted.py {even,empty} ROWS FOLDER
+    worker_weighted.py {even,empty,fsdp,hsdp} ROWS FOLDER
     worker_weighted.py late ARGUMENT …
 
 The first process trains every case of the group alone, then both train it together: the curve, the
 gradient norms, the weights and the held-out figures are equal. Micro-batches are half as large
 on two processes, so that what is decided over one forward pass is decided over the same rows.
+`even` and `empty` are DDP; `fsdp` and `hsdp` run fewer objectives for longer.
 
 `late` is the command line, where the second process starts a second after the first.
 """
@@ -16,6 +17,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,13 +37,14 @@ from weighted_mtp.cli.main import main as command_line
 from weighted_mtp.pipelines.trainer import Trainer
 from weighted_mtp.runtime.environment import Environment
 
-STEPS, TOLERANCE = 15, 1e-9
+TOLERANCE = 1e-9
 STEP = {"objective.scope": "step"}
 WHITEN = {"objective.td.whiten": "batch"}
 PAIRS = {"objective.value.loss": "pairwise", "objective.value.trunk": "all"}
 PACKED = {"data.packing": True}
+RECOMPUTED = {"training.activation_checkpointing": True}
 CASES = {
-    "critic": {**CRITIC, "training.activation_checkpointing": True},
+    "critic": {**CRITIC, **RECOMPUTED},
     "critic pairwise": PAIRS,
     "verifiable": {"objective.value.gradient_to_trunk": True},
     "verifiable ema": {"objective.td.whiten": "ema"},
@@ -58,19 +61,55 @@ CASES = {
     "verifiable whiten step packed": {**WHITEN, **STEP, **PACKED},
     "rho1 step packed": {**STEP, **PACKED},
 }
-GROUPS = {  # of six rows in twos, the third micro-batch leaves the second process an empty one
-    "even": {"training.batch_size": 8},
-    "empty": {"training.batch_size": 6},
+SHARDED_CASES = {
+    "baseline": {},
+    "baseline recomputed": RECOMPUTED,
+    "baseline kept": {"runtime.fsdp.reshard_after_forward": False},
+    "baseline each": {**RECOMPUTED, "runtime.fsdp.reduce_gradients": "micro_batch"},
+    "baseline tied": {"model.architecture.tie_embeddings": True},
+    "critic": CRITIC,
+    "critic frozen": {},
+    "critic top recomputed": {
+        "objective.value.trunk": "top",
+        "objective.value.top_blocks": 1,
+        "objective.value.head_type": "mlp",
+        **RECOMPUTED,
+    },
+    "verifiable": {"objective.value.gradient_to_trunk": True, "objective.td.whiten": "ema"},
+    "verifiable whiten step packed": {**WHITEN, **STEP, **PACKED},
+    "rho1": {},
+    "rho1 step": STEP,
+}
+
+
+class Group(NamedTuple):
+    """Of six rows in twos, the third micro-batch leaves the second process an empty one."""
+
+    mode: str
+    batch_size: int
+    steps: int
+    cases: dict[str, dict]
+
+
+GROUPS = {
+    "even": Group("ddp", 8, 15, CASES),
+    "empty": Group("ddp", 6, 15, CASES),
+    "fsdp": Group("fsdp", 6, 30, SHARDED_CASES),
+    "hsdp": Group(
+        "hsdp", 12, 30, {name: SHARDED_CASES[name] for name in ("baseline", "rho1 step")}
+    ),
 }
 Outcome = tuple[list[dict], dict, Trainer]
 
 
-def trained(case: str, group: str, rows: Path, folder: Path, env: Environment) -> Outcome:
-    settings = {**SMALL, **GROUPS[group], **CASES[case], "training.steps": STEPS}
+def trained(case: str, group: Group, rows: Path, folder: Path, env: Environment) -> Outcome:
+    settings = {**SMALL, **group.cases[case], "training.steps": group.steps}
+    settings |= {"training.batch_size": group.batch_size, "runtime.parallel": group.mode}
     settings |= {"training.micro_batch_size": 2, "training.learning_rate": 3e-3}
+    settings |= {"runtime.fsdp.shard_size": 2}
     trainer = build_trainer(rows, folder, case.split()[0], env=env, dtype=torch.float64, **settings)
     recut(trainer, micro_batch_size=4 // env.world_size)  # a recipe would insist that it divides
-    return run_steps(trainer, STEPS), trainer.validate(), trainer
+    return run_steps(trainer, group.steps), trainer.validate(), trainer
 
 
 def difference(one: object, other: object) -> float:
@@ -86,9 +125,9 @@ def difference(one: object, other: object) -> float:
     return abs(one - other)
 
 
-def skip_together(rows: Path, folder: Path, env: Environment) -> None:
+def skip_together(mode: str, rows: Path, folder: Path, env: Environment) -> None:
     """A loss that is not finite on one process alone: both skip the step and count it."""
-    settings = {**SMALL, "training.micro_batch_size": 2}
+    settings = {**SMALL, "training.micro_batch_size": 2, "runtime.parallel": mode}
     trainer = build_trainer(rows, folder, "verifiable", env=env, **settings)
     forward = trainer.module.forward
 
@@ -117,33 +156,36 @@ def same_everywhere(trainer: Trainer) -> bool:
     return not differ
 
 
-def main(group: str, rows: Path, folder: Path) -> None:
+def main(name: str, rows: Path, folder: Path) -> None:
+    group = GROUPS[name]
     alone, first = Environment(torch.device("cpu"), 0, 1), os.environ["RANK"] == "0"
-    expected = {case: trained(case, group, rows, folder, alone) for case in CASES if first}
+    expected = {case: trained(case, group, rows, folder, alone) for case in group.cases if first}
     dist.init_process_group("gloo")
     env = Environment(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
     wrong = []
-    for case in CASES:
+    for case in group.cases:
         if first:
             print(f"{case} …", flush=True)  # if it hangs, this tells where
         own_curve, own_held_out, trainer = trained(case, group, rows, folder, env)
+        assert trainer.parallel.sharded == (group.mode != "ddp")
         assert same_everywhere(trainer), case
+        own_weights = state(trainer)
         if not first:
             continue
         curve, held_out, reference = expected[case]
         gaps = {
             "curve": difference(own_curve, curve),
             "held out": difference(own_held_out, held_out),
-            "weights": largest_difference(state(trainer), state(reference)),
+            "weights": largest_difference(own_weights, state(reference)),
         }
         told = f"{case}: " + " ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
         print(told, flush=True)
         wrong += [] if max(gaps.values()) < TOLERANCE else [told]
-    if group == "empty":
-        skip_together(rows, folder, env)
+    if name in ("empty", "fsdp"):
+        skip_together(group.mode, rows, folder, env)
     assert not wrong, wrong
     if first:
-        print(f"{group}: {len(CASES)} cases agree on {env.world_size} processes", flush=True)
+        print(f"{name}: {len(group.cases)} cases agree on {env.world_size} processes", flush=True)
     end_worker()
 
 

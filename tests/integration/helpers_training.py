@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.config import Recipe, load_recipe
@@ -32,6 +33,7 @@ from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference
 from weighted_mtp.pipelines.trainer import Trainer
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime.environment import Environment, seed_everything
+from weighted_mtp.runtime.modes import parallelise
 
 TINY = {
     "model.architecture.dim": 32,
@@ -161,7 +163,8 @@ def build_trainer(
     module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
     module.to(dtype)
     prepare_blocks(resolved, adapter.transformer)
-    trainer = Trainer(resolved, module, tokenizer, groups, held_out, run_dir, env)
+    parallel = parallelise(module, module.grouping_plan(), resolved.runtime, env)
+    trainer = Trainer(resolved, module, parallel, tokenizer, groups, held_out, run_dir, env)
     trainer.collator = collator
     trainer.examples = [examples[i] for i in order.take(0, order.epoch_size).flatten().tolist()]
     if order.group == 1:
@@ -193,8 +196,13 @@ def run_steps(trainer: Trainer, steps: int) -> list[dict]:
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """A copy of all weights."""
-    return {name: p.detach().clone() for name, p in trainer.module.named_parameters()}
+    """A copy of all weights, whole."""
+    return {name: whole(p.detach()).clone() for name, p in trainer.parallel.weights.items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor of which every process may hold a part; every process calls this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def settings(rows: Path, **changes) -> list[str]:

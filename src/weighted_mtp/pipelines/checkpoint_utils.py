@@ -7,6 +7,9 @@ RUN/checkpoints/step-00000300/
     optimizer.pt  rng-0.pt …             (one generator state for each rank)
     trainer.json                         step, world size, state of objective and trainer
     COMPLETE                             written last; without it the directory is no checkpoint
+
+Where every process holds a part of the model (fsdp), `sharded_checkpoints` has `shards/` and
+`skeleton/` in the place of `optimizer.pt` and `model/`; the last checkpoint of a run has both.
 """
 
 from __future__ import annotations
@@ -43,8 +46,15 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def is_trained(run_dir: Path, steps: int) -> bool:
-    """Whether the run's newest whole checkpoint is the one after its last step."""
-    return complete_checkpoints(run_dir)[-1:] == [checkpoint_path(run_dir, steps)]
+    """Whether the run's newest whole checkpoint is the one after its last step, its model in one
+    piece."""
+    last = checkpoint_path(run_dir, steps)
+    return complete_checkpoints(run_dir)[-1:] == [last] and (last / "model").is_dir()
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether model and optimizer lie there in parts."""
+    return (checkpoint / "shards").is_dir()
 
 
 def save_checkpoint(
@@ -64,27 +74,43 @@ def save_checkpoint(
     old set of checkpoints or the new one.
     """
     final = checkpoint_path(run_dir, step)
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_path(final)
     if distributed.is_main_process():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        start_checkpoint(partial, step, state or {})
         save_model(adapter, tokenizer, partial / "model")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        trainer = {"step": step, "world_size": distributed.world_size(), **(state or {})}
-        (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
     distributed.barrier()
     torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
     distributed.barrier()
     if distributed.is_main_process():
-        (partial / MARKER).touch()
-        _remove(final)
-        partial.replace(final)
-        kept = {checkpoint_path(run_dir, step) for step in keep_steps}
-        for old in complete_checkpoints(run_dir)[:-keep_last]:
-            if old not in kept:
-                _remove(old)
+        complete_checkpoint(final, keep_last, keep_steps)
     distributed.barrier()
     return final
+
+
+def partial_path(final: Path) -> Path:
+    """The name under which a checkpoint is built."""
+    return final.with_name(final.name + ".partial")
+
+
+def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Make the directory, and in it `trainer.json`."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    trainer = {"step": step, "world_size": distributed.world_size(), **state}
+    (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
+
+
+def complete_checkpoint(final: Path, keep_last: int, keep_steps: Collection[int]) -> None:
+    """All of it is written: give it its marker and its name, and drop the ones it replaces."""
+    run_dir, partial = final.parents[1], partial_path(final)
+    (partial / MARKER).touch()
+    _remove(final)
+    partial.replace(final)
+    kept = {checkpoint_path(run_dir, step) for step in keep_steps}
+    for old in complete_checkpoints(run_dir)[:-keep_last]:
+        if old not in kept:
+            _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -105,33 +131,49 @@ def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Pa
         save_native(adapter.transformer, directory, tokenizer_files=files, value_head_file=head)
 
 
-def restore(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """Load optimizer and generator states; return the rest, `step` among it.
+def restore_optimizer(path: Path, optimizer: Optimizer, state: Any) -> None:
+    """Take up a saved optimizer state, with the rates and other settings of the recipe, which --set
+    may have changed.
+
+    Args:
+        path: where it was saved.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: it was made for another model.
     """
-    state = _load(checkpoint / "optimizer.pt")
     asked = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
         for group, settings in zip(optimizer.param_groups, asked, strict=True):
-            group.update(settings)  # the recipe's, which --set may have changed
+            group.update(settings)
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{checkpoint / 'optimizer.pt'}: made for another model ({error})"
-        ) from error
+        raise UserError(f"{path}: made for another model ({error})") from error
+
+
+def restore_rng(checkpoint: Path) -> None:
+    """Take up this rank's generator states; a rank that was not there before starts from its seed.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     rng = checkpoint / f"rng-{distributed.rank()}.pt"
-    if rng.exists():  # a rank this run did not have before starts from its seed
-        set_rng_state(_load(rng))
-    return saved_state(checkpoint)
+    if rng.exists():
+        set_rng_state(load_saved(rng))
 
 
-def _load(path: Path) -> Any:
+def load_saved(path: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote.
+
+    Args:
+        mmap: read no tensor before it is used.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
@@ -145,10 +187,11 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         return {**state, "step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to say of a file of a checkpoint that cannot be read."""
     reason = " ".join(str(error).split())[:120]
     return UserError(
         f"{path}: cannot be read ({reason}); delete this checkpoint directory to resume from the "
@@ -161,7 +204,7 @@ def resolve_model_dir(path: Path) -> Path:
     `model/`, and any other directory is taken as it is.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or the model lies in parts.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
@@ -170,4 +213,9 @@ def resolve_model_dir(path: Path) -> Path:
         path = newest[-1]
     elif (path / "config.yaml").exists():
         raise UserError(f"{path}: this run has saved no complete checkpoint yet")
+    if is_sharded(path) and not (path / "model").is_dir():
+        raise UserError(
+            f"{path}: its model is in parts, one for each process; make it whole with "
+            f"weighted-mtp convert {path} DIRECTORY, and give that directory"
+        )
     return path / "model" if (path / MARKER).exists() else path

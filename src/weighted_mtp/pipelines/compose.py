@@ -22,16 +22,18 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.models.meta_mtp.value_head import ValueHead
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
+from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_sharded
+from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
+from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment
+from weighted_mtp.runtime.modes import check_mode, parallelise
 
 log = get_logger(__name__)
 
@@ -63,16 +65,14 @@ def run(request: RunRequest) -> TrainResult:
     """
     recipe, run_dir = request.recipe, request.run_dir
     runtime, data = recipe.runtime, recipe.data
-    with environment(runtime.device, runtime.seed, runtime.threads) as env:
-        if runtime.parallel == "none" and env.world_size > 1:
-            raise UserError(
-                f"runtime.parallel is none, but torchrun started {env.world_size} processes; "
-                "--set runtime.parallel=ddp"
-            )
+    with environment(runtime.device, runtime.seed, runtime.threads, runtime.timeout_minutes) as env:
+        check_mode(runtime, env.world_size)
+        check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
-        adapter = build_adapter(recipe, tokenizer, env.device, checkpoint)
+        start = start_model(recipe, tokenizer, checkpoint)
+        adapter = start.adapter
         objective = make_objective(recipe.objective, adapter.args.n_future_tokens, runtime.seed)
         collator = AlpacaCollator(
             tokenizer, data.template, data.max_length, data.pad_to_multiple, data.joint
@@ -83,23 +83,27 @@ def run(request: RunRequest) -> TrainResult:
             DTYPES[runtime.compute_dtype],
             recipe.training.loss_chunk_rows,
         )
+        size = sum(p.numel() for p in adapter.parameters())
+        trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+        prepare_blocks(recipe, adapter.transformer)
+        parallel = parallelise(module, module.grouping_plan(), runtime, env, start.fill)
         rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
         annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device)
         log.info(
             "%s parameters, %s of them trained, on %s × %d · %s, %s held out",
-            f"{sum(p.numel() for p in adapter.parameters()):,}",
-            f"{sum(p.numel() for p in adapter.parameters() if p.requires_grad):,}",
+            f"{size:,}",
+            f"{trained:,}",
             env.device,
             env.world_size,
             rows.size,
             f"{len(rows.validation):,}",
         )
-        prepare_blocks(recipe, adapter.transformer)
         trainer = Trainer(
             recipe,
             module,
+            parallel,
             tokenizer,
             rows.train,
             rows.validation,
@@ -119,6 +123,16 @@ def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
         checkpoint_activations(transformer, plan)
     if recipe.runtime.compile:
         compile_blocks(transformer, plan)
+
+
+def check_sharding(recipe: Recipe, world_size: int) -> None:
+    """Raise `UserError` for what does not go with weights that are spread over processes."""
+    sharded = recipe.runtime.parallel in ("fsdp", "hsdp") and world_size > 1
+    if sharded and recipe.training.optimizer == "muon":
+        raise UserError(
+            "training.optimizer muon needs whole matrices, which runtime.parallel "
+            f"{recipe.runtime.parallel} leaves on no process; use adamw, or runtime.parallel=ddp"
+        )
 
 
 def find_checkpoint(request: RunRequest) -> Path | None:
@@ -195,30 +209,32 @@ def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
         raise UserError(f"model.architecture: {error}") from error
 
 
+def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -> Start:
+    """The model of a recipe, not yet in memory: from a checkpoint of this run, from `model.path`,
+    or fresh."""
+    objective, needed = recipe.objective, OBJECTIVES[recipe.objective.name].needs_value_head
+    if checkpoint is not None and is_sharded(checkpoint):
+        start = sharded_model(checkpoint)
+        check_length(recipe, start.adapter.args)
+        return start
+    source = checkpoint / "model" if checkpoint is not None else recipe.model.path
+    if source is not None:
+        start = stored_model(source)
+        check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
+    else:
+        start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
+    check_length(recipe, start.adapter.args)
+    if needed:
+        stored = stored_value_head(recipe, source)
+        start = with_value_head(start, stored, objective.value.head_type)
+    return start
+
+
 def build_adapter(
     recipe: Recipe, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
 ) -> MetaLlamaMTPAdapter:
-    """The model of a recipe: from a checkpoint of this run, from `model.path`, or fresh.
-
-    Weights are float32: bf16 updates of 1e-5 vanish in bf16 weights.
-    """
-    source = checkpoint / "model" if checkpoint is not None else recipe.model.path
-    if source is not None:
-        adapter = MetaLlamaMTPAdapter.from_pretrained(
-            source, device=device, dtype=torch.float32, initialize_value_head=False
-        )
-        check_vocabulary(tokenizer, adapter.args.vocab_size, str(source))
-    else:
-        args = model_args(recipe, tokenizer.vocab_size)
-        with torch.device("meta"):
-            transformer = Transformer(args)
-        transformer.to_empty(device=device)
-        transformer.init_weights(recipe.model.init_std)
-        adapter = MetaLlamaMTPAdapter(transformer)
-    check_length(recipe, adapter.args)
-    if OBJECTIVES[recipe.objective.name].needs_value_head:
-        _attach_value_head(recipe, adapter, source)
-    return adapter
+    """The model of a recipe, whole on one device."""
+    return start_model(recipe, tokenizer, checkpoint).on(device)
 
 
 def stored_value_head(recipe: Recipe, source: Path | None) -> Path | None:
@@ -237,15 +253,6 @@ def stored_value_head(recipe: Recipe, source: Path | None) -> Path | None:
             "set model.path to it, or set critic_stage.steps to do both"
         )
     return None
-
-
-def _attach_value_head(recipe: Recipe, adapter: MetaLlamaMTPAdapter, source: Path | None) -> None:
-    stored = stored_value_head(recipe, source)
-    head = None if stored is None else ValueHead.load_checkpoint(stored)
-    try:
-        adapter.attach_value_head(head, recipe.objective.value.head_type)
-    except ValueError as error:
-        raise UserError(f"{stored}: {error}; it belongs to another model") from error
 
 
 def check_length(recipe: Recipe, args: ModelArgs) -> None:

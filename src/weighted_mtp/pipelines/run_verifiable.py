@@ -29,7 +29,8 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     if request.recipe.critic_stage is None:
         return run(request)
     runtime = request.recipe.runtime
-    with environment(runtime.device, runtime.seed, runtime.threads):  # one group for both stages
+    # One group for both stages.
+    with environment(runtime.device, runtime.seed, runtime.threads, runtime.timeout_minutes):
         return _both_stages(request)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.errors import UserError
@@ -30,18 +29,24 @@ from weighted_mtp.data.loading import Groups, StepReader
 from weighted_mtp.data.packing import Cutter, Group
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.pipelines.best import Best
-from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, restore, save_checkpoint
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
 from weighted_mtp.pipelines.interruption import StopRequest
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
 from weighted_mtp.pipelines.nonfinite import SkippedSteps
 from weighted_mtp.pipelines.objectives import Pool, Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
+from weighted_mtp.pipelines.sharded_checkpoints import (
+    ShardedSaver,
+    WholeSaver,
+    publish,
+    restore_any,
+)
 from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, row_figures, summarise
 from weighted_mtp.pipelines.trackers import Tracker, make_trackers
 from weighted_mtp.pipelines.training_module import TrainingModule, pool_of
 from weighted_mtp.runtime import distributed
-from weighted_mtp.runtime.ddp import gradient_sync, wrap_ddp
 from weighted_mtp.runtime.environment import Environment
+from weighted_mtp.runtime.parallel import Parallel
 from weighted_mtp.runtime.pooling import concat_rows, gather_rows
 
 Annotate = Callable[[Batch], Batch]
@@ -72,7 +77,8 @@ class Trainer:
 
     Args:
         recipe: the resolved recipe.
-        module: on the environment's device, not yet wrapped.
+        module: what is trained.
+        parallel: the same, with its weights, spread over the processes.
         tokenizer: saved with the model.
         train: what to learn from; the same on every rank.
         validation: held-out groups, empty if there are none.
@@ -85,6 +91,7 @@ class Trainer:
         self,
         recipe: Recipe,
         module: TrainingModule,
+        parallel: Parallel,
         tokenizer: Tokenizer,
         train: Groups,
         validation: Sequence[Group],
@@ -95,6 +102,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.config, self.env = recipe, recipe.training, env
         self.module, self.objective, self.tokenizer = module, module.objective, tokenizer
+        self.parallel, self.wrapped, self.parameters = parallel, parallel.module, parallel.trained
         self.validation, self.run_dir, self.annotate = validation, run_dir, annotate
         self.cutter = Cutter(
             tokenizer.pad_id,
@@ -112,10 +120,12 @@ class Trainer:
             recipe.data.workers,
             pin_memory=env.device.type == "cuda",
         )
-        self.wrapped = wrap_ddp(module, env.device)
-        self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
         value_rate = recipe.objective.value.learning_rate
-        self.optimizer = make_optimizer(self.wrapped, self.config, value_rate)
+        self.optimizer = make_optimizer(module, self.config, value_rate)
+        self.weights = {n.removeprefix("adapter."): w for n, w in parallel.weights.items()}
+        self.saver = (ShardedSaver if parallel.sharded else WholeSaver)(
+            run_dir, module.adapter, self.weights, self.optimizer, tokenizer, self.config.keep_last
+        )
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.best = Best(self.config)
         if not validation and (self.config.early_stopping or self.config.keep_best):
@@ -126,7 +136,7 @@ class Trainer:
         self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
         self.step, self.resumed_from = 0, resume_from
         if resume_from is not None:
-            state = restore(resume_from, self.optimizer)
+            state = restore_any(resume_from, self.optimizer, self.weights)
             self.step = state["step"]
             for name, part in self._parts().items():
                 if name not in state:
@@ -156,6 +166,7 @@ class Trainer:
                 figures = self.train_step()
                 figures["tokens_per_second"] = figures["tokens"] / (time.perf_counter() - started)
                 self.step += 1
+                self.saver.look()
                 self._log("train", figures, every=config.log_every)
                 progress.update(
                     1,
@@ -172,6 +183,9 @@ class Trainer:
             finished = self._done()
             if not finished and saved != checkpoint_path(self.run_dir, self.step):
                 saved = self.save()
+            self.saver.settle()
+            if finished:
+                publish(saved, self.weights, self.tokenizer)
         return TrainResult(self.step, finished, saved, validation)
 
     def train_step(self) -> dict[str, Any]:
@@ -189,13 +203,12 @@ class Trainer:
 
         sums: Sums = {}
         for i, batch in enumerate(batches):
-            with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
+            with self.parallel.micro_batch(last=i == len(batches) - 1):
                 out = self.wrapped(batch, "train", denominators, weights[i])
-                # DDP averages over ranks; the denominators already count all of them.
-                (out.loss * self.env.world_size).backward()
+                self.parallel.backward(out.loss)
             share = out.loss.detach().double()
             add_sums(sums, {**out.sums, "loss": share, "positions": batch.positions()})
-        norm = float(clip_grad_norm_(self.parameters, self.config.clip_norm))
+        norm = self.parallel.clip(self.config.clip_norm)
         sums = reduce_sums(sums, self.env.device)
         loss = float(sums["loss"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -234,16 +247,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Save everything the next step depends on."""
-        return save_checkpoint(
-            self.run_dir,
-            self.step,
-            self.module.adapter,
-            self.optimizer,
-            self.tokenizer,
-            self.config.keep_last,
-            self.best.steps,
-            {name: part.state_dict() for name, part in self._parts().items()},
-        )
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return self.saver.save(self.step, self.best.steps, parts)
 
     @contextmanager
     def _trackers_closed(self) -> Iterator[None]:

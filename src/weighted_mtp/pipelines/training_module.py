@@ -71,6 +71,10 @@ class TrainingModule(nn.Module):
         self.chunk_rows = chunk_rows
         objective.prepare(adapter)
 
+    def grouping_plan(self) -> list[str]:
+        """The transformer's, by its names in this module."""
+        return [f"adapter.transformer.{name}" for name in self.adapter.transformer.grouping_plan()]
+
     def forward(
         self,
         batch: Batch,

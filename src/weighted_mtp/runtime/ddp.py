@@ -9,32 +9,22 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.parallel import Fill, Parallel
 
 
-def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replicate `module` over the ranks; the module itself when there is one process.
+class Replicated(Parallel):
+    """The whole module on every process. Arguments as for `Parallel`."""
 
-    DDP averages gradients over ranks. The loss contract wants their sum (its denominators are
-    already global), so the caller multiplies the loss by the world size.
-    """
-    if distributed.world_size() == 1:
-        return module
-    ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    def __init__(self, module: nn.Module, device: torch.device, fill: Fill | None = None) -> None:
+        super().__init__(module, device, fill)
+        ids = [device] if device.type == "cuda" else None
+        self._ddp = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        self.module = self._ddp
 
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module that was wrapped."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-@contextmanager
-def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
-    """Exchange gradients in this backward pass, or only add them up locally: of the micro-batches
-    of one step, the last alone needs the exchange."""
-    if enabled or not isinstance(module, DistributedDataParallel):
-        yield
-        return
-    with module.no_sync():
-        yield
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        if last:
+            yield
+            return
+        with self._ddp.no_sync():
+            yield

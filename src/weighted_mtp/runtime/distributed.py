@@ -11,22 +11,24 @@ from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)
 
-
-def start(device: torch.device) -> bool:
+def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
     """Join the process group described by torchrun's environment; nothing without torchrun. True if
     it was formed here. Forming a second one in the same process may hang: torchrun's store keeps
     the addresses of the first.
+
+    Args:
+        timeout_minutes: how long an exchange may take before it fails.
 
     Raises:
         UserError: the environment is incomplete or the other ranks cannot be reached.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return False
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # gloo beside nccl: offloaded weights and checkpoints are on the CPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the "

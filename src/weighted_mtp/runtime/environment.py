@@ -36,7 +36,10 @@ class Environment:
 
 @contextmanager
 def environment(
-    device: str = "auto", seed: int = 0, threads: int | None = None
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
+    timeout_minutes: float = 10.0,
 ) -> Iterator[Environment]:
     """Set up seeds, threads and (under torchrun) the process group; take the group down again.
 
@@ -58,7 +61,7 @@ def environment(
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.allow_tf32 = True
     seed_everything(seed)
-    ours = distributed.start(chosen)
+    ours = distributed.start(chosen, timeout_minutes)
     try:
         yield Environment(chosen, distributed.rank(), distributed.world_size())
     except BaseException:

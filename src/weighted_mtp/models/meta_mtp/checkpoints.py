@@ -104,7 +104,7 @@ def load_meta_mtp_model(
     """
     directory = Path(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
-    source = _open(directory)
+    source = open_checkpoint(directory)
     if verify:
         _verify_files(directory, source)
     model = source.materialise(target, number_format)
@@ -122,7 +122,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
         UserError: as for `load_meta_mtp_model`.
     """
     directory = Path(path)
-    source = _open(directory)
+    source = open_checkpoint(directory)
     verified = ""
     if verify:
         verified = _verify_files(directory, source)
@@ -228,7 +228,12 @@ def _destination(
         yield partial
 
 
-def _open(directory: Path) -> Source:
+def open_checkpoint(directory: Path) -> Source:
+    """Find a checkpoint's weights, in whatever layout, and check its headers; nothing is read yet.
+
+    Raises:
+        UserError: as for `load_meta_mtp_model`.
+    """
     if not directory.exists():
         raise UserError(f"{directory}: no such directory; check the path")
     if not directory.is_dir():

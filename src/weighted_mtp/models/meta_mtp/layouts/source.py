@@ -10,7 +10,7 @@ Letters: D model width, H attention heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,23 @@ class Source:
         Raises:
             UserError: weights are not finite, or too large for `dtype`.
         """
-        for name, stored in self.weights.items():
+        for name, weight in self.read(device, dtype):
             path, _, leaf = name.rpartition(".")
-            parameter = nn.Parameter(stored.read(dtype, device))
-            setattr(self.model.get_submodule(path), leaf, parameter)
-            release_pages(self.files)
+            setattr(self.model.get_submodule(path), leaf, nn.Parameter(weight))
         if self.model.args.tie_embeddings:
             self.model.output.weight = self.model.tok_embeddings.weight
-            self._check_twin()
         return self.model
+
+    def read(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+        """Every weight with its name, one at a time.
+
+        Raises:
+            UserError: as `materialise`.
+        """
+        for name, stored in self.weights.items():
+            yield name, stored.read(dtype, device)
+            release_pages(self.files)
+        self._check_twin()
 
     def check_values(self) -> None:
         """Read every weight and keep none; raise `UserError` on one that is not finite."""

@@ -1,0 +1,115 @@
+"""A model that has no memory yet, and where its weights will come from.
+
+It is built on the meta device, spread over the processes, and only then filled, one weight at a
+time: however large it is, a process holds its part of it and one weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
+from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
+from weighted_mtp.runtime.parallel import Fill
+
+log = get_logger(__name__)
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model and its weights to be.
+
+    Attributes:
+        adapter: on the meta device.
+        fill: gives it its weights once it has memory, in float32: bf16 updates of 1e-5 vanish in
+            bf16 weights.
+    """
+
+    adapter: MetaLlamaMTPAdapter
+    fill: Fill
+
+    def on(self, device: torch.device) -> MetaLlamaMTPAdapter:
+        """The whole model on one device."""
+        self.adapter.to_empty(device=device)
+        self.fill()
+        return self.adapter
+
+
+def fresh_model(args: ModelArgs, std: float) -> Start:
+    """Random weights; a seed gives the same ones on any number of processes."""
+    with torch.device("meta"):
+        transformer = Transformer(args)
+
+    def fill() -> None:
+        with WholeDraws():
+            transformer.init_weights(std)
+
+    return Start(MetaLlamaMTPAdapter(transformer), fill)
+
+
+def stored_model(directory: Path) -> Start:
+    """The weights of a checkpoint in any layout, without its value head.
+
+    Raises:
+        UserError: it is missing, damaged or of an unknown layout.
+    """
+    source = open_checkpoint(directory)
+    transformer = source.model
+
+    def fill() -> None:
+        tie(transformer)
+        weights = dict(transformer.named_parameters())
+        for name, weight in source.read(CPU, torch.float32):
+            copy_whole(weight, weights[name])
+        log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
+
+    return Start(MetaLlamaMTPAdapter(transformer), fill)
+
+
+def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:
+    """Attach the value head of a file, or a fresh one.
+
+    Raises:
+        UserError: the file is no value head, or belongs to a model of another width.
+    """
+    adapter = start.adapter
+    head = None if stored is None else ValueHead.load_checkpoint(stored)
+    values = None if head is None else {k: v.clone() for k, v in head.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            attached = adapter.attach_value_head(head, head_type)
+    except ValueError as error:
+        raise UserError(f"{stored}: {error}; it belongs to another model") from error
+
+    def fill() -> None:
+        start.fill()
+        if values is None:
+            copy_values(ValueHead(attached.hidden_size, head_type).state_dict(), attached)
+        else:
+            copy_values(values, attached)
+
+    return Start(adapter, fill)
+
+
+def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Copy whole tensors into a module that may be sharded."""
+    for name, weight in module.named_parameters():
+        copy_whole(values[name], weight)
+
+
+def tie(transformer: Transformer) -> None:
+    """Tie again what `to_empty` untied."""
+    if transformer.args.tie_embeddings:
+        transformer.output.weight = transformer.tok_embeddings.weight

@@ -1,0 +1,297 @@
+"""Checkpoints of a model of which every process holds a part.
+
+RUN/checkpoints/step-00000300/
+    shards/                              weights and optimizer state, one file for each process
+    skeleton/params.json, tokenizer/     what they are the weights of
+    rng-0.pt …  trainer.json  COMPLETE   as in a whole one
+    model/                               native layout; in the last checkpoint of a finished run
+
+The files are written in the background, in the format of `torch.distributed.checkpoint`. Tensors
+have the names of the adapter's parameters, so any number of processes, and any other mode, can take
+them up: `weights.NAME`, `optimizer.NAME.KEY`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_utils import (
+    checkpoint_path,
+    complete_checkpoint,
+    damaged,
+    is_sharded,
+    load_saved,
+    partial_path,
+    restore_optimizer,
+    restore_rng,
+    save_checkpoint,
+    save_model,
+    saved_state,
+    start_checkpoint,
+)
+from weighted_mtp.pipelines.model_start import Start, tie
+from weighted_mtp.pipelines.optimization import Optimizer
+from weighted_mtp.runtime import distributed, shards
+from weighted_mtp.runtime.environment import rng_state
+from weighted_mtp.runtime.fsdp import copy_whole
+
+log = get_logger(__name__)
+
+HIDDEN = "weights.value_head.hidden.weight"
+
+
+class WholeSaver:
+    """Saves while the training waits: one process writes all. Arguments as for `ShardedSaver`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        adapter: MetaLlamaMTPAdapter,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: Optimizer,
+        tokenizer: Tokenizer,
+        keep_last: int,
+    ) -> None:
+        self.run_dir, self.adapter, self.optimizer = run_dir, adapter, optimizer
+        self.tokenizer, self.keep_last = tokenizer, keep_last
+
+    def save(self, step: int, keep_steps: Collection[int], state: Mapping[str, Any]) -> Path:
+        return save_checkpoint(
+            self.run_dir,
+            step,
+            self.adapter,
+            self.optimizer,
+            self.tokenizer,
+            self.keep_last,
+            keep_steps,
+            state,
+        )
+
+    def look(self) -> None:
+        """All is done."""
+
+    def settle(self) -> None:
+        """All is done."""
+
+
+class ShardedSaver:
+    """Saves in the background; what was begun is complete after `settle`.
+
+    Args:
+        weights: this process's part of each weight, by its name in the adapter.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        adapter: MetaLlamaMTPAdapter,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: Optimizer,
+        tokenizer: Tokenizer,
+        keep_last: int,
+    ) -> None:
+        self.run_dir, self.adapter, self.weights = run_dir, adapter, weights
+        self.optimizer, self.tokenizer, self.keep_last = optimizer, tokenizer, keep_last
+        self._writer = shards.Writer()
+        self._begun: tuple[Future[Any], Path, Collection[int]] | None = None
+
+    def save(self, step: int, keep_steps: Collection[int], state: Mapping[str, Any]) -> Path:
+        """Begin the checkpoint of `step`, after the one before it; every process calls this."""
+        self.settle()
+        final = checkpoint_path(self.run_dir, step)
+        partial = partial_path(final)
+        if distributed.is_main_process():
+            start_checkpoint(partial, step, state)
+            (partial / "shards").mkdir()
+            (partial / "skeleton").mkdir()
+            write_json(partial / "skeleton" / "params.json", write_params(self.adapter.args))
+            self.tokenizer.save(partial / "skeleton" / "tokenizer")
+        distributed.barrier()
+        torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+        tensors = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
+        tensors |= _optimizer_tensors(self.optimizer, self.weights)
+        self._begun = self._writer.begin(tensors, partial / "shards"), final, tuple(keep_steps)
+        return final
+
+    def look(self) -> None:
+        """Complete what was begun, if it is written by now."""
+        if self._begun is not None and self._begun[0].done():
+            self._complete()
+
+    def settle(self) -> None:
+        """Wait until what was begun is complete; every process calls this.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._complete()
+        distributed.barrier()
+
+    def _complete(self) -> None:
+        if self._begun is None:
+            return
+        (future, final, keep_steps), self._begun = self._begun, None
+        try:
+            future.result()
+        except Exception as error:  # whatever the other thread met
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{partial_path(final)}: cannot be written ({reason}); earlier checkpoints are "
+                "untouched: make room, then --resume"
+            ) from error
+        if distributed.is_main_process():
+            complete_checkpoint(final, self.keep_last, keep_steps)
+
+
+def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: Tokenizer) -> None:
+    """Give a sharded checkpoint its model in one piece, if it has none; every process calls this.
+    The main process then has all of it in the host's memory.
+
+    Args:
+        weights: those that the checkpoint holds.
+    """
+    if not is_sharded(checkpoint) or (checkpoint / "model").is_dir():
+        return
+    values = {}
+    for name, weight in weights.items():
+        whole = weight.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if distributed.is_main_process():
+            values[name] = whole.cpu()
+    if distributed.is_main_process():
+        model = sharded_model(checkpoint).adapter
+        model.load_state_dict(values, strict=False, assign=True)
+        tie(model.transformer)
+        save_model(model, tokenizer, checkpoint / "model")
+    distributed.barrier()
+
+
+def sharded_model(checkpoint: Path) -> Start:
+    """The model of a sharded checkpoint, its value head with it.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder = checkpoint / "shards"
+    try:
+        shapes = shards.stored_shapes(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / shards.INDEX, error) from error
+    args = read_params(JsonFile.read(checkpoint / "skeleton" / "params.json"), 1)
+    with torch.device("meta"):
+        adapter = MetaLlamaMTPAdapter(Transformer(args))
+        if any(name.startswith("weights.value_head.") for name in shapes):
+            adapter.attach_value_head(None, "mlp" if HIDDEN in shapes else "linear")
+
+    def fill() -> None:
+        tie(adapter.transformer)
+        weights = {f"weights.{name}": w.detach() for name, w in adapter.named_parameters()}
+        _load(weights, folder)
+        log.info("%s: loaded, %d weights in parts", checkpoint, len(weights))
+
+    return Start(adapter, fill)
+
+
+def restore_any(
+    checkpoint: Path, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
+) -> dict[str, Any]:
+    """Load optimizer and generator states of a checkpoint that was written in whatever mode; return
+    the rest, `step` among it. Every process calls this.
+
+    Args:
+        weights: as the optimizer has them, by their names in the adapter.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if is_sharded(checkpoint):
+        path = checkpoint / "shards"
+        state = optimizer.state_dict()
+        if "state" not in state:
+            raise UserError(f"{path}: made with training.optimizer adamw; it cannot be changed")
+        state["state"] = _from_shards(path, optimizer, weights)
+    else:
+        path = checkpoint / "optimizer.pt"
+        spread = any(isinstance(weight, DTensor) for weight in weights.values())
+        state = load_saved(path, mmap=spread)
+        if spread:
+            state["state"] = _spread(state["state"], _names(optimizer, weights), weights)
+    restore_optimizer(path, optimizer, state)
+    restore_rng(checkpoint)
+    return saved_state(checkpoint)
+
+
+def _names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:
+    """Of the optimizer's parameters, in the order in which its state dict numbers them."""
+    name_of = {id(weight): name for name, weight in weights.items()}
+    return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _optimizer_tensors(
+    optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    names = _names(optimizer, weights)
+    return {
+        f"optimizer.{names[index]}.{key}": value
+        for index, kept in optimizer.state_dict()["state"].items()
+        for key, value in kept.items()
+    }
+
+
+def _from_shards(
+    folder: Path, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
+) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's states by number, each like its weight (or one number)."""
+    try:
+        shapes = shards.stored_shapes(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / shards.INDEX, error) from error
+    states: dict[int, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for index, name in enumerate(_names(optimizer, weights)):
+        weight, prefix = weights[name].detach(), f"optimizer.{name}."
+        for stored in (stored for stored in shapes if stored.startswith(prefix)):
+            alike = shapes[stored] == weight.shape
+            kept = torch.zeros_like(weight) if alike else torch.zeros(shapes[stored])
+            states.setdefault(index, {})[stored.removeprefix(prefix)] = tensors[stored] = kept
+    _load(tensors, folder)
+    return states
+
+
+def _spread(
+    states: Mapping[int, Mapping[str, Tensor]],
+    names: Sequence[str],
+    weights: Mapping[str, nn.Parameter],
+) -> dict[int, dict[str, Tensor]]:
+    """Whole states, cut as their weights are."""
+    spread: dict[int, dict[str, Tensor]] = {}
+    for index, kept in states.items():
+        weight = weights[names[index]].detach()
+        spread[index] = dict(kept)
+        for key, value in kept.items():
+            if value.shape == weight.shape:
+                spread[index][key] = torch.empty_like(weight)
+                copy_whole(value, spread[index][key])
+    return spread
+
+
+def _load(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    try:
+        shards.load(tensors, folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error

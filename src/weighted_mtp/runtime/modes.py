@@ -1,0 +1,72 @@
+"""From `runtime.parallel` to the object that carries it out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import RuntimeConfig
+from weighted_mtp.runtime.ddp import Replicated
+from weighted_mtp.runtime.environment import Environment
+from weighted_mtp.runtime.fsdp import Sharded
+from weighted_mtp.runtime.parallel import Fill, Parallel
+
+
+def check_mode(config: RuntimeConfig, world_size: int) -> None:
+    """Before anything is read: does the mode go with so many processes?
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.parallel == "none" and world_size > 1:
+        raise UserError(
+            f"runtime.parallel is none, but torchrun started {world_size} processes; "
+            "--set runtime.parallel=ddp"
+        )
+    if config.parallel == "hsdp" and world_size % shard_size(config, world_size):
+        raise UserError(
+            f"runtime.fsdp.shard_size {shard_size(config, world_size)} does not divide the "
+            f"{world_size} processes that torchrun started"
+        )
+
+
+def shard_size(config: RuntimeConfig, world_size: int) -> int:
+    """How many processes share one copy of the weights; under hsdp those of a node, unless the
+    recipe says otherwise."""
+    if config.parallel == "fsdp":
+        return world_size
+    if config.parallel != "hsdp":
+        return 1
+    return config.fsdp.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def parallelise(
+    module: nn.Module,
+    plan: Sequence[str],
+    config: RuntimeConfig,
+    env: Environment,
+    fill: Fill | None = None,
+) -> Parallel:
+    """Spread a module over the processes as the recipe says; on one process there is nothing to
+    spread. Every process calls this. Build the optimizer after it.
+
+    Args:
+        plan: names of the submodules that are units for sharding.
+        fill: gives the module its weights, if it is on the meta device.
+    """
+    if env.world_size == 1:
+        return Parallel(module, env.device, fill)
+    if config.parallel == "ddp":
+        return Replicated(module, env.device, fill)
+    size = shard_size(config, env.world_size)
+    kind = env.device.type
+    if config.parallel == "fsdp":
+        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+    else:
+        shape = (env.world_size // size, size)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+    return Sharded(module, plan, config.fsdp, mesh, env.device, fill)

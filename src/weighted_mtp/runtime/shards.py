@@ -1,0 +1,118 @@
+"""Named tensors in files of their own for each process (PyTorch's distributed checkpoint), read
+back by any number of processes.
+
+Its index is a pickle. Ours is opened by a reader that builds nothing but the index's own parts, and
+that takes no entry but tensors: a checkpoint from elsewhere can run no code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+INDEX = ".metadata"
+_DCP = "torch.distributed.checkpoint"
+_HARMLESS = {
+    *((f"{_DCP}.metadata", name) for name in (
+        "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    )),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch.serialization", "_get_layout"),
+    *(("torch", name) for name in ("float64", "float32", "bfloat16", "float16")),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}  # fmt: skip
+
+
+class Writer:
+    """Writes checkpoints in the background, one at a time."""
+
+    def __init__(self) -> None:
+        self._group: dist.ProcessGroup | None = None
+
+    def begin(self, tensors: Mapping[str, Tensor], folder: Path) -> Future[Any]:
+        """Copy the tensors to the CPU, then write them while the caller goes on. Every process
+        calls this; the future is done once all of them have written."""
+        if self._group is None and dist.is_initialized():  # training has the other to itself
+            self._group = dist.new_group(backend="gloo")
+        begun = async_save(
+            dict(tensors), storage_writer=FileSystemWriter(folder), process_group=self._group
+        )
+        assert isinstance(begun, Future)  # only a stager of one's own makes it two of them
+        return begun
+
+
+def stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """What is stored, and how large it is.
+
+    Raises:
+        OSError, ValueError: the index is missing, damaged, or holds anything but tensors.
+    """
+    entries = _Reader(folder).read_metadata().state_dict_metadata
+    return {
+        name: entry.size
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Read the stored tensors of these names into them; each process reads the part that it holds.
+    Every process calls this.
+
+    Raises:
+        OSError, ValueError: files are missing or damaged, or a tensor of this name and shape is not
+            stored.
+    """
+    shapes = stored_shapes(folder)
+    for name, tensor in tensors.items():
+        if shapes.get(name) != tensor.shape:
+            stored = list(shapes[name]) if name in shapes else "not stored"
+            raise ValueError(f"{name} is {stored}, but {list(tensor.shape)} is asked for")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+        try:
+            load_state(dict(tensors), storage_reader=_Reader(folder))
+        except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(" ".join(str(error).split())) from error
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / INDEX).open("rb") as file:
+            try:
+                metadata = _IndexUnpickler(file).load()
+            except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+                raise ValueError(f"{INDEX}: {error}") from error
+        if not isinstance(metadata, Metadata) or not all(
+            isinstance(entry, TensorStorageMetadata)
+            for entry in metadata.state_dict_metadata.values()
+        ):
+            raise ValueError(f"{INDEX}: is no index of tensors")
+        for info in metadata.storage_data.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise ValueError(f"{INDEX}: {info.relative_path} leads out of the folder")
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _HARMLESS:
+            raise pickle.UnpicklingError(f"refused, because it carries {module}.{name}")
+        return super().find_class(module, name)
