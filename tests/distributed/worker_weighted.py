@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,9 @@ from tests.integration.helpers_training import (
     run_steps,
     same,
     state,
+    whole,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_mtp.cli.main import main as command_line
 from weighted_mtp.pipelines.trainer import Trainer
@@ -63,21 +66,20 @@ CASES = {
 }
 SHARDED_CASES = {
     "baseline": {},
-    "baseline recomputed": RECOMPUTED,
-    "baseline kept": {"runtime.fsdp.reshard_after_forward": False},
     "baseline each": {**RECOMPUTED, "runtime.fsdp.reduce_gradients": "micro_batch"},
-    "baseline tied": {"model.architecture.tie_embeddings": True},
+    "baseline tied": {
+        "model.architecture.tie_embeddings": True,
+        "runtime.fsdp.reshard_after_forward": False,
+    },
     "critic": CRITIC,
-    "critic frozen": {},
-    "critic top recomputed": {
+    "critic top": {
         "objective.value.trunk": "top",
         "objective.value.top_blocks": 1,
         "objective.value.head_type": "mlp",
         **RECOMPUTED,
     },
     "verifiable": {"objective.value.gradient_to_trunk": True, "objective.td.whiten": "ema"},
-    "verifiable whiten step packed": {**WHITEN, **STEP, **PACKED},
-    "rho1": {},
+    "verifiable step packed": {**WHITEN, **STEP, **PACKED},
     "rho1 step": STEP,
 }
 
@@ -146,6 +148,59 @@ def skip_together(mode: str, rows: Path, folder: Path, env: Environment) -> None
     assert not same(state(trainer), before)
 
 
+class Exchanges(TorchDispatchMode):
+    """Counts what goes between processes, by the name of the operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def one_step_exchanges_once(rows: Path, folder: Path, env: Environment) -> None:
+    """In a step of two micro-batches each block is gathered for each forward and each backward, the
+    root (with the unembedding) once, and every gradient is reduced once; then it is clipped."""
+    settings = {**SMALL, "training.micro_batch_size": 2, "training.clip_norm": 0.01}
+    trainer = build_trainer(rows, folder, env=env, **settings, **{"runtime.parallel": "fsdp"})
+    seen = []
+    step = trainer.optimizer.step
+
+    def norm_and_step():
+        grads = [whole(p.grad).double() for p in trainer.parameters]
+        seen.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
+        step()
+
+    run_steps(trainer, 1)
+    with Exchanges() as exchanges:
+        run_steps(trainer, 1)
+    counts = exchanges.counts
+    blocks = len(trainer.module.grouping_plan())
+    gathered = sum(n for op, n in counts.items() if "allgather" in op)
+    reduced = sum(n for op, n in counts.items() if "reduce_scatter" in op)
+    assert (gathered, reduced) == (1 + 2 * 2 * blocks, blocks + 1), counts
+    trainer.optimizer.step = norm_and_step
+    norm = run_steps(trainer, 1)[0]["grad_norm"]
+    assert norm > 0.1
+    assert abs(seen[0] - 0.01) < 1e-6, seen
+
+
+def narrow_weights_learn_alike(rows: Path, folder: Path, env: Environment) -> None:
+    """Blocks gathered in bfloat16, which is what autocast makes of their matrices anyway."""
+    narrow = {**SMALL, "runtime.compute_dtype": "bfloat16", "training.micro_batch_size": 2}
+    curves = []
+    for kind in ("float32", "bfloat16"):
+        settings = {"runtime.parallel": "fsdp", "runtime.fsdp.param_dtype": kind}
+        trainer = build_trainer(rows, folder, "verifiable", env=env, **narrow, **settings)
+        trainer.module.compute_dtype = torch.bfloat16
+        curves.append([figures["loss"] for figures in run_steps(trainer, 4)])
+        assert all(weight.dtype == torch.float32 for weight in state(trainer).values())
+    assert 0 < difference(*curves) < 0.01, curves
+
+
 def same_everywhere(trainer: Trainer) -> bool:
     """Every process holds the weights of the first one, bit for bit."""
     mine = torch.cat([tensor.flatten() for tensor in state(trainer).values()])
@@ -183,6 +238,9 @@ def main(name: str, rows: Path, folder: Path) -> None:
         wrong += [] if max(gaps.values()) < TOLERANCE else [told]
     if name in ("empty", "fsdp"):
         skip_together(group.mode, rows, folder, env)
+    if name == "fsdp":
+        one_step_exchanges_once(rows, folder, env)
+        narrow_weights_learn_alike(rows, folder, env)
     assert not wrong, wrong
     if first:
         print(f"{name}: {len(group.cases)} cases agree on {env.world_size} processes", flush=True)

@@ -1,9 +1,15 @@
-"""`weighted-mtp convert`: write a checkpoint in another layout or number format."""
+"""`weighted-mtp convert`: a checkpoint in another layout or number format, or in one piece."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
@@ -16,11 +22,27 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
     value_head_path,
 )
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_utils import MARKER, is_sharded, newest_checkpoint
+from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A checkpoint read: its weights, and the files that go with them."""
+
+    model: Transformer
+    layout: str
+    tokenizer_files: Sequence[Path]
+    has_tokenizer: bool
+    value_head: Path | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("source", type=Path, metavar="SRC", help="a native, Meta or HF checkpoint")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="a run, or a native, Meta or HF checkpoint"
+    )
     parser.add_argument("destination", type=Path, metavar="DST", help="the directory to write")
     parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
@@ -34,32 +56,62 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     check_destination(destination, args.overwrite)
     _check_apart(source, destination)
-    info = inspect_checkpoint(source)
-    model = load_meta_mtp_model(source, device="cpu", dtype=dtype)
-    tokenizer_files = find_tokenizer_files(source)
-    value_head = value_head_path(source) if info.has_value_head else None
-    if args.to == "hf":
-        save_huggingface(
-            model,
-            destination,
-            tokenizer_files=tokenizer_files,
-            overwrite=args.overwrite,
-            value_head_file=value_head,
-        )
-    else:
-        save_native(
-            model,
-            destination,
-            tokenizer_files=tokenizer_files,
-            extra_metadata={"converted_from": info.layout},
-            overwrite=args.overwrite,
-            value_head_file=value_head,
-        )
+    with _load(source, dtype) as found:
+        if args.to == "hf":
+            save_huggingface(
+                found.model,
+                destination,
+                tokenizer_files=found.tokenizer_files,
+                overwrite=args.overwrite,
+                value_head_file=found.value_head,
+            )
+        else:
+            save_native(
+                found.model,
+                destination,
+                tokenizer_files=found.tokenizer_files,
+                extra_metadata={"converted_from": found.layout},
+                overwrite=args.overwrite,
+                value_head_file=found.value_head,
+            )
     carried = ["the weights"]
-    carried += ["the tokenizer"] if info.has_tokenizer else []
-    carried += ["the value head"] if value_head else []
+    carried += ["the tokenizer"] if found.has_tokenizer else []
+    carried += ["the value head"] if found.value_head else []
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")
     return 0
+
+
+@contextmanager
+def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
+    """Read a model directory, or the model of a run's checkpoint, on the CPU; whole in memory."""
+    place = newest_checkpoint(source) if source.is_dir() else source
+    if is_sharded(place):
+        with _put_together(place, dtype) as found:
+            yield found
+        return
+    if (place / MARKER).exists():
+        place = place / "model"
+    info = inspect_checkpoint(place)
+    yield _Loaded(
+        model=load_meta_mtp_model(place, device="cpu", dtype=dtype),
+        layout=info.layout,
+        tokenizer_files=find_tokenizer_files(place),
+        has_tokenizer=info.has_tokenizer,
+        value_head=value_head_path(place) if info.has_value_head else None,
+    )
+
+
+@contextmanager
+def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
+    """Read a model that several processes have saved in parts; no process group is needed."""
+    adapter = sharded_model(checkpoint).on(torch.device("cpu"))
+    files = find_tokenizer_files(checkpoint / "skeleton")
+    with tempfile.TemporaryDirectory() as folder:
+        head = value_head_path(folder) if adapter.value_head is not None else None
+        if adapter.value_head is not None and head is not None:
+            adapter.value_head.save_checkpoint(head)
+        model = adapter.transformer if dtype is None else adapter.transformer.to(dtype)
+        yield _Loaded(model, "shards", files, bool(files), head)
 
 
 def _check_apart(source: Path, destination: Path) -> None:

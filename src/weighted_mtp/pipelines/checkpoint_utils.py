@@ -206,16 +206,24 @@ def resolve_model_dir(path: Path) -> Path:
     Raises:
         UserError: nothing is there, or the model lies in parts.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
-    newest = complete_checkpoints(path)
-    if newest:
-        path = newest[-1]
-    elif (path / "config.yaml").exists():
-        raise UserError(f"{path}: this run has saved no complete checkpoint yet")
+    path = newest_checkpoint(path)
     if is_sharded(path) and not (path / "model").is_dir():
         raise UserError(
             f"{path}: its model is in parts, one for each process; make it whole with "
             f"weighted-mtp convert {path} DIRECTORY, and give that directory"
         )
     return path / "model" if (path / MARKER).exists() else path
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The newest complete checkpoint of a run; any other directory as it is.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
+    newest = complete_checkpoints(path)
+    if not newest and (path / "config.yaml").exists():
+        raise UserError(f"{path}: this run has saved no complete checkpoint yet")
+    return newest[-1] if newest else path

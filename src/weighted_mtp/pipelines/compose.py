@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,9 @@ from weighted_mtp.runtime.environment import environment
 from weighted_mtp.runtime.modes import check_mode, parallelise
 
 log = get_logger(__name__)
+
+LAUNCH = "launch.txt"
+"""In a run directory: which start of torchrun it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def run(request: RunRequest) -> TrainResult:
             annotate,
         )
         record_recipe(request)
-        return trainer.fit()
+        with distributed.naming_the_step(lambda: trainer.step + 1):
+            return trainer.fit()
 
 
 def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
@@ -142,6 +146,8 @@ def find_checkpoint(request: RunRequest) -> Path | None:
         UserError: a new run would overwrite an old one, or there is no run to resume.
     """
     run_dir, exists = request.run_dir, (request.run_dir / "config.yaml").exists()
+    if exists and not request.resume and was_restarted(run_dir):
+        request = replace(request, resume=True)
     if exists and not request.resume:
         raise UserError(
             f"{run_dir} holds a run already; add --resume to continue it, or give another "
@@ -156,6 +162,14 @@ def find_checkpoint(request: RunRequest) -> Path | None:
     return found[-1] if found else None
 
 
+def was_restarted(run_dir: Path) -> bool:
+    """Whether this very launch began the run, and torchrun has started its processes again."""
+    mark, mine = run_dir / LAUNCH, False
+    if distributed.is_main_process() and mark.exists():
+        mine = mark.read_text(encoding="utf-8") == distributed.launch()
+    return distributed.any_rank(mine, torch.device("cpu"))
+
+
 def record_recipe(request: RunRequest) -> None:
     """Make `run_dir` a run. Called once all input was read: a start that fails on a bad file leaves
     nothing that would stand in the way of the next one."""
@@ -166,6 +180,9 @@ def record_recipe(request: RunRequest) -> None:
         recipe = request.record or request.recipe
         partial = request.run_dir / "config.yaml.partial"
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
+        launch = distributed.launch()
+        if launch is not None:
+            (request.run_dir / LAUNCH).write_text(launch, encoding="utf-8")
         partial.replace(request.run_dir / "config.yaml")
     distributed.barrier()
 

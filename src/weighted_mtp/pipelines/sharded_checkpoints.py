@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError
@@ -147,7 +148,9 @@ class ShardedSaver:
         (future, final, keep_steps), self._begun = self._begun, None
         try:
             future.result()
-        except Exception as error:  # whatever the other thread met
+        except (Exception, CheckpointException) as error:  # whatever the other thread met
+            if distributed.is_lost(error):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{partial_path(final)}: cannot be written ({reason}); earlier checkpoints are "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -70,6 +72,39 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if not dist.is_initialized():
         return flag
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an exchange failed because another process ended, or did not answer in time."""
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+@contextmanager
+def naming_the_step(step: Callable[[], int]) -> Iterator[None]:
+    """Say which process lost the others, and in which step, where an exchange fails inside.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise UserError(
+            f"rank {rank()} of {world_size()}, step {step()}: another process ended, or did not "
+            f"answer within runtime.timeout_minutes ({' '.join(str(error).split())[:200]}); its "
+            "own output says why; the last complete checkpoint is untouched: go on with --resume"
+        ) from error
+
+
+def launch() -> str | None:
+    """A name that the processes of one node share with those that torchrun starts in their place
+    after a failure (`--max-restarts`), and with no others; None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if run is None else f"{run} {os.getppid()}"
 
 
 def barrier() -> None:

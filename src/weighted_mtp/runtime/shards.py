@@ -26,18 +26,21 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 INDEX = ".metadata"
 _DCP = "torch.distributed.checkpoint"
 _HARMLESS = {
-    *((f"{_DCP}.metadata", name) for name in (
-        "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    )),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch", name) for name in ("float64", "float32", "bfloat16", "float16")),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-}  # fmt: skip
+    f"{_DCP}.metadata": {
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    },
+    f"{_DCP}.filesystem": {"_StorageInfo"},
+    "torch": {"Size", "device", "float64", "float32", "bfloat16", "float16"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},  # Python 3.13's name for it
+}
 
 
 class Writer:
@@ -113,6 +116,6 @@ class _Reader(FileSystemReader):
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
+        if name not in _HARMLESS.get(module, ()):
             raise pickle.UnpicklingError(f"refused, because it carries {module}.{name}")
         return super().find_class(module, name)

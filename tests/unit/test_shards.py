@@ -1,0 +1,116 @@
+"""Files of tensors in parts: read back in any shape of parts, and no code in them ever runs."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import RuntimeConfig
+from weighted_mtp.pipelines.compose import check_sharding
+from weighted_mtp.runtime import shards
+from weighted_mtp.runtime.modes import check_mode, shard_size
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    tensors = {"a.b": torch.arange(6.0).view(2, 3), "c": torch.tensor(7.0, dtype=torch.bfloat16)}
+    save(tensors, storage_writer=FileSystemWriter(tmp_path / "shards"))
+    return tmp_path / "shards"
+
+
+def test_what_was_written_is_read(folder):
+    assert shards.stored_shapes(folder) == {"a.b": (2, 3), "c": ()}
+    tensors = {"a.b": torch.zeros(2, 3), "c": torch.zeros((), dtype=torch.bfloat16)}
+    shards.load(tensors, folder)
+    assert torch.equal(tensors["a.b"], torch.arange(6.0).view(2, 3))
+    assert tensors["c"] == 7
+
+
+@pytest.mark.parametrize(("name", "size"), [("absent", (2, 3)), ("a.b", (3, 2))])
+def test_another_name_or_shape_is_refused(name, size, folder):
+    with pytest.raises(ValueError, match=f"{name} is .* asked for"):
+        shards.load({name: torch.zeros(size)}, folder)
+
+
+def edit(folder: Path, change) -> None:
+    path = folder / shards.INDEX
+    metadata = FileSystemReader(folder).read_metadata()
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+@pytest.mark.parametrize("thing", [Evil(), OrderedDict(), print])
+def test_an_index_that_would_build_anything_else_is_refused(thing, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    edit(folder, lambda metadata: setattr(metadata, "planner_data", thing))
+    with pytest.raises(ValueError, match="refused, because it carries"):
+        shards.stored_shapes(folder)
+    with pytest.raises(ValueError, match="refused, because it carries"):
+        shards.load({"a.b": torch.zeros(2, 3)}, folder)
+    assert not (folder / "evil").exists()
+
+
+def test_an_entry_that_is_no_tensor_is_refused(folder):
+    """PyTorch would read it with the full unpickler."""
+    edit(folder, lambda m: m.state_dict_metadata.update({"a.b": BytesStorageMetadata()}))
+    with pytest.raises(ValueError, match=r"BytesStorageMetadata|no index of tensors"):
+        shards.load({"a.b": torch.zeros(2, 3)}, folder)
+
+
+def test_a_file_elsewhere_is_refused(folder):
+    def lead_out(metadata):
+        for info in metadata.storage_data.values():
+            info.relative_path = "../elsewhere"
+
+    edit(folder, lead_out)
+    with pytest.raises(ValueError, match=r"\.\./elsewhere leads out of the folder"):
+        shards.load({"a.b": torch.zeros(2, 3)}, folder)
+
+
+# --- modes ---------------------------------------------------------------------------------------
+
+
+def test_a_mode_that_does_not_fit_is_refused():
+    with pytest.raises(
+        UserError, match=r"torchrun started 2 processes; --set runtime.parallel=ddp"
+    ):
+        check_mode(RuntimeConfig(parallel="none"), 2)
+    config = RuntimeConfig.model_validate({"parallel": "hsdp", "fsdp": {"shard_size": 4}})
+    with pytest.raises(UserError, match=r"runtime.fsdp.shard_size 4 does not divide the 6"):
+        check_mode(config, 6)
+    check_mode(config, 8)
+
+
+def test_replicas_are_nodes_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert shard_size(RuntimeConfig(parallel="hsdp"), 32) == 8
+    assert shard_size(RuntimeConfig(parallel="fsdp"), 32) == 32
+    assert shard_size(RuntimeConfig(parallel="ddp"), 32) == 1
+
+
+def test_muon_wants_whole_matrices():
+    changes = ["runtime.parallel=fsdp", "training.optimizer=muon"]
+    recipe = load_recipe("baseline", "micro", changes)
+    with pytest.raises(UserError, match=r"muon needs whole matrices.*runtime.parallel=ddp"):
+        check_sharding(recipe, 2)
+    check_sharding(recipe, 1)
+
+
+def test_sixteen_bit_weights_need_sixteen_bit_products():
+    changes = ["runtime.compute_dtype=float32", "runtime.fsdp.param_dtype=bfloat16"]
+    with pytest.raises(UserError, match=r"param_dtype bfloat16 needs runtime.compute_dtype"):
+        load_recipe("baseline", "micro", changes)
