@@ -35,6 +35,8 @@ KILLED = Path(__file__).with_name("worker_killed.py")
 rows_file = helpers_training.rows_file
 
 FSDP = {"runtime__parallel": "fsdp"}
+ADAM_GAP = 1e-5
+"""Adam divides a gradient by its own size: where a weight has next to none, rounding moves it."""
 WEIGHTED = {
     **SMALL,
     **CRITIC,
@@ -91,8 +93,8 @@ def before_its_end(run: Path, copy: Path) -> Path:
 
 
 def test_a_run_in_parts_is_the_run_in_one_piece(sharded, alone):
-    assert_same_training(sharded / "critic", alone / "critic")
-    assert_same_training(sharded, alone)
+    assert_same_training(sharded / "critic", alone / "critic", ADAM_GAP)
+    assert_same_training(sharded, alone, ADAM_GAP)
     assert steps_logged(sharded, "train") == list(range(1, 11))
     assert checkpoint_names(sharded) == ["step-00000005", "step-00000010"]
     last = last_checkpoint(sharded)
@@ -107,14 +109,14 @@ def test_a_run_in_parts_is_the_run_in_one_piece(sharded, alone):
 def test_one_process_goes_on_in_the_place_of_two(sharded, alone, tmp_path):
     run_dir = before_its_end(sharded, tmp_path / "run")
     assert resume(run_dir) == 0
-    assert_same_training(run_dir, alone)
+    assert_same_training(run_dir, alone, ADAM_GAP)
 
 
 @pytest.mark.parametrize("mode", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_go_on_in_the_place_of_one(mode, sharded, alone, tmp_path):
     run_dir = before_its_end(alone, tmp_path / "run")
     fsdp("--resume", "--output-dir", str(run_dir), "--set", f"runtime.parallel={mode}")
-    assert_same_training(run_dir, alone)
+    assert_same_training(run_dir, alone, ADAM_GAP)
 
 
 @pytest.mark.slow
@@ -125,7 +127,7 @@ def test_any_number_goes_on_in_any_mode(mode, processes, sharded, alone, tmp_pat
     run_dir = before_its_end(sharded, tmp_path / "run")
     changes = ["--set", f"runtime.parallel={mode}", "--set", "runtime.fsdp.shard_size=2"]
     fsdp("--resume", "--output-dir", str(run_dir), *changes, processes=processes)
-    assert_same_training(run_dir, alone)
+    assert_same_training(run_dir, alone, ADAM_GAP)
     if (mode, processes) == ("fsdp", 2):  # training went on while the checkpoint was written
         assert same(weights(run_dir), weights(sharded))
         assert records(run_dir) == records(sharded)
