@@ -285,12 +285,13 @@ def test_estimate_counts_what_is_there(changes, make_trainer):
     assert found.parameters == sum(p.numel() for p in trainer.module.parameters())
     assert found.tokens_per_step == 8 * 64
     size = sum(p.numel() * p.element_size() for p in trainer.parameters)
-    assert (found.weights, found.gradients) == (size, size)
+    memory = found.memory  # in the loss of the second of two micro-batches
+    assert (memory.moment, memory.weights, memory.gradients) == ("loss", size, size)
     trainer.train_step()
     moments = [v for s in trainer.optimizer.state.values() for v in s.values() if v.ndim]
-    assert found.optimizer == sum(v.numel() * v.element_size() for v in moments)
-    assert min(found.activations, found.loss) > 0
-    assert found.total == 4 * size + found.activations + found.loss
+    assert memory.optimizer == sum(v.numel() * v.element_size() for v in moments)
+    assert min(memory.activations, memory.loss) > 0
+    assert memory.total == 4 * size + memory.activations + memory.loss
 
 
 def test_estimate_follows_the_recipe(rows_file):
@@ -298,7 +299,7 @@ def test_estimate_follows_the_recipe(rows_file):
     narrow = estimate(tiny_recipe(rows_file, runtime__compute_dtype="bfloat16"))
     wider = estimate(tiny_recipe(rows_file, training__micro_batch_size=8))
     one_head = estimate(tiny_recipe(rows_file, "ntp"))
-    assert narrow.activations < base.activations
-    assert narrow.weights == base.weights  # float32 master weights
-    assert wider.activations == 2 * base.activations
+    assert narrow.memory.activations < base.memory.activations
+    assert narrow.memory.weights == base.memory.weights  # float32 master weights
+    assert wider.memory.activations == 2 * base.memory.activations
     assert one_head.parameters == base.parameters

@@ -13,6 +13,7 @@ from weighted_mtp.core.logging import setup_logging
 
 COMMANDS = {
     "train": "train a model by a recipe",
+    "plan": "estimate a recipe's memory, and which settings fit which GPUs",
     "evaluate": "write programs with a checkpoint and run their tests",
     "generate": "continue a prompt with a checkpoint",
     "report": "a run as one HTML page",

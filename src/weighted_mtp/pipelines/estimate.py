@@ -1,30 +1,34 @@
-"""What a recipe will cost, before it runs.
+"""What a recipe will cost, before it runs: from a recipe to the arithmetic of `memory`.
 
-Letters: B batch, S sequence, n future tokens, D model width, V vocabulary.
+Letters: n future tokens (heads).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.data.corpus import Corpus
 from weighted_mtp.data.datasets import first_row
 from weighted_mtp.data.tokenizers import check_vocabulary
-from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.compose import (
     build_tokenizer,
     check_length,
     model_args,
     stored_value_head,
 )
-from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.memory import Memory, block_bytes, peak_memory
+from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Mode, Setting
+from weighted_mtp.pipelines.objectives import Objective, make_objective
 from weighted_mtp.pipelines.reference import check_reference
 
 
@@ -35,40 +39,33 @@ class Estimate:
     Attributes:
         parameters: all of the model's numbers; what is frozen has no gradient.
         tokens_per_step: upper bound, every row at its longest.
-        weights, gradients, optimizer, activations, loss: bytes on one rank.
+        memory: of one rank at the fullest moment of a step, every row at its longest.
     """
 
     parameters: int
     tokens_per_step: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    loss: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+    memory: Memory
 
     def lines(self) -> list[str]:
         """The estimate for a person."""
-        parts = ("weights", "gradients", "optimizer", "activations", "loss")
-        detail = ", ".join(f"{part} {_gib(getattr(self, part))}" for part in parts)
+        memory = self.memory
+        detail = ", ".join(f"{part} {_gib(size)}" for part, size in memory.parts.items() if size)
         return [
             f"parameters       {self.parameters:,}",
             f"tokens per step  at most {self.tokens_per_step:,}",
-            f"memory per rank  about {_gib(self.total)} ({detail})",
+            f"memory per rank  about {_gib(memory.total)} ({detail}) in the {memory.moment}, where "
+            "it is fullest; one process, for more see weighted-mtp plan",
         ]
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Parameters, tokens and memory of a recipe, after checking all that can be checked without
-    loading weights or reading more than the first row of a file.
+    """Parameters, tokens and memory of a recipe on one process, after checking all that can be
+    checked without loading weights or reading more than the first row of a file.
 
     Raises:
         UserError: what training with this recipe would refuse.
     """
-    resolve_device(recipe.runtime.device)
+    device = resolve_device(recipe.runtime.device)
     for path in (recipe.data.train, recipe.data.validation):
         if recipe.data.source == "jsonl" and path is not None:
             first_row(path)
@@ -85,47 +82,123 @@ def estimate(recipe: Recipe) -> Estimate:
         args = model_args(recipe, tokenizer.vocab_size)
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens)
-    with torch.device("meta"):
-        adapter = MetaLlamaMTPAdapter(Transformer(args))
     if objective.needs_reference:
         check_reference(recipe)
     if objective.needs_value_head:
         stored_value_head(recipe, recipe.model.path)
-        adapter.attach_value_head(None, recipe.objective.value.head_type)
-    objective.prepare(adapter)
-    heads = objective.heads
-    parameters = sum(p.numel() for p in adapter.parameters())
-    trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
-    tokens = recipe.training.micro_batch_size * recipe.data.max_length
-    if recipe.data.packing:
-        tokens *= objective.group_size  # a pair stays in one row
-    size = 2 if recipe.runtime.compute_dtype == "bfloat16" else 4
+    counts = count(recipe, args, objective)
+    setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     return Estimate(
-        parameters=parameters,
+        parameters=counts.parameters,
         tokens_per_step=recipe.training.batch_size * recipe.data.max_length,
-        weights=4 * parameters,
-        gradients=4 * trained,
-        optimizer=8 * trained,
-        activations=tokens * _activation_bytes(args, heads, size),
-        loss=_loss_bytes(args, tokens * heads, size),
+        memory=peak_memory(counts, setting),
     )
 
 
-def _activation_bytes(args: ModelArgs, heads: int, size: int) -> int:
-    """Bytes kept for the backward pass, per token. A block keeps two residual inputs (float32) and,
-    in the compute dtype, two normed inputs, q, k, v, the attention's output, and gate, up and
-    product of the feed-forward."""
-    kv = 2 * args.kv_heads * args.head_dim
-    block = 2 * 4 * args.dim + size * (4 * args.dim + kv + 3 * args.ffn_dim)
-    blocks = args.n_layers - args.n_future_tokens + heads
-    return blocks * block
+def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
+    """The numbers of a model of this shape under a recipe, counted on the meta device.
+
+    Raises:
+        UserError: the objective does not go with the model.
+    """
+    value = recipe.objective.value
+    with torch.device("meta"):
+        adapter = MetaLlamaMTPAdapter(Transformer(args))
+    if objective.needs_value_head:
+        adapter.attach_value_head(None, value.head_type)
+    objective.prepare(adapter)
+    transformer = adapter.transformer
+    heads = [transformer.layers[-1]]
+    if objective.runs_heads and objective.heads > 1:
+        heads += list(transformer.extra_heads)[: objective.heads - 1]
+    trunk = list(transformer.layers[:-1])
+    trained = _numbers(p for p in adapter.parameters() if p.requires_grad)
+    once = 0  # Muon keeps one state for what AdamW keeps two
+    if recipe.training.optimizer == "muon":
+        blocks = [*transformer.layers, *transformer.extra_heads]
+        once = sum(_matrices(block, trained=True) for block in blocks)
+    copies = {"linear": 1, "mlp": 3}[value.head_type] if objective.needs_value_head else 0
+    return Counts(
+        args=args,
+        parameters=_numbers(adapter.parameters()),
+        trained=trained,
+        states=2 * trained - once,
+        block=_numbers(transformer.layers[0].parameters()),
+        matrices=_matrices(transformer.layers[0]),
+        run=len(trunk) + len(heads),
+        trunk=sum(map(_learns, trunk)),
+        heads=sum(map(_learns, heads)),
+        predicting=len(heads) if objective.runs_heads else 0,
+        value_copies=copies,
+    )
 
 
-def _loss_bytes(args: ModelArgs, rows: int, size: int) -> int:
-    """A chunk of logits, the unembedding's gradient, the stacked states and their gradient."""
-    chunk = min(CHUNK_BYTES, rows * args.vocab_size * size)
-    return chunk + 4 * args.vocab_size * args.dim + 2 * size * rows * args.dim
+def setting_of(
+    recipe: Recipe,
+    args: ModelArgs,
+    objective: Objective,
+    gpus: int = 1,
+    gpus_per_node: int = 8,
+    gpu: bool = True,
+) -> Setting:
+    """How a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows fall
+    into documents is not known yet: the dearest way is taken.
+
+    Raises:
+        UserError: the reference model cannot be read.
+    """
+    data, training, runtime = recipe.data, recipe.training, recipe.runtime
+    rows, length = training.micro_batch_size, data.max_length - 1  # the last token is a target
+    if data.packing:
+        length *= objective.group_size  # a pair stays in one row
+        length += -length % data.pad_to_multiple
+    mode: Mode = runtime.parallel if gpus > 1 else "none"
+    fsdp = runtime.fsdp
+    shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
+    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
+    reference = 0 if model is None else inspect_checkpoint(resolve_model_dir(model)).parameters
+    setting = Setting(
+        rows=rows,
+        length=length,
+        half=runtime.compute_dtype == "bfloat16",
+        gpu=gpu,
+        checkpointing=training.activation_checkpointing,
+        accumulate=training.batch_size > rows * gpus,
+        mode=mode,
+        shards=shards,
+        gather_half=fsdp.param_dtype == "bfloat16",
+        reduce_half=fsdp.reduce_dtype == "bfloat16",
+        reshard=fsdp.reshard_after_forward,
+        reduce_each=fsdp.reduce_gradients == "micro_batch",
+        offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
+        chunk_rows=training.loss_chunk_rows,
+        reference=reference,
+    )
+    if not data.packing:
+        return setting
+    ways = (Documents(), Documents(2 * rows, length))  # `Packing.unpacks_cheaply`: at most twice
+    packed = [replace(setting, documents=way) for way in ways]
+    return max(packed, key=lambda way: block_bytes(args, way))
 
 
-def _gib(amount: int) -> str:
-    return f"{amount / 2**30:.2f} GiB"
+def numbers_of(args: ModelArgs) -> int:
+    """How many numbers a model of this shape has."""
+    with torch.device("meta"):
+        return _numbers(Transformer(args).parameters())
+
+
+def _learns(block: nn.Module) -> bool:
+    return any(p.requires_grad for p in block.parameters())
+
+
+def _matrices(block: nn.Module, trained: bool = False) -> int:
+    wanted = (p for p in block.parameters() if p.ndim > 1 and (p.requires_grad or not trained))
+    return _numbers(wanted)
+
+
+def _numbers(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,261 @@
+"""Which settings of a recipe fit which GPUs: a run's estimate, over all that one may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.tokenizers import make_tokenizer
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs
+from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.compose import build_tokenizer, check_length, model_args
+from weighted_mtp.pipelines.estimate import count, numbers_of, setting_of
+from weighted_mtp.pipelines.memory import Memory, peak_memory
+from weighted_mtp.pipelines.memory_inputs import Counts, Mode
+from weighted_mtp.pipelines.objectives import Objective, make_objective
+
+MODELS = {
+    "7b": ModelArgs(vocab_size=32000, n_future_tokens=4),
+    "13b": ModelArgs(dim=5120, n_layers=40, n_heads=40, vocab_size=32000, n_future_tokens=4),
+}
+"""Meta's released shape, and the next one up. `micro` is the preset's."""
+
+SHARE = 0.9
+"""Of a GPU's memory that an estimate may take: the rest is for the CUDA context, NCCL, what the
+allocator cannot use, and the estimate's own error."""
+
+LEAN = {"reduce_gradients": "micro_batch", "param_dtype": "bfloat16"}
+"""FSDP's settings that take the least memory and cost no second pass; the format only where the
+compute dtype is bfloat16 too."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan for.
+
+    Attributes:
+        model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
+        gpus_per_node: that share a copy of the weights under hsdp.
+        reference: a model that scores on line (rho1), named as `model` is; None: losses are stored.
+    """
+
+    recipe: str
+    preset: str | None = None
+    overrides: Sequence[str] = ()
+    model: str | None = None
+    gpus: int = 1
+    gpus_per_node: int = 8
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run, and what its fullest moment takes.
+
+    Attributes:
+        lean: with FSDP's `LEAN` settings.
+        changes: to the recipe, as `--set` takes them.
+    """
+
+    mode: Mode
+    lean: bool
+    checkpointing: bool
+    micro_batch_size: int
+    changes: tuple[str, ...]
+    memory: Memory
+
+    @property
+    def way(self) -> str:
+        """How the weights are spread, in a word or two."""
+        return f"{self.mode} lean" if self.lean else self.mode
+
+    def fits(self, gib: float) -> bool:
+        """Whether it runs on a GPU of so many GiB."""
+        return self.memory.total <= SHARE * gib * 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice for a recipe.
+
+    Attributes:
+        own: the micro-batch size that the recipe names, or the nearest that a rank can have.
+    """
+
+    recipe: Recipe
+    counts: Counts
+    gpus: int
+    own: int
+    choices: tuple[Choice, ...]
+
+    def best(self, gib: float) -> Choice | None:
+        """What to try first on a GPU of so many GiB: the least spreading of the weights that fits,
+        then no recomputation if possible, then the largest micro-batch. None if nothing fits."""
+        fitting = [choice for choice in self.choices if choice.fits(gib)]
+        if not fitting:
+            return None
+        ways = list(dict.fromkeys(choice.way for choice in self.choices))
+        return min(fitting, key=lambda c: (ways.index(c.way), c.checkpointing, -c.micro_batch_size))
+
+    def smallest(self) -> Choice:
+        """The choice that takes the least."""
+        return min(self.choices, key=lambda choice: choice.memory.total)
+
+
+def plan(request: PlanRequest) -> Plan:
+    """Estimate every combination of parallel mode, checkpointing and micro-batch size.
+
+    Raises:
+        UserError: the recipe, the model or the number of GPUs make no run.
+    """
+    _check_gpus(request)
+    recipe = _read_recipe(request)
+    args = _model_args(request, recipe)
+    try:
+        check_length(recipe, args)
+    except UserError as error:
+        longest = 2 * args.max_seq_len
+        raise UserError(f"{error}; --set data.max_length={longest} or less") from error
+    objective = make_objective(recipe.objective, args.n_future_tokens)
+    counts = count(recipe, args, objective)
+    reference = _reference_numbers(request, objective)
+    sizes = _micro_batch_sizes(recipe, request.gpus)
+    choices = []
+    for mode, lean in _ways(recipe, request):
+        for checkpointing in (False, True):
+            for size in sizes:
+                changed, changes = _change(recipe, mode, lean, checkpointing, size)
+                setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
+                if reference is not None:
+                    setting = replace(setting, reference=reference)
+                memory = peak_memory(counts, setting)
+                choices.append(Choice(mode, lean, checkpointing, size, changes, memory))
+    wanted = recipe.training.micro_batch_size
+    own = max((size for size in sizes if size <= wanted), default=sizes[0])
+    return Plan(recipe, counts, request.gpus, own, tuple(choices))
+
+
+def _check_gpus(request: PlanRequest) -> None:
+    for name, value in (("--gpus", request.gpus), ("--gpus-per-node", request.gpus_per_node)):
+        if value < 1:
+            raise UserError(f"{name} {value}: give a number of 1 or more")
+
+
+def _read_recipe(request: PlanRequest) -> Recipe:
+    """The recipe, though it may name neither data nor model yet: neither is read."""
+    overrides = [*request.overrides, "data.source=micro", "data.train=null", "data.validation=null"]
+    if request.model is not None:
+        overrides += ["model.architecture=null", f"model.path={request.model}"]
+    try:
+        return load_recipe(request.recipe, request.preset, overrides)
+    except UserError as error:
+        if request.model is None and "give one of model.path" in str(error):
+            names = ", ".join(model_names())
+            raise UserError(
+                f"recipe {request.recipe} names no model: --model NAME ({names}) or DIRECTORY"
+            ) from error
+        raise
+
+
+def model_names() -> list[str]:
+    """Models that can be planned for by name."""
+    return ["micro", *MODELS]
+
+
+def _model_args(request: PlanRequest, recipe: Recipe) -> ModelArgs:
+    if request.model is not None:
+        return _named(request.model, "--model")
+    if recipe.model.path is not None:
+        return inspect_checkpoint(resolve_model_dir(recipe.model.path)).args
+    return model_args(recipe, build_tokenizer(recipe).vocab_size)
+
+
+def _named(name: str, flag: str) -> ModelArgs:
+    """Shape of a model by name or directory."""
+    if name in MODELS:
+        return MODELS[name]
+    if name == "micro":
+        preset = load_recipe("baseline", "micro")
+        return model_args(preset, make_tokenizer("micro").vocab_size)
+    if not Path(name).is_dir():
+        raise UserError(
+            f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
+        )
+    return inspect_checkpoint(resolve_model_dir(Path(name))).args
+
+
+def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None:
+    if request.reference is None:
+        return None
+    if not objective.needs_reference:
+        raise UserError(
+            f"--reference-model: the {request.recipe} recipe compares with no reference model; "
+            "leave it out, or plan rho1"
+        )
+    return numbers_of(_named(request.reference, "--reference-model"))
+
+
+def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:
+    """Powers of two, and the recipe's own, that a rank can have in a step."""
+    batch, own = recipe.training.batch_size, recipe.training.micro_batch_size
+    group = 2 if recipe.objective.value.loss == "pairwise" and not recipe.data.packing else 1
+    share = batch // gpus
+    if share < group:
+        raise UserError(
+            f"training.batch_size {batch} counts the rows of all {gpus} GPUs together, which is "
+            f"less than {group} each; --set training.batch_size={group * gpus} or more"
+        )
+    powers = {2**i for i in range(share.bit_length())}
+    return sorted(
+        size
+        for size in powers | {own}
+        if size <= share and size % group == 0 and (recipe.data.packing or batch % size == 0)
+    )
+
+
+def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
+    """How the weights may be spread, the least first, and whether FSDP is to be lean."""
+    if request.gpus == 1:
+        yield "none", False
+        return
+    yield "ddp", False
+    if recipe.training.optimizer == "muon":  # needs whole matrices
+        return
+    size = recipe.runtime.fsdp.shard_size or request.gpus_per_node
+    modes: list[Mode] = ["fsdp"]
+    if size < request.gpus and request.gpus % size == 0:
+        modes.insert(0, "hsdp")
+    for mode in modes:
+        yield mode, False
+        if any(getattr(recipe.runtime.fsdp, key) != value for key, value in _lean(recipe).items()):
+            yield mode, True
+
+
+def _lean(recipe: Recipe) -> dict[str, str]:
+    """`LEAN`, as far as the compute dtype allows."""
+    half = recipe.runtime.compute_dtype == "bfloat16"
+    return {key: value for key, value in LEAN.items() if half or key != "param_dtype"}
+
+
+def _change(
+    recipe: Recipe, mode: Mode, lean: bool, checkpointing: bool, size: int
+) -> tuple[Recipe, tuple[str, ...]]:
+    """A recipe with one choice made, and the changes that make it."""
+    fsdp: dict[str, Any] = _lean(recipe) if lean else {}
+    training = {"micro_batch_size": size, "activation_checkpointing": checkpointing}
+    runtime = {"fsdp": recipe.runtime.fsdp.model_copy(update=fsdp), "parallel": mode}
+    changes = {"runtime.parallel": mode}
+    changes |= {f"runtime.fsdp.{key}": value for key, value in fsdp.items()}
+    changes |= {f"training.{key}": str(value).lower() for key, value in training.items()}
+    changed = recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update=training),
+            "runtime": recipe.runtime.model_copy(update=runtime),
+        }
+    )
+    return changed, tuple(f"{key}={value}" for key, value in changes.items())

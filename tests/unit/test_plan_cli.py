@@ -1,0 +1,148 @@
+"""`weighted-mtp plan`: what it says, that its advice is a recipe, and one line for a mistake."""
+
+import json
+
+import pytest
+from tests.helpers import tiny_args, tiny_model
+
+from weighted_mtp.cli.main import main
+from weighted_mtp.core.config import load_recipe
+from weighted_mtp.models.meta_mtp.checkpoints import save_native
+from weighted_mtp.pipelines.estimate import count, setting_of
+from weighted_mtp.pipelines.memory import peak_memory
+from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.planner import MODELS, PlanRequest, plan
+
+SEVEN = ["plan", "--model", "7b", "--gpus", "8", "--recipe", "verifiable"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small"
+    save_native(tiny_model(tiny_args(max_seq_len=64)), path)
+    return path
+
+
+def planned(capsys, *words: str) -> dict:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_table_says_what_fits(capsys):
+    assert main(SEVEN) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6.74 billion parameters (6.74 trained), n = 4, verifiable, bfloat16"
+    ways = [line.split("  ")[0] for line in lines if line.startswith(("ddp", "fsdp", "hsdp"))]
+    assert ways == ["ddp"] * 2 + ["fsdp"] * 2 + ["fsdp lean"] * 2 + ["ddp", "fsdp", "fsdp lean"]
+    advice = [line for line in lines if " GB: " in line]
+    assert [line.split(" GB")[0] for line in advice] == ["24", "40", "80"]
+    assert "runtime.parallel=fsdp" in advice[2]
+    assert all(len(line) <= 130 for line in lines if " GB: " not in line)
+
+
+def test_every_choice_is_in_the_json(capsys):
+    found = planned(capsys, *SEVEN, "--memory", "16,80")
+    assert found["parameters"] == found["trained"] == 6_738_419_713  # with the value head
+    choices = found["choices"]
+    assert len(choices) == 3 * 2 * 3  # ways, with and without checkpointing, 1, 2 and 4 rows
+    for choice in choices:
+        parts = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "reference")
+        assert choice["total"] == sum(choice[part] for part in parts)
+        room = [size for size in (16, 80) if choice["total"] <= found["share"] * size * 2**30]
+        assert choice["fits"] == room
+    assert found["best"]["16"] is None
+    assert found["best"]["80"]
+
+
+def test_advice_is_a_recipe_that_costs_what_was_said(capsys):
+    for choice in planned(capsys, *SEVEN)["choices"]:
+        changes = ["model.path=unread", "data.train=unread", *choice["set"]]
+        recipe = load_recipe("verifiable", None, changes)
+        objective = make_objective(recipe.objective, 4)
+        setting = setting_of(recipe, MODELS["7b"], objective, gpus=8)
+        assert peak_memory(count(recipe, MODELS["7b"], objective), setting).total == choice["total"]
+
+
+def test_hsdp_needs_nodes():
+    def modes(gpus: int, **more) -> set[str]:
+        request = PlanRequest("baseline", model="7b", gpus=gpus, **more)
+        return {choice.mode for choice in plan(request).choices}
+
+    assert modes(1) == {"none"}
+    assert modes(8) == {"ddp", "fsdp"}
+    assert modes(16) == {"ddp", "fsdp", "hsdp"}
+    assert modes(12) == {"ddp", "fsdp"}
+    assert modes(12, gpus_per_node=4) == {"ddp", "fsdp", "hsdp"}
+    assert modes(8, overrides=["training.optimizer=muon"]) == {"ddp"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_known_models(name):
+    found = plan(PlanRequest("baseline", model=name, gpus=8))
+    billions = {"7b": 6.7, "13b": 13.0}[name]
+    assert found.counts.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_the_recipes_own_model_and_a_checkpoint(checkpoint, capsys):
+    own = planned(capsys, "plan", "--recipe", "baseline", "--preset", "micro")
+    named = planned(capsys, "plan", "--recipe", "baseline", "--preset", "micro", "--model", "micro")
+    assert own == named
+    stored = planned(
+        capsys, "plan", "--recipe", "ntp", "--model", str(checkpoint), "--set", "data.max_length=64"
+    )
+    assert stored["trained"] < stored["parameters"]  # two of three heads are not
+    text = planned(capsys, "plan", "--recipe", "pretrain")
+    assert text["choices"][0]["total"] > 0
+
+
+def test_a_reference_model_takes_room(capsys):
+    without = planned(capsys, "plan", "--recipe", "rho1", "--model", "7b")
+    beside = planned(capsys, "plan", "--recipe", "rho1", "--model", "7b", "--reference-model", "7b")
+    both = (without["choices"], beside["choices"])
+    more = [b["total"] - a["total"] for a, b in zip(*both, strict=True)]
+    assert {*more} == {4 * without["parameters"]}
+
+
+def test_a_frozen_critic_costs_little_more_than_its_weights(capsys):
+    found = planned(capsys, "plan", "--recipe", "critic", "--model", "7b")
+    assert found["trained"] == 4097
+    assert found["choices"][0]["total"] < 4.5 * found["parameters"]
+
+
+MISTAKES = {
+    "no gpus": (["--gpus", "0"], ["--gpus 0", "1 or more"]),
+    "no node": (["--gpus-per-node", "-1"], ["--gpus-per-node -1"]),
+    "memory that is none": (["--memory", "24,big"], ["--memory '24,big'"]),
+    "negative memory": (["--memory", "-1"], ["--memory '-1'"]),
+    "infinite memory": (["--memory", "inf"], ["--memory 'inf'"]),
+    "empty memory": (["--memory", ""], ["--memory ''"]),
+    "unknown model": (["--model", "9b"], ["--model '9b'", "7b"]),
+    "a folder without a model": (["--model", "docs"], ["docs"]),
+    "unknown recipe": (["--recipe", "nonsense"], ["no recipe 'nonsense'"]),
+    "unknown preset": (["--preset", "nonsense"], ["no preset 'nonsense'"]),
+    "unknown key": (["--set", "training.stepps=3"], ["unknown key training.stepps"]),
+    "too many gpus": (["--gpus", "64"], ["training.batch_size 32", "64 GPUs", "=64"]),
+    "rows too long": (["--set", "data.max_length=9000"], ["9000", "data.max_length=4096"]),
+    "too many heads": (["--set", "objective.heads=5"], ["objective.heads is 5"]),
+    "reference of no use": (["--reference-model", "7b"], ["--reference-model", "rho1"]),
+    "unknown reference": (
+        ["--recipe", "rho1", "--reference-model", "9b"],
+        ["--reference-model '9b'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case, capsys):
+    words, expected = MISTAKES[case]
+    assert main([*SEVEN, *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for word in expected:
+        assert word in lines[0]
+
+
+def test_a_recipe_without_a_model_asks_for_one(capsys):
+    assert main(["plan", "--recipe", "baseline"]) == 2
+    assert "--model NAME (micro, 7b, 13b) or DIRECTORY" in capsys.readouterr().err
