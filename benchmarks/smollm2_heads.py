@@ -7,40 +7,41 @@ Trunk, embeddings, norm and first head stay as they are, so greedy text stays wh
 heads begin as copies of the last block (`add_heads`) and learn what the first head is going to
 choose: the target of head k at t is the frozen model's own greedy token k places on.
 
-Method. The trunk never changes, so its states are computed once, in bfloat16 (1152 bytes a token at
-width 576), and the heads then train on the stored states. `--data-share` of the time goes into
-them, by turns over two kinds of text, of which `--own-share` of it to the second:
+Method. The trunk never changes, so its states are computed once, in bfloat16 (1152 bytes a position
+at width 576), and the heads then train on the stored states. `--data-share` of the time goes into
+them, by turns, `--own-share` of it to the second kind:
 
     text   windows of Python source (the standard library's), the first head's choice at every place
     own    what the model writes, greedily, after openings of functions and classes found there
 
-The rest of the time goes into the heads: AdamW, rate falling linearly with the clock, bfloat16
-autocast, batches of about 2048 positions; the softmax runs over the `--vocabulary` most frequent
-targets only, as a softmax over all 49152 tokens costs three times what the three blocks do.
-Documents that a hash holds out (5 %) give no training text; `agreement` is measured on them, over
-the whole vocabulary: the share of places where head k names the first head's choice, and, along
-the model's own text, the tokens a forward pass of speculative decoding would decide.
+The rest of the time goes into the heads: AdamW, its rate falling linearly with the clock, bfloat16
+autocast, batches of about 2048 positions. The softmax runs over the `--vocabulary` most frequent
+targets only: over all 49152 tokens it would take 113 MFLOP a head and position, its block 21.
+
+Documents that a hash holds out (5 %) give no training text. "held out" lines in the log measure on
+them, over the whole vocabulary, the share of places where heads 2 … n name what the first head is
+going to choose; for the model's own text the last figure is the tokens that a pass of speculative
+decoding would decide. The last line comes of decoding held-out openings. To train on:
+
+    python benchmarks/smollm2_heads.py --model OUT --out OUT [--states FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smollm2_states import NEW, Frozen, Source, Stored, batches, gather, places, say
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.corpus import STDLIB, Corpus, held_out
-from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
+from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.decoding import Speculation, Stopping, complete
-from weighted_mtp.losses import shift_labels
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -48,126 +49,9 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_native,
 )
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
-HELD_OUT = 0.05
-WINDOW, WINDOWS = 512, 4
-PROMPTS, ROWS, NEW = (16, 64, 32, 128, 64, 256), 96, 128
-BATCH = 2048
 SAVE_SECONDS = 420.0
-
-
-class Stored(NamedTuple):
-    """What the heads train on: `states` `[B, S, D]` of the trunk, `targets` `[B, S, n - 1]` of the
-    extra heads, -100 where there is none. `own`: the text is the model's."""
-
-    states: Tensor
-    targets: Tensor
-    own: bool
-
-
-class Frozen:
-    """The model as it came, in bfloat16; its trunk's states are kept as they pass by."""
-
-    def __init__(self, model: Transformer, n: int, eos_id: int) -> None:
-        self.model, self.n, self.eos_id = model, n, eos_id
-        self._passed: list[Tensor] = []
-        model.layers[-1].register_forward_pre_hook(lambda _, args: self._passed.append(args[0]))
-
-    def read(self, windows: Sequence[Sequence[int]]) -> Stored:
-        """Text as it is, `[B, S]`; the labels are what the first head would write next."""
-        tokens = torch.tensor(windows)
-        states = self.model.head_states(tokens)[0]  # [B, S, D]
-        choice = torch.cat([self.model.output(row).argmax(-1)[None] for row in states])  # [B, S]
-        return self._stored(F.pad(choice, (1, 0), value=IGNORE_INDEX)[:, :-1], own=False)
-
-    def write(self, prompts: Sequence[Sequence[int]]) -> Stored:
-        """Continue prompts of one length greedily by NEW tokens; those up to EOS are the labels."""
-        tokens = torch.tensor(prompts)
-        B, P = tokens.shape
-        cache = KVCache(self.model.args, B, P + NEW, dtype=self.model.output.weight.dtype)
-        labels, position = [torch.full_like(tokens, IGNORE_INDEX)], 0
-        for _ in range(NEW):
-            state = self.model.head_states(tokens, position, cache=cache)[0][:, -1]  # [B, D]
-            position += tokens.shape[1]
-            tokens = self.model.output(state).argmax(-1, keepdim=True)  # [B, 1]
-            labels.append(tokens)
-        written = torch.cat(labels, 1)[:, :-1]  # the last one was never read
-        ends = (written == self.eos_id).long()
-        after = ends.cumsum(1) - ends > 0
-        return self._stored(written.masked_fill(after, IGNORE_INDEX), own=True)
-
-    def _stored(self, labels: Tensor, own: bool) -> Stored:
-        states = torch.cat(self._passed, 1)
-        self._passed.clear()
-        return Stored(states, shift_labels(labels, self.n)[:, :, 1:], own)
-
-
-class Source:
-    """Windows and openings, drawn by seed from one side of the corpus."""
-
-    def __init__(self, tokenizer: Tokenizer, validation: bool, seed: int) -> None:
-        self._tokenizer, self._random = tokenizer, random.Random(seed)
-        self._documents = [
-            text for text in Corpus(STDLIB).documents() if held_out(text, HELD_OUT) == validation
-        ]
-
-    def window(self) -> list[int]:
-        """WINDOW tokens of a document, from the beginning of a line."""
-        return self._piece(WINDOW, ("",))
-
-    def opening(self, length: int) -> list[int]:
-        """`length` tokens of a document, from the first line of a function or a class."""
-        return self._piece(length, ("def ", "class ", "    def ", "import ", "from "))
-
-    def _piece(self, length: int, starts: tuple[str, ...]) -> list[int]:
-        while True:
-            text = self._random.choice(self._documents)
-            place = text.rfind("\n", 0, self._random.randrange(len(text))) + 1
-            while place and not text.startswith(starts, place):
-                place = text.find("\n", place) + 1  # 0, the first line, after the last
-            ids = self._tokenizer.encode(text[place : place + 12 * length])[:length]
-            if len(ids) == length:
-                return ids
-
-
-def gather(frozen: Frozen, source: Source, seconds: float, own_share: float) -> list[Stored]:
-    """Read and write by turns until the time is over."""
-    stored: list[Stored] = []
-    spent, start, turn = {True: 1e-9, False: 1e-9}, time.monotonic(), 0
-    while (begin := time.monotonic()) - start < seconds:
-        own = spent[True] / sum(spent.values()) < own_share
-        with torch.inference_mode():
-            if own:
-                length = PROMPTS[turn % len(PROMPTS)]
-                turn += 1
-                stored.append(frozen.write([source.opening(length) for _ in range(ROWS)]))
-            else:
-                stored.append(frozen.read([source.window() for _ in range(WINDOWS)]))
-        spent[own] += time.monotonic() - begin
-        if own:
-            say("states", **{kind: places(stored, kind == "own") for kind in ("own", "text")})
-    return stored
-
-
-def places(stored: Sequence[Stored], own: bool) -> int:
-    """Places with a target."""
-    return sum(int((s.targets[..., 0] >= 0).sum()) for s in stored if s.own == own)
-
-
-def batches(stored: Sequence[Stored], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """About BATCH positions at a time, each row once, then again in another order."""
-    chance = random.Random(seed)
-    while True:
-        parts = []
-        for states, targets, _ in stored:
-            size = max(1, BATCH // states.shape[1])
-            order = torch.tensor(chance.sample(range(len(states)), len(states)))
-            parts += [(states, targets, rows) for rows in order.split(size)]
-        chance.shuffle(parts)
-        for states, targets, rows in parts:
-            yield states[rows], targets[rows]
 
 
 def frequent(stored: Sequence[Stored], size: int) -> Tensor:
@@ -234,7 +118,8 @@ def train(
 ) -> None:
     """Train the extra heads for so long; save now and then, and at the end."""
     heads, vocabulary = Heads(model), frequent(stored, args.vocabulary)
-    place = torch.full((model.args.vocab_size + 1,), IGNORE_INDEX)  # its last: no target
+    # Where in the small vocabulary a token is; index -100, no target, lands behind the last token.
+    place = torch.full((model.args.vocab_size - IGNORE_INDEX,), IGNORE_INDEX)
     place[vocabulary] = torch.arange(len(vocabulary))
     unembedding = model.output.weight.detach()[vocabulary].bfloat16()  # [V', D]
     parameters = [p for block in heads.blocks for p in block.parameters()]
@@ -273,16 +158,6 @@ def save(model: Transformer, args: argparse.Namespace) -> None:
     """Write the model; an earlier one stays until the new one is whole."""
     save_native(model, args.out, tokenizer_files=find_tokenizer_files(args.model), overwrite=True)
     say("saved", to=str(args.out))
-
-
-def say(what: str, **figures: object) -> None:
-    """One line of the log."""
-    rounded = {
-        k: [round(x, 3) for x in v] if isinstance(v, list) else v for k, v in figures.items()
-    }
-    print(
-        f"{time.strftime('%H:%M:%S')} {what}", *(f"{k}={v}" for k, v in rounded.items()), flush=True
-    )
 
 
 def main() -> None:

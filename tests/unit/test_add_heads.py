@@ -40,7 +40,8 @@ def test_what_was_there_is_shared_and_the_new_blocks_are_apart():
     assert len({p.data_ptr() for p in apart}) == len(apart)
     assert wide.output.weight is wide.tok_embeddings.weight
     assert not wide.training
-    assert model.args.n_future_tokens == 1 and len(model.extra_heads) == 0
+    assert model.args.n_future_tokens == 1
+    assert len(model.extra_heads) == 0
 
 
 def test_greedy_text_stays_and_the_model_survives_storage(tmp_path):

@@ -218,7 +218,7 @@ def test_which_prompt_is_taken():
     assert choose_prompting("mbpp", None, None, "short") == Prompting("template", "short")
     assert choose_prompting("mbpp", "0-shot", None, "short").style == "0-shot"
     assert choose_prompting("mbpp", None, "short", None) == Prompting("template", "short")
-    with pytest.raises(UserError, match="for humaneval choose one of completion, stripped, template"):
+    with pytest.raises(UserError, match="choose one of completion, stripped, template"):
         choose_prompting("humaneval", "3-shot", None, None)
     with pytest.raises(UserError, match="--template 'long'"):
         choose_prompting("humaneval", None, "long", None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.decoding import LossyTypical, Sampling, Speculation
 
-_ALL, _OFF = "all", "off"
+_AUTO, _ALL, _OFF = "auto", "all", "off"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -69,10 +69,11 @@ def add_decoding_arguments(
         "--speculate",
         nargs="?",
         const=_ALL,
-        default=_ALL,
+        default=_AUTO,
         metavar="K",
-        help="the model's heads draft K tokens at a time, which the next pass verifies: greedy "
-        "texts stay the same, sampled ones keep their distribution (default: all heads it has)",
+        help="the model's heads draft K tokens at a time (no K: as many as it has), which the next "
+        "pass verifies: greedy texts stay the same, sampled ones keep their distribution (default: "
+        "as many as pay, by --adaptive)",
     )
     group.add_argument(
         "--no-speculate",
@@ -134,7 +135,7 @@ def _speculation(args: argparse.Namespace) -> Speculation | None:
                 raise UserError(f"--{name.replace('_', '-')} does not go with --no-speculate")
         return None
     heads = None
-    if args.speculate != _ALL:
+    if args.speculate not in (_AUTO, _ALL):
         if not re.fullmatch(r"[+-]?\d+", args.speculate):
             raise UserError(
                 f"--speculate {args.speculate!r}: give a number of heads, or nothing for all; "
@@ -144,7 +145,8 @@ def _speculation(args: argparse.Namespace) -> Speculation | None:
         if heads < 1:
             raise UserError(f"--speculate {heads}: K must be at least 1")
     lossy = LossyTypical() if args.lossy_typical else None
-    return Speculation(heads, args.adaptive, lossy_typical=lossy)
+    adaptive = args.adaptive or args.speculate == _AUTO
+    return Speculation(heads, adaptive, lossy_typical=lossy)
 
 
 def _unescaped(text: str) -> str:

@@ -44,6 +44,7 @@ def worth_copying(model: nn.Module, steps: int) -> bool:
     weights = list(model.parameters())
     return (
         steps >= FEWEST_STEPS
+        and all(type(weight) is nn.Parameter for weight in weights)  # not sharded
         and {weight.device.type for weight in weights} == {"cpu"}
         and {weight.dtype for weight in weights} <= {torch.float32, torch.bfloat16}
         and not torch.is_autocast_enabled("cpu")
