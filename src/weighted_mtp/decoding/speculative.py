@@ -91,8 +91,7 @@ class Speculative:
         exact = sampling.greedy and self._lossy is None
         self._margin = tie_margin(batch.model.definition, sampling) if exact else 0.0
         report.ties = "exact" if self._margin else "fast"
-        cost = speculation.token_cost if speculation.adaptive else None
-        self._lengths = [DraftLength(report.k, cost) for _ in batch.rows]
+        self._lengths = self._draft_lengths(speculation, len(batch.rows))
         self._drafts = torch.zeros(len(batch.rows), 0, dtype=torch.long, device=batch.device)
         self._q: Tensor | None = None  # [B, W - 1, V], what the drafts were drawn from
 
@@ -114,6 +113,12 @@ class Speculative:
         batch.note(decided)
         if batch.live:
             self._guess([len(tokens) - 1 for tokens in decided])
+
+    def _draft_lengths(self, speculation: Speculation, B: int) -> list[DraftLength]:
+        k, cost = self._report.k, speculation.token_cost if speculation.adaptive else None
+        if cost is None or not self._sampling.greedy:
+            return [DraftLength(k, cost) for _ in range(B)]
+        return [DraftLength(k, cost * B**0.5, rows=B)] * B
 
     def _paired(self) -> list[tuple[Row, DraftLength]]:
         return list(zip(self.batch.rows, self._lengths, strict=True))
