@@ -21,6 +21,7 @@ import argparse
 import json
 import platform
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.completions import begins_a_block, cut, written_text
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.model_writer import ModelWriter
 from weighted_mtp.pipelines.run_benchmark import BenchmarkRequest, BenchmarkResult, run_benchmark
 
@@ -100,9 +102,11 @@ def write_theirs(
     lines = path.read_text().splitlines() if path.exists() else []
     done = {json.loads(line)["task_id"] for line in lines}
     lengths = {attempt.task_id: len(attempt.completion) for attempt in ours.attempts}
+    problems = [p for p in ours.benchmark.problems if p.task_id not in done]
+    if not problems:
+        return
     tokenizer = load_tokenizer(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    problems = [p for p in ours.benchmark.problems if p.task_id not in done]
     problems.sort(key=lambda problem: lengths[problem.task_id])
     asked = [(p.task_id, tokenizer.encode(prompting.render(p))) for p in problems]
     for start in range(0, len(asked), args.batch_size):
@@ -138,13 +142,28 @@ def judged(args: argparse.Namespace, style: str, **source: Any) -> BenchmarkResu
 
 
 class Differences:
-    """Finds the first token at which two texts part, and how near the logits are there."""
+    """Finds the first token at which two texts part, and how near the logits are there.
+
+    The models are loaded when the first two texts differ.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._writer = ModelWriter(args.model, "cpu", Sampling(), args.max_new_tokens, "float32")
-        self._ours = load_meta_mtp_model(args.model, device="cpu", dtype="float32").eval()
-        theirs = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-        self._theirs = theirs.eval()
+        self._args = args
+
+    @cached_property
+    def _writer(self) -> ModelWriter:
+        return ModelWriter(
+            self._args.model, "cpu", Sampling(), self._args.max_new_tokens, "float32"
+        )
+
+    @cached_property
+    def _ours(self) -> Transformer:
+        return load_meta_mtp_model(self._args.model, device="cpu", dtype="float32").eval()
+
+    @cached_property
+    def _theirs(self) -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(self._args.model, dtype=torch.float32)
+        return model.eval()
 
     def __call__(
         self, problem: Problem, prompting: Prompting, our_text: str, their_tokens: list[int]
