@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from weighted_mtp.data.micro_tasks import generate
 from weighted_mtp.data.tokenizers import MICRO_VOCABULARY, HuggingFaceTokenizer
@@ -43,6 +43,9 @@ def main() -> None:
     )
     every_pair = [f"{tens}{ones}" for tens in range(10) for ones in range(10)] * len(rows)
     tokenizer.train_from_iterator([*texts, *every_pair], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # a text begins with BOS
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     folder: Path = MICRO_VOCABULARY
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

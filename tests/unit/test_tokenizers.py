@@ -1,5 +1,6 @@
 """Three kinds of tokenizer behind one interface: round trips, files, and mistakes."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -28,8 +30,13 @@ CODE = "def f(xs):\n    if xs:\n        return xs[0]\n\n\n\tfor x in xs:  # two 
 TEXTS = [CODE, "    indented", " x", "\n\n", "", "a  b  ", "é漢😀", "\r\nend\t", "x . y , do n't"]
 
 
-def write_huggingface(folder: Path, eos: str | None = "</s>", bos: str | None = None) -> Path:
-    """A byte-level BPE tokenizer folder as `transformers` writes it, trained on a few lines."""
+def write_huggingface(
+    folder: Path, eos: str | None = "</s>", bos: str | None = None, prefixed: bool = True
+) -> Path:
+    """A byte-level BPE tokenizer folder as `transformers` writes it, trained on a few lines.
+
+    With `bos` it begins every text with it, or, not `prefixed`, only names it.
+    """
     backend = BackendTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -40,7 +47,7 @@ def write_huggingface(folder: Path, eos: str | None = "</s>", bos: str | None = 
         show_progress=False,
     )
     backend.train_from_iterator([CODE, "return a + b\n"], trainer)
-    if bos is not None:  # as Llama 3's file says: prefix every text
+    if bos is not None and prefixed:  # as Llama 3's file says: prefix every text
         special = [(bos, backend.token_to_id(bos))]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=special
@@ -201,6 +208,34 @@ def test_a_fast_tokenizer_adds_no_specials_of_its_own(tmp_path):
     assert tokenizer.bos_id == 0
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(CODE))
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode(CODE), tokenizer.eos_id]) == CODE
+
+
+def test_a_bos_that_no_text_begins_with_is_none(tmp_path):
+    """SmolLM2 names `<|im_start|>` as its BOS, and was never trained with one before a text."""
+    named = write_huggingface(tmp_path / "named", bos="<s>", prefixed=False)
+    prefixed = write_huggingface(tmp_path / "prefixed", bos="<s>")
+    without = write_huggingface(tmp_path / "without")
+    assert HuggingFaceTokenizer(named).bos_id is None
+    assert HuggingFaceTokenizer(prefixed).bos_id == 0
+    assert HuggingFaceTokenizer(without).bos_id is None
+    prints = [HuggingFaceTokenizer(f).fingerprint for f in (named, prefixed, without)]
+    assert prints[0] == prints[2] != prints[1]  # equal for those that give the same ids
+    for folder, bos in ((named, []), (prefixed, [0])):
+        loaded = HuggingFaceTokenizer(folder)
+        prompt = AlpacaCollator(loaded, "short").encode_prompt("a")
+        assert prompt == bos + loaded.encode("a\n>>>\n")
+        loaded.save(tmp_path / "saved")
+        assert load_tokenizer(tmp_path / "saved").bos_id == loaded.bos_id
+        assert load_tokenizer(tmp_path / "saved").fingerprint == loaded.fingerprint
+
+
+def test_a_fingerprint_made_while_the_config_was_believed_is_no_longer_taken(tmp_path):
+    """Rows tokenised with a BOS that no longer comes must not be used again."""
+    folder = write_huggingface(tmp_path, bos="<s>", prefixed=False)
+    backend = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
+    state = json.dumps([json.loads(backend.to_str()), 0, 1], sort_keys=True)
+    before = "huggingface-" + hashlib.sha256(state.encode()).hexdigest()[:16]
+    assert HuggingFaceTokenizer(folder).fingerprint != before
 
 
 # --- saving and loading --------------------------------------------------------------------------
@@ -416,6 +451,7 @@ def test_an_unknown_kind_lists_the_known_ones(with_path, tmp_path):
 def test_the_shipped_tokenizer_keeps_every_text():
     tokenizer = make_tokenizer("micro")
     assert tokenizer.vocab_size == 1024
+    assert tokenizer.bos_id == 0
     for text in (
         "def f(x):\n    return x * 127 - 60\n",
         "  zwölf 蛙 \t\r\n",

@@ -13,6 +13,7 @@ import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
     find_tokenizer_files,
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", type=Path, metavar="DST", help="the directory to write")
     parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
+    parser.add_argument(
+        "--add-heads", type=int, metavar="N", help="N more heads, copies of the last block to train"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
 
 
@@ -54,12 +58,17 @@ def run(args: argparse.Namespace) -> int:
     source: Path = args.source
     destination: Path = args.destination
     dtype = resolve_dtype(args.dtype)
+    if args.add_heads is not None and args.add_heads < 1:
+        raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
     check_destination(destination, args.overwrite)
     _check_apart(source, destination)
     with _load(source, dtype) as found:
+        model = found.model
+        if args.add_heads:
+            model = add_heads(model, model.args.n_future_tokens + args.add_heads)
         if args.to == "hf":
             save_huggingface(
-                found.model,
+                model,
                 destination,
                 tokenizer_files=found.tokenizer_files,
                 overwrite=args.overwrite,
@@ -67,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             save_native(
-                found.model,
+                model,
                 destination,
                 tokenizer_files=found.tokenizer_files,
                 extra_metadata={"converted_from": found.layout},
@@ -75,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 value_head_file=found.value_head,
             )
     carried = ["the weights"]
+    carried += [f"{args.add_heads} more heads, still untrained"] if args.add_heads else []
     carried += ["the tokenizer"] if found.has_tokenizer else []
     carried += ["the value head"] if found.value_head else []
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from weighted_mtp.cli.decoding_options import (
+    DecodingOptions,
+    add_decoding_arguments,
+    decoding_options,
+)
 from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.micro_tasks import Split
-from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS
 from weighted_mtp.evaluation.scores import parse_ks
+from weighted_mtp.pipelines import decoding_figures
 from weighted_mtp.pipelines.run_evaluation import (
     Attempt,
     EvaluationRequest,
@@ -46,10 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
     parser.add_argument("--k", metavar="K,…", help="of pass@k, such as 1,10,100")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, help="default: micro 256, else 512")
     parser.add_argument("--batch-size", type=int, help="prompts at a time (micro 64, else 16)")
     parser.add_argument("--template", help="prompt template (default: the one of the run)")
     parser.add_argument("--device", default="auto")
@@ -61,27 +62,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
         "(default PATH/evaluation/NAME)",
     )
+    add_decoding_arguments(parser, None, "default: micro 256, else 512")
     add_benchmark_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, keep every program."""
-    for name in ("n_problems", "n_samples", "max_new_tokens", "max_difficulty", "batch_size"):
+    for name in ("n_problems", "n_samples", "max_difficulty", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    try:
-        sampling = Sampling(args.temperature, args.top_p, args.seed)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    options = decoding_options(args)
     if args.dataset in BENCHMARKS:
         _refuse(args, _MICRO_ALONE)
-        return run_foreign(args, sampling)
+        return run_foreign(args, options)
     if args.dataset != "micro":
         known = ", ".join(("micro", *BENCHMARKS))
         raise UserError(f"unknown data set {args.dataset!r}: choose one of {known}")
     _refuse(args, _BENCHMARK_ALONE)
-    return _run_micro(args, sampling)
+    return _run_micro(args, options)
 
 
 def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
@@ -92,7 +91,7 @@ def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
             raise UserError(f"--{option} has no meaning for --dataset {args.dataset}")
 
 
-def _run_micro(args: argparse.Namespace, sampling: Sampling) -> int:
+def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
     split = next((name for name in MICRO_SPLITS if name == (args.split or "test")), None)
     if args.path is None:
         raise UserError("give a checkpoint: a run, a checkpoint or a model folder")
@@ -106,8 +105,10 @@ def _run_micro(args: argparse.Namespace, sampling: Sampling) -> int:
             n_problems=args.n_problems or 200,
             n_samples=args.n_samples,
             ks=parse_ks(args.k, args.n_samples) if args.k is not None else (),
-            sampling=sampling,
-            max_new_tokens=args.max_new_tokens or 256,
+            sampling=options.sampling,
+            max_new_tokens=options.max_new_tokens or 256,
+            stops=options.stops,
+            speculation=options.speculation,
             batch_size=args.batch_size or 64,
             device=args.device,
             dtype=args.dtype,
@@ -137,6 +138,8 @@ def show(result: EvaluationResult, examples: int) -> None:
     print(f"{'all':<16}{result.pass_at_1:>8.1%}{total:>10}")
     for k, found in result.pass_at.items():
         print(f"pass@{k}: {found}")
+    if result.decoding is not None:
+        print(decoding_figures.line(result.decoding))
 
 
 def _program(attempt: Attempt) -> str:

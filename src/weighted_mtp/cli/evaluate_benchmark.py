@@ -8,10 +8,11 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, write
+from weighted_mtp.cli.decoding_options import DecodingOptions
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.prompts import TEMPLATE
 from weighted_mtp.evaluation.result_files import Attempt
+from weighted_mtp.pipelines import decoding_figures
 from weighted_mtp.pipelines.run_benchmark import BenchmarkRequest, BenchmarkResult, run_benchmark
 
 FAILURES_SHOWN = 200
@@ -37,8 +38,8 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompt",
         metavar="STYLE",
-        help="humaneval: completion; mbpp: 3-shot, 0-shot; codecontests: apps; any: template "
-        "(default: the published one; for a run trained with a template, that)",
+        help="humaneval: completion, stripped; mbpp: 3-shot, 0-shot; codecontests: apps; any: "
+        "template (default: the published one; for a run trained with a template, that)",
     )
     group.add_argument(
         "--completions",
@@ -52,7 +53,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="start anew, do not go on")
 
 
-def run_foreign(args: argparse.Namespace, sampling: Sampling) -> int:
+def run_foreign(args: argparse.Namespace, options: DecodingOptions) -> int:
     """Evaluate and print; write the page."""
     if not args.allow_code_execution:
         raise UserError(
@@ -78,8 +79,10 @@ def run_foreign(args: argparse.Namespace, sampling: Sampling) -> int:
             ks=args.k,
             prompt=args.prompt,
             template=args.template,
-            sampling=sampling,
-            max_new_tokens=args.max_new_tokens or defaults.max_new_tokens,
+            sampling=options.sampling,
+            max_new_tokens=options.max_new_tokens or defaults.max_new_tokens,
+            stops=options.stops,
+            speculation=options.speculation,
             batch_size=args.batch_size or defaults.batch_size,
             device=args.device,
             dtype=args.dtype,
@@ -123,7 +126,7 @@ def summary(result: BenchmarkResult) -> list[tuple[str, str, str]]:
         (status, f"{count:,}", _STATUSES.get(status, ""))
         for status, count in scores.statuses.items()
     ]
-    return lines
+    return lines + (decoding_figures.table(result.decoding) if result.decoding else [])
 
 
 def _prompt(result: BenchmarkResult) -> str:

@@ -1,61 +1,178 @@
-"""`weighted-mtp generate`: continue a prompt with a checkpoint."""
+"""`weighted-mtp generate`: continue prompts with a checkpoint.
+
+Standard output holds texts (with --json: records) and nothing else; the last line on standard error
+says what they took.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from weighted_mtp.core.device import resolve_device
+from weighted_mtp.cli.decoding_options import add_decoding_arguments, decoding_options
+from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.collators import TEMPLATES, AlpacaCollator
-from weighted_mtp.data.tokenizers import check_vocabulary, load_tokenizer
-from weighted_mtp.decoding import Sampling, generate
-from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
-from weighted_mtp.pipelines.run_evaluation import template_of
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.decoding import Completion
+from weighted_mtp.pipelines import decoding_figures
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data
+
+RAW = "raw"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text to write.
+
+    Attributes:
+        number: of the prompt, from 0.
+        sample: among those of the prompt, from 0.
+        ids: the prompt's tokens.
+    """
+
+    number: int
+    sample: int
+    prompt: Prompt
+    ids: list[int]
+
+    @property
+    def seed(self) -> int:
+        """See `row_seed`."""
+        return row_seed(str(self.number), self.sample)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `generate`."""
     parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint or a model directory")
-    parser.add_argument(
-        "--prompt", required=True, help="an instruction (with --template raw: any text)"
-    )
+    add_prompt_arguments(parser)
     parser.add_argument(
         "--template",
-        choices=[*TEMPLATES, "raw"],
+        choices=[*TEMPLATES, RAW],
         help="prompt template (default: the one of the run; raw continues the text as it is)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="of each prompt")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON object a line: text, tokens, finish, …"
+    )
+    parser.add_argument(
+        "--logprobs", action="store_true", help="with --json: log-probabilities of the tokens"
+    )
+    add_decoding_arguments(parser, 256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the continuation."""
-    if args.max_new_tokens < 1:
-        raise UserError("--max-new-tokens must be at least 1")
-    model_dir = resolve_model_dir(args.checkpoint)
-    tokenizer = load_tokenizer(model_dir)
-    adapter = MetaLlamaMTPAdapter.from_pretrained(
-        model_dir, resolve_device(args.device), args.dtype, initialize_value_head=False
+    """Print the continuations."""
+    options = decoding_options(args)
+    for name in ("n_samples", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.n_samples > 1 and options.sampling.greedy:
+        raise UserError("--n-samples: greedy texts are all alike; set --temperature above 0")
+    if args.logprobs and not args.json:
+        raise UserError("--logprobs goes with --json")
+    prompts = read_prompts(args)
+    writer = ModelWriter(
+        args.checkpoint,
+        args.device,
+        options.sampling,
+        options.max_new_tokens or 0,
+        args.dtype,
+        options.speculation,
     )
-    check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
-    template = args.template or template_of(args.checkpoint)
-    if template == "raw":
-        bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        prompt = bos + tokenizer.encode(args.prompt)
-    else:
-        prompt = AlpacaCollator(tokenizer, template).encode_prompt(args.prompt)
+    asked = _asked(writer, prompts, args.template or _template_of(args.checkpoint), args.n_samples)
     try:
-        sampling = Sampling(args.temperature, args.top_p, args.seed)
-        ids = generate(
-            adapter.transformer, [prompt], args.max_new_tokens, tokenizer.eos_id, sampling
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    print(tokenizer.decode(ids[0]))
+        _print_texts(args, writer, asked, options.stops)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read this has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    print(decoding_figures.line(writer.figures.record()), file=sys.stderr)
     return 0
+
+
+def _template_of(path: Path) -> str:
+    """The run's, `raw` for a run on plain text, Alpaca's for a bare model directory."""
+    data = run_data(path)
+    return RAW if data.get("source") == "text" else str(data.get("template", "alpaca"))
+
+
+def _asked(
+    writer: ModelWriter, prompts: Sequence[Prompt], template: str, n_samples: int
+) -> list[Asked]:
+    """Every text to write, each prompt rendered and tokenised once.
+
+    Raises:
+        UserError: a prompt does not fit the model, or has no token.
+    """
+    asked = []
+    for number, prompt in enumerate(prompts):
+        if template == RAW:
+            text = prompt.text + prompt.input
+        else:
+            text = TEMPLATES[template].render(prompt.text, prompt.input)
+        ids = writer.encode(text)
+        if not ids:
+            raise UserError(f"prompt {number + 1} is empty; give at least one character")
+        if len(ids) > writer.longest_prompt:
+            raise UserError(
+                f"prompt {number + 1} has {len(ids)} tokens, the model's positions leave "
+                f"{max(0, writer.longest_prompt)} beside the new ones; shorten it, or lower "
+                "--max-new-tokens"
+            )
+        asked += [Asked(number, sample, prompt, ids) for sample in range(n_samples)]
+    return asked
+
+
+def _print_texts(
+    args: argparse.Namespace, writer: ModelWriter, asked: Sequence[Asked], stops: Sequence[str]
+) -> None:
+    """On a terminal one text comes piece by piece; else texts come whole."""
+    if len(asked) == 1 and not args.json and sys.stdout.isatty():
+        try:
+            for piece in _pieces(writer, asked[0], stops):
+                print(piece, end="", flush=True)
+        finally:
+            print()  # after Ctrl-C too
+        return
+    headed = len(asked) > 1 and sys.stdout.isatty()
+    for start in range(0, len(asked), args.batch_size):
+        batch = asked[start : start + args.batch_size]
+        seeds = [one.seed for one in batch]
+        written = writer.write([one.ids for one in batch], seeds, stops, args.logprobs)
+        for one, completion in zip(batch, written, strict=True):
+            if headed:
+                print(f"── prompt {one.number + 1}, text {one.sample + 1}", file=sys.stderr)
+            print(_record(one, completion, args.logprobs) if args.json else completion.text)
+            sys.stdout.flush()
+
+
+def _pieces(writer: ModelWriter, one: Asked, stops: Sequence[str]) -> Iterator[str]:
+    """The text as it comes."""
+    start = time.monotonic()
+    stream = writer.stream(one.ids, one.seed, stops)
+    for (piece,) in stream:
+        yield piece.text
+    writer.figures.add(stream.report, 1, time.monotonic() - start)
+
+
+def _record(one: Asked, completion: Completion, logprobs: bool) -> str:
+    record = {
+        "number": one.number,
+        "sample": one.sample,
+        "prompt": one.prompt.text,
+        **({"input": one.prompt.input} if one.prompt.input else {}),
+        "text": completion.text,
+        "tokens": completion.tokens,
+        **({"logprobs": completion.logprobs} if logprobs else {}),
+        "finish": completion.finish,
+    }
+    return json.dumps(record)

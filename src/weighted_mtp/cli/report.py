@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.analysis.html_report import Curve, ProgramCard, Report, Table, TokenTrace, write
+from weighted_mtp.analysis.html_style import figure
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.evaluation.statistics import bootstrap_interval
@@ -56,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
         summary=summary,
         curves=curves(stages),
         pairs=[(TokenTrace(**asdict(a)), TokenTrace(**asdict(b))) for a, b in pairs],
-        tables=[families(split, found) for split, found in attempts.items() if found],
+        tables=[
+            *heads(_last(records, "validation")),
+            *(families(split, found) for split, found in attempts.items() if found),
+        ],
         programs=[card(attempt) for attempt in pick(attempts["test"], args.programs)],
         settings=config.read_text(encoding="utf-8") if config.exists() else "",
     )
@@ -111,6 +116,10 @@ def summarise(
         accuracy, loss = held_out["head_accuracy"][0], held_out["head_loss"][0]
         lines.append(("next token right", f"{accuracy:.1%}", "on held-out correct programs"))
         lines.append(("loss of head 1", f"{loss:.3f} nats", "the same, as cross-entropy a token"))
+    if len(held_out.get("head_acceptance", ())) > 1:
+        gained = f"{held_out['tokens_per_forward']:.2f} of {len(held_out['head_acceptance'])}"
+        meaning = "that greedy decoding gains on such text, with the heads' drafts to check"
+        lines.append(("tokens a forward", gained, meaning))
     if "right_preferred" in held_out:
         meaning = "of a right and a wrong program of one problem, it finds the right one likelier"
         lines.append(("right preferred", f"{held_out['right_preferred']:.1%}", meaning))
@@ -166,6 +175,34 @@ def curves(stages: Mapping[str, Records]) -> list[Curve]:
     return charts
 
 
+def heads(held_out: Mapping[str, Any]) -> list[Table]:
+    """Quality of each head on held-out text, in one table; none if it was not measured."""
+    if "head_acceptance" not in held_out:
+        return []
+    columns = {
+        "loss (nats)": [figure(x) for x in held_out["head_loss"]],
+        "accuracy": [_percent(x) for x in held_out["head_accuracy"]],
+        "confidence": [_percent(x) for x in held_out["head_confidence"]],
+        "calibration error": [_percent(x) for x in held_out["head_calibration_error"]],
+        "drafts kept, greedy": [_percent(x) for x in held_out["head_acceptance"]],
+        "drafts kept, sampled": [_percent(x) for x in held_out["head_acceptance_sampled"]],
+    }
+    caption = (
+        "Head k predicts the token k places ahead. Confidence: the chance it gives its best token, "
+        "on average; calibration error: how far that is from how often it is right. Drafts kept: "
+        "how often head 1, which has then read the tokens between, would write the same (greedy) "
+        "or keep what was drawn (sampled, temperature 1); head 1 drafts nothing. A draft is of use "
+        "if those before it were kept, and so a forward pass gains "
+        f"{held_out['tokens_per_forward']:.2f} tokens greedy, "
+        f"{held_out['tokens_per_forward_sampled']:.2f} sampled."
+    )
+    if len(held_out["head_acceptance"]) == 1:  # nothing to draft with
+        del columns["drafts kept, greedy"], columns["drafts kept, sampled"]
+        caption = caption.partition(" Drafts kept")[0]
+    rows = [(f"head {k}", *cells) for k, cells in enumerate(zip(*columns.values(), strict=True), 1)]
+    return [Table("Each head on held-out text", ("", *columns), rows, caption)]
+
+
 def families(split: str, attempts: Sequence[Mapping[str, Any]]) -> Table:
     """pass@1 by family of problems."""
     scores: dict[str, list[float]] = {}
@@ -191,6 +228,10 @@ def card(attempt: Mapping[str, Any]) -> ProgramCard:
     failed = f"{attempt['status']}: {attempt['detail']}"
     verdict = "passes its tests" if attempt["passed"] else failed
     return ProgramCard(attempt["instruction"], attempt["completion"], verdict, attempt["passed"])
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.1%}"
 
 
 def _last(records: Records, kind: str) -> dict[str, Any]:

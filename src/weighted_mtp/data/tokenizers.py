@@ -27,7 +27,8 @@ class Tokenizer(Protocol):
 
     Attributes:
         vocab_size: ids are below it.
-        bos_id: starts a sequence; None where the model was trained without.
+        bos_id: starts a sequence; None where the tokenizer, left to itself, puts none there: a
+            model then never saw one, or not as the start of every text.
         eos_id: ends a response.
         pad_id: fills a batch; it is never a target, so any id will do.
         fingerprint: equal for tokenizers that give the same ids.
@@ -166,7 +167,6 @@ class HuggingFaceTokenizer:
         if self._fast.eos_token_id is None:
             raise UserError(f"{folder}: tokenizer_config.json names no eos_token; set it")
         self.vocab_size = len(self._fast)
-        self.bos_id: int | None = self._fast.bos_token_id
         self.eos_id = int(self._fast.eos_token_id)
         pad = self._fast.pad_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
@@ -174,6 +174,10 @@ class HuggingFaceTokenizer:
         self._backend: Any = self._fast.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        # A config may name a BOS that no text begins with (SmolLM2's `<|im_start|>`).
+        first: list[int] = self._backend.encode("x", add_special_tokens=True).ids[:1]
+        named: int | None = self._fast.bos_token_id
+        self.bos_id: int | None = named if first == [named] else None
         # Of the tokenizer itself, not of its file: saving rewrites the file in another order.
         # The specials come from its config: two tokenizers that differ there end rows differently.
         state = json.dumps(

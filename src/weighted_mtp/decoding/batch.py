@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -55,12 +56,15 @@ class Batch:
         self, model: Transformer, rows: Sequence[Row], max_new_tokens: int, penalised: bool
     ) -> None:
         weight = model.tok_embeddings.weight
-        self.model, self.rows, self.device = model, list(rows), weight.device
+        self.rows, self.device = list(rows), weight.device
+        self.model = FastModel(model, max_new_tokens)
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
         spare = model.args.n_future_tokens - 1  # drafts past the last token
         self._length = min(wanted + spare, model.max_positions)
-        self._cache = KVCache(model.args, len(rows), self._length, self.device, weight.dtype)
+        self._cache = KVCache(model.args, len(rows), self._length, self.device, self.model.dtype)
+        self._window: Window | None = None  # of the last read
+        self._places: list[list[int]] = []  # in it, of the tokens that `read` returned, [B][W]
         self.seen: Tensor | None = None
         if penalised:
             shape = len(rows), model.args.vocab_size
@@ -72,14 +76,14 @@ class Batch:
         """Rows that go on."""
         return [row for row in self.rows if row.finish is None]
 
-    def read(self, drafts: Tensor | None = None) -> list[Tensor]:
+    def read(self, drafts: Tensor | None = None) -> Tensor:
         """Read what no pass has read yet: the prompts, then the newest token of every row.
 
         Args:
             drafts: `[B, W - 1]` guesses at the tokens after it, read along.
 
         Returns:
-            The K heads' states `[B, W, D]`, `[:, 0]` at the newest token.
+            The first head's states `[B, W, D]`, `[:, 0]` at the newest token.
         """
         if not self.read_prompts:
             self.read_prompts = True
@@ -94,21 +98,29 @@ class Batch:
         start_pos: int | Tensor = begins[0]
         if any(begin != start_pos for begin in begins):
             start_pos = self.tensor(begins)
-        states = self.model.head_states(window, start_pos, True, cache=self._cache)
+        states, self._window = self.model.read(window, start_pos, self._cache)
         if begins == starts:
+            self._places = [list(range(W))] * B
             return states
-        late = [[s - b + i for i in range(W)] for s, b in zip(starts, begins, strict=True)]
-        places = self.tensor(late).clamp(max=W - 1)
+        late = [s - b for s, b in zip(starts, begins, strict=True)]
+        self._places = [[min(first + i, W - 1) for i in range(W)] for first in late]
         rows = torch.arange(B, device=self.device)[:, None]
-        return [state[rows, places] for state in states]
+        return states[rows, self.tensor(self._places)]
 
-    def _read_prompts(self) -> list[Tensor]:
+    def guess(self, at: Sequence[int], count: int) -> Tensor:
+        """States `[B, count, D]` of heads 2 … count + 1 at place `at` of what each row read."""
+        assert self._window is not None, "nothing was read"
+        places = [row[index] for row, index in zip(self._places, at, strict=True)]
+        return self.model.guess(self._window, places, count)
+
+    def _read_prompts(self) -> Tensor:
         lengths = [len(row.tokens) for row in self.rows]
         longest = max(lengths)
         tokens = self.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in self.rows])
-        states = self.model.head_states(tokens, 0, True, cache=self._cache)  # [B, S, D] each
-        rows, last = torch.arange(len(lengths), device=self.device), self.tensor(lengths) - 1
-        return [state[rows, last][:, None] for state in states]
+        states, self._window = self.model.read(tokens, 0, self._cache)  # [B, S, D]
+        self._places = [[length - 1] for length in lengths]
+        rows = torch.arange(len(lengths), device=self.device)[:, None]
+        return states[rows, self.tensor(self._places)]
 
     def _earlier(self, window: Tensor, begins: Sequence[int]) -> Tensor:
         """Windows that would reach past the cache, beginning with tokens read before instead.

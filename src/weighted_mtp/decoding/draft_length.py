@@ -1,4 +1,4 @@
-"""How many tokens ahead a row should draft, judged by its own past alone."""
+"""How many tokens ahead to draft, judged by how earlier drafts fared."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ class DraftLength:
 
     A forward of k tokens is taken to cost 1 + `token_cost`·(k − 1) forwards of one. The choice
     rests on steps that are over, never on the drafts it is about, so sampled text keeps its
-    distribution; and on one row, so that rows do not meet.
+    distribution.
 
     Args:
         most: upper limit, the k of the call.
         token_cost: cost of one more token in a forward pass; measure it on your machine. None:
             always `most`.
+        rows: that it decides for together, each of which is learnt from at every step.
     """
 
-    def __init__(self, most: int, token_cost: float | None) -> None:
+    def __init__(self, most: int, token_cost: float | None, rows: int = 1) -> None:
         self._most, self._cost = most, token_cost
+        self._memory, self._hope = _MEMORY ** (1 / rows), _HOPE / rows
         self._rates = [1.0] * (most - 1)  # of heads 2 … k, given that all before were right
         self.k = most
 
@@ -33,9 +35,9 @@ class DraftLength:
             return
         for head, rate in enumerate(self._rates):
             if head < tested:
-                self._rates[head] = _MEMORY * rate + (1 - _MEMORY) * (head < accepted)
+                self._rates[head] = self._memory * rate + (1 - self._memory) * (head < accepted)
             else:
-                self._rates[head] = rate + _HOPE * (1 - rate)
+                self._rates[head] = rate + self._hope * (1 - rate)
         self.k = self._best(self._cost)
 
     def _best(self, cost: float) -> int:

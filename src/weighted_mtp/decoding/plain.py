@@ -31,7 +31,7 @@ class Plain:
     ) -> None:
         self.batch, self._sampling, self._dice = batch, sampling, dice
         self._report, self._logprobs = report, logprobs
-        self._margin = tie_margin(batch.model, sampling) if sampling.greedy else 0.0
+        self._margin = tie_margin(batch.model.definition, sampling) if sampling.greedy else 0.0
         report.ties = "exact" if self._margin else "fast"
 
     def step(self) -> None:
@@ -40,7 +40,7 @@ class Plain:
         places = batch.shrink()
         if places is not None:
             self._dice.keep(places)
-        logits = batch.model.output(batch.read()[0][:, 0])  # [B, V]
+        logits = batch.model.output(batch.read()[:, 0])  # [B, V]
         self._report.forwards += 1
         chosen, doubtful = self._choose(logits)
         scores: list[list[float]] = [[] for _ in batch.rows]
@@ -75,7 +75,9 @@ class Plain:
             reread = doubt and row.finish is None
             self._report.rereads += bool(reread)
             tokens.append(
-                by_definition(self.batch.model, row.tokens, self._sampling) if reread else token
+                by_definition(self.batch.model.definition, row.tokens, self._sampling)
+                if reread
+                else token
             )
         return tokens
 

@@ -14,7 +14,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Judge, Program, Verdict
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.evaluation.benchmarks import Problem
-from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
+from weighted_mtp.evaluation.prompts import HUMANEVAL_STOPS, TEMPLATE, Prompting
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK_FIRST = re.compile(r"\s*```")
@@ -69,22 +69,29 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
 
+def begins_a_block(text: str) -> bool:
+    """Whether the first thing written is a fence: stop strings do not end what is inside."""
+    return _BLOCK_FIRST.match(text) is not None
+
+
 def answer_of(problem: Problem, text: str, prompting: Prompting) -> str:
-    """The code in what was written.
+    """The code in what was written, whether or not writing ended at the stop strings.
 
     A fenced block is taken out of its fence: anywhere in an answer to a template, and at the very
     beginning of other completions, where nothing else can be meant. Of several blocks it is the
     first that defines the problem's function, else the first. Other text ends at the first stop
-    string; those that end a function's body do not end an answer that writes the whole function.
+    string. An answer to a template that is the body of a function ends as such a body does.
     """
     chatty = prompting.style == TEMPLATE
-    blocks: list[str] = _BLOCK.findall(text) if chatty or _BLOCK_FIRST.match(text) else []
+    if chatty:
+        text = cut(text, prompting.stops)
+    blocks: list[str] = _BLOCK.findall(text) if chatty or begins_a_block(text) else []
     if blocks:
         return next((block for block in blocks if _defines(block, problem)), blocks[0])
-    stops = prompting.stops(problem)
-    if chatty and _defines(text, problem):
-        stops = tuple(stop for stop in stops if stop not in Prompting("completion").stops(problem))
-    return cut(text, stops)
+    if not chatty:
+        return cut(text, prompting.stops)
+    body = problem.style == "completion" and not _defines(text, problem)
+    return cut(text, HUMANEVAL_STOPS) if body else text
 
 
 def solution_of(problem: Problem, text: str, prompting: Prompting) -> str:

@@ -3,12 +3,14 @@
 | style | of | |
 |---|---|---|
 | `completion` | HumanEval | the published function head with its docstring, nothing else (Chen et al. 2021, arXiv:2107.03374, §2) |
+| `stripped` | HumanEval | the same without the new line at its end, which many tokenizers join with the indentation after it (the BigCode Evaluation Harness's `humaneval`) |
 | `3-shot` | MBPP | the published prompt, after tasks 2, 3 and 4 with their solutions (Austin et al. 2021, arXiv:2108.07732, §3; as in the Language Model Evaluation Harness) |
 | `0-shot` | MBPP | a docstring of text and first test, which names the function (Fried et al. 2022, arXiv:2204.05999; as in the BigCode Evaluation Harness) |
 | `apps` | CodeContests | APPS's prompt (Hendrycks et al. 2021, arXiv:2105.09938): CodeContests has none published for a decoder |
 | `template` | any | the template a model was trained with |
 
-A stop string is looked for in the text that was written; none is ever turned into a token.
+A stop string is looked for in the text, across the borders of tokens; none is ever turned into a
+token.
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from weighted_mtp.evaluation.benchmarks import Problem
 
 TEMPLATE = "template"
 PUBLISHED = {
-    "humaneval": ("completion",),
+    "humaneval": ("completion", "stripped"),
     "mbpp": ("3-shot", "0-shot"),
     "codecontests": ("apps",),
 }
 """Styles of each data set, the usual one first."""
 
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+BIGCODE_STOPS = (*HUMANEVAL_STOPS, "\n@", "\n```", "<file_sep>")
 INCODER_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
 TEMPLATE_STOPS = {
     "alpaca": ("\n### Instruction:", "\n### Input:", "\n### Response:"),
@@ -98,12 +101,10 @@ class Prompting:
             return TEMPLATES[self.template].render(problem.instruction, problem.input)
         return _RENDERERS[self.style](problem)
 
-    def stops(self, problem: Problem) -> tuple[str, ...]:
-        """Texts at which a plain continuation ends."""
-        if self.style != TEMPLATE:
-            return _STOPS[self.style]
-        body = HUMANEVAL_STOPS if problem.style == "completion" else ()
-        return body + TEMPLATE_STOPS[self.template]
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which writing ends: what follows them is no answer."""
+        return TEMPLATE_STOPS[self.template] if self.style == TEMPLATE else _STOPS[self.style]
 
 
 def choose_prompting(
@@ -164,12 +165,14 @@ def _apps(problem: Problem) -> str:
 
 _RENDERERS: dict[str, Callable[[Problem], str]] = {
     "completion": lambda problem: problem.instruction,
+    "stripped": lambda problem: problem.instruction.strip(),
     "3-shot": _three_shot,
     "0-shot": _zero_shot,
     "apps": _apps,
 }
 _STOPS = {
     "completion": HUMANEVAL_STOPS,
+    "stripped": BIGCODE_STOPS,
     "3-shot": ("[DONE]",),
     "0-shot": INCODER_STOPS,
     "apps": ("\nQUESTION:",),

@@ -21,7 +21,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.scores import Scores
 
-JOURNAL, CONFIG = "attempts.jsonl", "config.json"
+JOURNAL, CONFIG, RESULTS = "attempts.jsonl", "config.json", "results.json"
 _METRICS = {"mbpp": ("pass_at_{k}", "none")}
 _METRIC = ("pass@{k}", "create_test")
 """Names of figures and filters in the Language Model Evaluation Harness."""
@@ -247,13 +247,27 @@ def evalplus_id(task_id: str) -> str:
     return task_id
 
 
+def read_decoding(directory: Path) -> dict[str, Any] | None:
+    """What writing took, of the `results.json` that is there; None if it does not say."""
+    try:
+        found = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+        return dict(found["weighted_mtp"]["decoding"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def harness_results(
-    dataset: str, scores: Scores, settings: Mapping[str, Any], total: int, seconds: float
+    dataset: str,
+    scores: Scores,
+    settings: Mapping[str, Any],
+    total: int,
+    seconds: float,
+    decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`results.json` as the Language Model Evaluation Harness writes it, for one task.
 
-    Its own figures are the means and standard errors; intervals and statuses are under
-    `weighted_mtp`.
+    Its own figures are the means and standard errors; intervals, statuses and what decoding took
+    are under `weighted_mtp`.
 
     Args:
         settings: of the evaluation, as in `config.json`.
@@ -289,6 +303,7 @@ def harness_results(
                 for k, i in scores.pass_at.items()
             },
             "statuses": scores.statuses,
+            "decoding": None if decoding is None else dict(decoding),
             "problems": {task: {"n": n, "c": c} for task, (n, c) in scores.problems.items()},
         },
     }

@@ -17,10 +17,10 @@ from weighted_mtp.data.datasets import file_digest, read_lines, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 from weighted_mtp.evaluation.benchmarks import Benchmark, Problem
-from weighted_mtp.evaluation.completions import written_text
+from weighted_mtp.evaluation.completions import begins_a_block, cut, written_text
 from weighted_mtp.evaluation.mutants import mutants
-from weighted_mtp.evaluation.prompts import Prompting
-from weighted_mtp.pipelines.model_writer import ModelWriter
+from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed
 
 _log = get_logger(__name__)
 CANONICAL, MUTANTS = "canonical", "mutants"
@@ -67,6 +67,10 @@ class CompletionSource(Protocol):
         """All that are not done, in order."""
         ...
 
+    def figures(self) -> dict[str, Any] | None:
+        """What writing them took (`DecodingFigures.record`); None if nothing was written."""
+        ...
+
 
 class GivenCompletions:
     """Completions that are there already."""
@@ -83,6 +87,9 @@ class GivenCompletions:
 
     def candidates(self, done: Container[Key]) -> Iterator[Candidate]:
         return (candidate for candidate in self._candidates if candidate.key not in done)
+
+    def figures(self) -> None:
+        return None
 
 
 def read_completions(path: Path, benchmark: Benchmark, partial: bool = False) -> GivenCompletions:
@@ -168,8 +175,8 @@ def reference_completions(
 class ModelCompletions:
     """Completions that a model writes, `batch_size` at a time.
 
-    A batch of which one is missing is written whole: the texts are those of a run that was never
-    stopped, provided that the batch size is the same.
+    Each has a seed of its own (`row_seed`): neither the batch size nor where an evaluation was
+    stopped changes a text.
     """
 
     def __init__(
@@ -180,8 +187,11 @@ class ModelCompletions:
         n_samples: int,
         batch_size: int,
         identity: Mapping[str, Any],
+        stops: Sequence[str] = (),
     ) -> None:
         self._writer, self._batch_size = writer, batch_size
+        self._own_stops, self._stops = tuple(stops), (*prompting.stops, *stops)
+        self._plain = prompting.style != TEMPLATE
         self._identity = {**identity, "n_samples": n_samples}
         self._prompts = {p.task_id: writer.encode(prompting.render(p)) for p in benchmark.problems}
         self.samples = {problem.task_id: n_samples for problem in benchmark.problems}
@@ -211,14 +221,42 @@ class ModelCompletions:
                 candidate = Candidate(problem, sample, "", refused=f"a prompt of {tokens} tokens")
                 if candidate.key not in done:
                     yield candidate
-        for start in range(0, len(self._asked), self._batch_size):
-            batch = self._asked[start : start + self._batch_size]
-            if all((problem.task_id, sample) in done for problem, sample in batch):
-                continue
-            prompts = [self._prompts[problem.task_id] for problem, _ in batch]
-            written = self._writer.write(prompts, start)
-            for (problem, sample), prompt, ids in zip(batch, prompts, written, strict=True):
-                text = written_text(self._writer.tokenizer, prompt, ids)
-                candidate = Candidate(problem, sample, text)
-                if candidate.key not in done:
-                    yield candidate
+        missing = [(p, sample) for p, sample in self._asked if (p.task_id, sample) not in done]
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            for (problem, sample), text in zip(batch, self._written(batch), strict=True):
+                yield Candidate(problem, sample, text)
+
+    def figures(self) -> dict[str, Any] | None:
+        return self._writer.figures.record() if self._writer.figures.texts else None
+
+    def _written(self, batch: Sequence[tuple[Problem, int]]) -> list[str]:
+        """The text of each, ended at the stop strings.
+
+        A plain completion that begins with a fenced block, and was stopped, is written again whole:
+        inside of a fence the stop strings mean nothing (`answer_of`).
+        """
+        texts, blocks = self._continued(batch, self._stops)
+        again = [place for place, block in enumerate(blocks) if block and self._plain]
+        if again:
+            whole, _ = self._continued([batch[place] for place in again], self._own_stops)
+            for place, text in zip(again, whole, strict=True):
+                texts[place] = text
+        return texts
+
+    def _continued(
+        self, batch: Sequence[tuple[Problem, int]], stops: Sequence[str]
+    ) -> tuple[list[str], list[bool]]:
+        """The text of each up to a stop string, and whether that string cut off a block."""
+        prompts = [self._prompts[problem.task_id] for problem, _ in batch]
+        seeds = [row_seed(problem.task_id, sample) for problem, sample in batch]
+        texts, blocks = [], []
+        written = self._writer.write(prompts, seeds, stops)
+        for (problem, _), prompt, completion in zip(batch, prompts, written, strict=True):
+            whole = written_text(self._writer.tokenizer, prompt, completion.tokens)
+            text = cut(whole, stops)
+            if text != completion.text:  # decoded at once and piece by piece: a strange tokenizer
+                _log.warning("%s: decoding stopped elsewhere than its text ends", problem.task_id)
+            texts.append(text)
+            blocks.append(completion.finish == "stop" and begins_a_block(whole))
+        return texts, blocks

@@ -6,15 +6,18 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
 def in_words(figures: dict[str, Any]) -> str:
-    """`head 1: 0.12 nats, 96.1 %  head 2: …  value: AUC 0.81 half-way, 0.93 at the end`, for a
-    person."""
+    """`head 1: 0.12 nats, 96.1 %  head 2: …  3.12 tokens a forward  value: AUC 0.81 half-way, 0.93
+    at the end`, for a person."""
     words = [heads_in_words(figures)] if "head_loss" in figures else []
+    if len(figures.get("head_acceptance", [])) > 1:  # one head drafts nothing
+        words.append(f"{figures['tokens_per_forward']:.2f} tokens a forward")
     if "auc_at_50" in figures and "auc_at_100" in figures:
         half, end = figures["auc_at_50"], figures["auc_at_100"]
         words.append(f"value: AUC {half:.2f} half-way, {end:.2f} at the end")
@@ -32,7 +35,8 @@ def heads_in_words(summary: dict[str, Any]) -> str:
 
 
 class MetricsFile:
-    """`metrics.jsonl` of a run: one object a line, each with `kind` and `step`."""
+    """`metrics.jsonl` of a run: one object a line, each with `kind` and `step`. A figure that is
+    not finite is `null` there, for JSON has no NaN."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +44,7 @@ class MetricsFile:
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Append one record."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+            file.write(_line({"kind": kind, "step": step, **figures}))
 
     def rewind(self, step: int) -> None:
         """Drop records later than `step`: a resumed run writes them again."""
@@ -48,12 +52,13 @@ class MetricsFile:
             return
         kept = [r for r in read_metrics(self.path) if r["step"] <= step]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         partial.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a metrics file (the last line of a killed run may be cut)."""
+    """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
+    NaN, and so are the bare NaN of files written before."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -61,7 +66,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict) and {"kind", "step"} <= record.keys():
-            records.append(record)
+            records.append(_each(record, lambda x: math.nan if x is None else x))
     return records
 
 
@@ -69,3 +74,21 @@ def curve(records: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[
     """Steps and values of one figure."""
     chosen = [r for r in records if r["kind"] == kind and key in r]
     return [r["step"] for r in chosen], [r[key] for r in chosen]
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Strict JSON, a line."""
+
+    def strict(x: Any) -> Any:
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(_each(record, strict), allow_nan=False) + "\n"
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A figure, or those of a list or mapping at any depth, changed."""
+    if isinstance(value, dict):
+        return {key: _each(below, change) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_each(below, change) for below in value]
+    return change(value)

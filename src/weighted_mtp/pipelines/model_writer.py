@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.tokenizers import check_vocabulary, load_tokenizer
-from weighted_mtp.decoding import Sampling, generate
+from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.decoding_figures import DecodingFigures
 
 
 class ModelWriter:
@@ -21,10 +25,17 @@ class ModelWriter:
 
     Args:
         path: a run, a checkpoint or a model directory.
+        max_new_tokens: of each text.
         dtype: as `MetaLlamaMTPAdapter.from_pretrained` takes it; None keeps the stored one.
+        speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
+
+    Attributes:
+        speculation: what comes of it with the heads that the model has.
+        figures: what writing took so far.
 
     Raises:
-        UserError: the checkpoint or its tokenizer is missing or damaged, or they do not match.
+        UserError: the checkpoint or its tokenizer is missing or damaged, they do not match, or the
+            model has not the heads that `speculation` asks for.
     """
 
     def __init__(
@@ -34,14 +45,20 @@ class ModelWriter:
         sampling: Sampling,
         max_new_tokens: int,
         dtype: str | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.model_dir = resolve_model_dir(path)
         self.tokenizer = load_tokenizer(self.model_dir)
+        shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
+        check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
+        k = _heads_in_use(speculation, shape.n_future_tokens)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
             self.model_dir, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
-        check_vocabulary(self.tokenizer, self._model.args.vocab_size, str(self.model_dir))
+        self.speculation = speculation if k > 1 else None
+        self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
+        self._decode = continuation_decoder(self.tokenizer)
 
     @property
     def longest_prompt(self) -> int:
@@ -53,22 +70,84 @@ class ModelWriter:
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return bos + self.tokenizer.encode(text)
 
-    def write(self, prompts: Sequence[Sequence[int]], start: int) -> list[list[int]]:
-        """The new tokens of each prompt, without EOS.
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        row_seeds: Sequence[int],
+        stops: Sequence[str] = (),
+        logprobs: bool = False,
+    ) -> list[Completion]:
+        """Continue each prompt to its EOS, its stop string or the limit.
 
         Args:
-            start: number of the first among all prompts, which moves the seed.
+            row_seeds: one for each prompt, see `row_seed`.
+            stops: strings that end a text; they are not part of it.
+            logprobs: keep the tokens' log-probabilities.
 
         Raises:
             UserError: a prompt leaves no room for the answer.
         """
-        sampling = replace(self._sampling, seed=self._sampling.seed + start)
+        start = time.monotonic()
         try:
-            return generate(
-                self._model, prompts, self._max_new_tokens, self.tokenizer.eos_id, sampling
+            completions, report = complete(
+                self._model,
+                prompts,
+                self._stopping(stops),
+                self._sampling,
+                self.speculation,
+                row_seeds,
+                logprobs,
             )
         except ValueError as error:
-            raise UserError(f"{error}; lower --max-new-tokens") from error
+            raise UserError(str(error)) from error
+        self.figures.add(report, len(prompts), time.monotonic() - start)
+        return completions
+
+    def stream(self, prompt: Sequence[int], row_seed: int, stops: Sequence[str] = ()) -> Stream:
+        """Continue one prompt piece by piece; whoever reads it adds its report to the figures.
+
+        Raises:
+            UserError: the prompt leaves no room for the answer.
+        """
+        try:
+            return Stream(
+                self._model,
+                [prompt],
+                self._stopping(stops),
+                self._sampling,
+                self.speculation,
+                [row_seed],
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _stopping(self, stops: Sequence[str]) -> Stopping:
+        return Stopping(self._max_new_tokens, self.tokenizer.eos_id, tuple(stops), self._decode)
+
+
+def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
+    try:
+        return 1 if speculation is None else speculation.heads_of(heads)
+    except ValueError as error:
+        raise UserError(f"--speculate: {error}") from error
+
+
+def row_seed(name: str, sample: int) -> int:
+    """What settles, with the seed of the run, the chance of one text: a number of the problem and
+    the sample alone, so that neither batch nor order nor how many there are changes the text."""
+    address = f"{name}\0{sample}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(address).digest()[:8], "little")
+
+
+def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    """Text of tokens that follow others.
+
+    Decoded alone they may lose a space (SentencePiece drops the one a text begins with, which may
+    be the first of an indentation), so they are decoded behind a letter.
+    """
+    before = tokenizer.encode("x")
+    length = len(tokenizer.decode(before))
+    return lambda ids: tokenizer.decode([*before, *ids])[length:]
 
 
 def run_data(path: Path) -> dict[str, Any]:
@@ -84,6 +163,22 @@ def trained_template(path: Path) -> str | None:
     """The prompt template a run was trained with; None for a bare model and for plain text."""
     data = run_data(path)
     return None if not data or data["source"] == "text" else str(data["template"])
+
+
+def sampling_identity(
+    sampling: Sampling, speculation: Speculation | None, k: int
+) -> dict[str, Any]:
+    """What of sampling and speculation settles the texts: what has no part in them may change when
+    an evaluation goes on. Drafts change what a seed draws, and greedy near-ties where they are not
+    looked for."""
+    everything = asdict(sampling)
+    chance = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty")
+    certain = ("temperature", "repetition_penalty", "ties")
+    found = {name: everything[name] for name in (certain if sampling.greedy else chance)}
+    lossy = speculation is not None and speculation.lossy_typical is not None
+    if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
+        found["speculation"] = {**asdict(speculation), "k": k}
+    return found
 
 
 def model_identity(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.data.processes import available_cores
-from weighted_mtp.decoding import Sampling
+from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
 from weighted_mtp.evaluation.prompts import Prompting, choose_prompting
 from weighted_mtp.evaluation.result_files import (
+    RESULTS,
     Attempt,
     Journal,
     harness_results,
+    read_decoding,
     write_evalplus,
     write_json,
 )
@@ -39,7 +41,12 @@ from weighted_mtp.pipelines.completion_sources import (
     read_completions,
     reference_completions,
 )
-from weighted_mtp.pipelines.model_writer import ModelWriter, model_identity, trained_template
+from weighted_mtp.pipelines.model_writer import (
+    ModelWriter,
+    model_identity,
+    sampling_identity,
+    trained_template,
+)
 
 _log = get_logger(__name__)
 TOO_LONG = "too_long"
@@ -61,6 +68,8 @@ class BenchmarkRequest:
         n_samples: programs for each problem.
         ks: as in `--k`; None takes those of 1, 10, 100 that there are samples for.
         prompt, template: see `choose_prompting`.
+        stops: strings that end a text besides those of the prompt's style.
+        speculation: draft with the model's heads; None decodes plainly.
         timeout: wall-clock seconds of one run of a program.
         workers: programs run at a time; None takes one a core.
         overwrite: start anew; else what `output` holds is taken over.
@@ -81,6 +90,8 @@ class BenchmarkRequest:
     template: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 512
+    stops: tuple[str, ...] = ()
+    speculation: Speculation | None = None
     batch_size: int = 16
     device: str = "auto"
     dtype: str | None = None
@@ -97,6 +108,8 @@ class BenchmarkResult:
     Attributes:
         attempts: in the order of the data set.
         seconds: this run took; what it took over is not counted.
+        decoding: what the programs that a model wrote took (`DecodingFigures.record`), those of
+            this run, or of the last that wrote any; None for given completions.
     """
 
     benchmark: Benchmark
@@ -105,6 +118,7 @@ class BenchmarkResult:
     scores: Scores
     attempts: list[Attempt]
     seconds: float
+    decoding: dict[str, Any] | None = None
 
 
 def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
@@ -142,7 +156,10 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
     scores = score(counts, ks, (attempt.status for attempt in attempts))
-    result = BenchmarkResult(benchmark, prompting, output, scores, attempts, seconds)
+    decoding = source.figures()
+    if decoding is None and request.path is not None:
+        decoding = read_decoding(output)
+    result = BenchmarkResult(benchmark, prompting, output, scores, attempts, seconds, decoding)
     _write(result, settings)
     return result
 
@@ -178,18 +195,23 @@ def _open_source(
         return read_completions(Path(request.completions), benchmark, request.partial)
     assert request.path is not None
     writer = ModelWriter(
-        request.path, request.device, request.sampling, request.max_new_tokens, request.dtype
+        request.path,
+        request.device,
+        request.sampling,
+        request.max_new_tokens,
+        request.dtype,
+        request.speculation,
     )
-    sampled = request.sampling.temperature > 0
     identity = {
         "model": model_identity(request.path),
         "tokenizer": writer.tokenizer.fingerprint,
-        "sampling": asdict(request.sampling) if sampled else {"temperature": 0.0},
+        "sampling": sampling_identity(request.sampling, writer.speculation, writer.figures.k),
         "max_new_tokens": request.max_new_tokens,
+        "stops": list(request.stops),
         "dtype": request.dtype,
     }
     return ModelCompletions(
-        benchmark, prompting, writer, request.n_samples, request.batch_size, identity
+        benchmark, prompting, writer, request.n_samples, request.batch_size, identity, request.stops
     )
 
 
@@ -249,7 +271,12 @@ def _write(result: BenchmarkResult, settings: dict[str, Any]) -> None:
     date = datetime.now().strftime("%Y-%m-%d %H:%M")
     write_evalplus(result.output, result.attempts, str(settings["problems"]), date)
     found = harness_results(
-        result.benchmark.name, result.scores, settings, result.benchmark.total, result.seconds
+        result.benchmark.name,
+        result.scores,
+        settings,
+        result.benchmark.total,
+        result.seconds,
+        result.decoding,
     )
     left_out = [list(pair) for pair in result.benchmark.left_out]
-    write_json(result.output / "results.json", {**found, "date": time.time(), "left_out": left_out})
+    write_json(result.output / RESULTS, {**found, "date": time.time(), "left_out": left_out})

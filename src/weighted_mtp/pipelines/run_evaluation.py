@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.data.micro_tasks import generate as generate_micro
-from weighted_mtp.decoding import Sampling
+from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.passk import pass_at_k
+from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.evaluation.scores import score, tally
 from weighted_mtp.evaluation.statistics import Interval
-from weighted_mtp.pipelines.model_writer import ModelWriter, run_data
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data
 from weighted_mtp.pipelines.training_data import micro_families
 
 
@@ -34,6 +35,8 @@ class EvaluationRequest:
         n_samples: programs written for each.
         ks: of pass@k, besides 1.
         template, max_difficulty: None takes those of the run (its families too), or Alpaca's, 11.
+        stops: strings that end a program besides those of the template.
+        speculation: draft with the model's heads; None decodes plainly.
         split: `test`, or `compositions`: two known operations put together as training never did.
         seed: of the problems; neither split shares one with training, whatever the seed.
     """
@@ -44,6 +47,8 @@ class EvaluationRequest:
     ks: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 256
+    stops: tuple[str, ...] = ()
+    speculation: Speculation | None = None
     batch_size: int = 64
     device: str = "auto"
     dtype: str | None = None
@@ -79,12 +84,14 @@ class EvaluationResult:
         pass_at_1: mean over problems.
         pass_at: pass@k for the k that were asked for, with 95 % intervals.
         by_family: pass@1 and number of problems of each family.
+        decoding: what writing the programs took (`DecodingFigures.record`).
     """
 
     pass_at_1: float
     by_family: dict[str, tuple[float, int]]
     attempts: list[Attempt]
     pass_at: dict[int, Interval] = field(default_factory=dict)
+    decoding: dict[str, Any] | None = None
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
@@ -94,36 +101,55 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         UserError: the checkpoint or its tokenizer is missing or damaged.
     """
     writer = ModelWriter(
-        request.path, request.device, request.sampling, request.max_new_tokens, request.dtype
+        request.path,
+        request.device,
+        request.sampling,
+        request.max_new_tokens,
+        request.dtype,
+        request.speculation,
     )
     trained_on = run_data(request.path)
     micro = MicroConfig(**trained_on.get("micro", {}))
     if request.max_difficulty is not None:
         micro = MicroConfig(max_difficulty=request.max_difficulty)
-    collator = AlpacaCollator(
-        writer.tokenizer, request.template or trained_on.get("template", "alpaca")
-    )
+    template = request.template or trained_on.get("template", "alpaca")
     with Sandbox() as judge:
         rows = generate_micro(
             request.n_problems, request.seed, judge, request.split, families=micro_families(micro)
         )
-        tasks = [row for row in rows for _ in range(request.n_samples)]
-        completions: list[str] = []
-        with Progress(len(tasks), "program") as progress:
-            for start in range(0, len(tasks), request.batch_size):
-                part = tasks[start : start + request.batch_size]
-                prompts = [collator.encode_prompt(r["instruction"], r["input"]) for r in part]
-                ids = writer.write(prompts, start)
-                completions += [writer.tokenizer.decode(row) for row in ids]
-                progress.update(len(part))
+        tasks = [(row, sample) for row in rows for sample in range(request.n_samples)]
+        completions = _write(writer, tasks, template, request)
         verdicts = judge(
             [
                 Program(completion, tuple(row["metadata"]["tests"]))
-                for row, completion in zip(tasks, completions, strict=True)
+                for (row, _), completion in zip(tasks, completions, strict=True)
             ]
         )
-    attempts = [Attempt(*parts) for parts in zip(tasks, completions, verdicts, strict=True)]
-    return summarise_attempts(attempts, request.ks)
+    attempts = [
+        Attempt(row, completion, verdict)
+        for (row, _), completion, verdict in zip(tasks, completions, verdicts, strict=True)
+    ]
+    return replace(summarise_attempts(attempts, request.ks), decoding=writer.figures.record())
+
+
+def _write(
+    writer: ModelWriter,
+    tasks: Sequence[tuple[Row, int]],
+    template: str,
+    request: EvaluationRequest,
+) -> list[str]:
+    """A program for every (row, number of the sample), in order."""
+    collator = AlpacaCollator(writer.tokenizer, template)
+    stops = (*Prompting(TEMPLATE, template).stops, *request.stops)
+    programs: list[str] = []
+    with Progress(len(tasks), "program") as progress:
+        for start in range(0, len(tasks), request.batch_size):
+            part = tasks[start : start + request.batch_size]
+            prompts = [collator.encode_prompt(r["instruction"], r["input"]) for r, _ in part]
+            seeds = [row_seed(row["task_id"], sample) for row, sample in part]
+            programs += [written.text for written in writer.write(prompts, seeds, stops)]
+            progress.update(len(part))
+    return programs
 
 
 def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> EvaluationResult:
@@ -149,6 +175,8 @@ def save_result(result: EvaluationResult, path: Path) -> None:
     summary: dict[str, Any] = {"pass@1": result.pass_at_1, "by_family": result.by_family}
     if result.pass_at:
         summary["pass_at"] = {str(k): asdict(found) for k, found in result.pass_at.items()}
+    if result.decoding is not None:
+        summary["decoding"] = result.decoding
     path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

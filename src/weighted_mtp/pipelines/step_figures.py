@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weighted_mtp.data.batches import Example
 from weighted_mtp.evaluation.critic_metrics import critic_report, within_problem_auc
+from weighted_mtp.evaluation.head_quality import head_figures
 from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.training_module import FRACTIONS
 from weighted_mtp.runtime import distributed
@@ -40,7 +41,8 @@ def reduce_sums(sums: Mapping[str, Tensor], device: torch.device) -> Sums:
 def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     """Loss (nats a token) and accuracy of each head on the rows that are right, and its loss on
     those that are wrong, if there are any; `loss` is the plain mean over heads of the former;
-    `padding` the share of the positions run that held nothing."""
+    `padding` the share of the positions run that held nothing. A validation has the `head_figures`
+    too, of the rows that loss and accuracy are of."""
     padding = {}
     if "positions" in sums:
         run, filled = sums["positions"].tolist()
@@ -48,7 +50,8 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     if "heads" not in sums:
         return {"tokens": int(sums["value"][1]) if "value" in sums else 0, **padding}
     right, wrong = sums["heads"]  # [3, n]
-    if not right[2].any():  # nothing but wrong ones: they are what there is to tell
+    group = 0 if right[2].any() else 1  # nothing but wrong ones: they are what there is to tell
+    if group == 1:
         right, wrong = wrong, right
     losses, accuracies = _means(right[0], right[2]), _means(right[1], right[2])
     known = [x for x in losses if not math.isnan(x)]
@@ -61,6 +64,8 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if wrong[2].any():
         figures["head_loss_incorrect"] = _means(wrong[0], wrong[2])
+    if "acceptance" in sums:
+        figures |= head_figures(sums["calibration"][group], sums["acceptance"][group])
     return figures
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
+from weighted_mtp.evaluation.head_quality import head_sums, read_heads
 from weighted_mtp.losses import MTPLoss, mtp_loss
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -36,7 +37,7 @@ class StepOutput(NamedTuple):
     Attributes:
         loss: its share of the step's loss, differentiable; 0 unless training.
         sums: additive figures; `heads` is `[2, 3, n]`: correct rows and incorrect ones; summed
-            cross-entropy, hits, counted targets.
+            cross-entropy, hits, counted targets. A validation adds the `HeadSums`.
         signal: what weights are decided from, if this was a scoring pass.
         probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
             ran), if this was a validation; with a value head `[B, 3 + F]`, mean value and values
@@ -147,9 +148,13 @@ class TrainingModule(nn.Module):
         columns = [batch.rows[:, None].double(), states[0].new_zeros(len(batch.rows), 1).double()]
         if objective.runs_heads:
             targets = plain_targets(batch, objective.heads)
-            seen = self._cross_entropy(batch, states, targets)
-            sums["heads"] = _head_sums(seen.ce, seen.hit, targets != IGNORE_INDEX, batch.correct)
-            columns[1] = seen.ce[:, :, 0].double().sum(1, keepdim=True)
+            places = None if batch.packing is None else batch.packing.slots
+            unembedding = self.adapter.transformer.output.weight
+            seen = read_heads(states, unembedding, targets, places, self.chunk_rows)
+            ce, hit = (seen.spread(x, *targets.shape[:2]) for x in (seen.ce, seen.hit))
+            sums["heads"] = _head_sums(ce, hit, targets != IGNORE_INDEX, batch.correct)
+            sums |= head_sums(seen, batch.correct[seen.rows // batch.length])._asdict()
+            columns[1] = ce[:, :, 0].double().sum(1, keepdim=True)
         if values is not None:
             if objective.group_size == 1:  # rows of a file are no pairs: those are found later
                 sums |= objective.value_loss(batch, values, values.new_ones(()))[1]

@@ -61,3 +61,12 @@ def apply_rotary(x: Tensor, freqs_cis: Tensor) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2))  # [B, S, H, d/2]
     return torch.view_as_real(pairs * freqs_cis.unsqueeze(-2)).flatten(-2).to(x.dtype)
+
+
+def rotate_in_place(x: Tensor, freqs_cis: Tensor) -> None:
+    """`apply_rotary` on `x` itself, whose last dimension must be contiguous; the same bits."""
+    if x.dtype in (torch.float32, torch.float64):
+        pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+        pairs.mul_(freqs_cis.unsqueeze(-2))
+    else:
+        x.copy_(apply_rotary(x, freqs_cis))

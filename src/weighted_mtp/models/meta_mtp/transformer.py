@@ -294,8 +294,8 @@ class Transformer(nn.Module):
         trunk = list(self.layers[:-1])
         slots: list[LayerCache | None] = [None] * (len(trunk) + len(heads))
         if cache is not None:
-            slots = list(cache.slots(tokens.shape[0], start_pos, tokens.shape[1], len(slots)))
-        freqs_cis, mask = self._context(tokens, start_pos, cache, positions, mask)
+            slots = [*cache.slots(tokens.shape[0], start_pos, tokens.shape[1], len(slots))]
+        freqs_cis, mask = self.context(tokens, start_pos, cache, positions, mask)
 
         h = self.tok_embeddings(tokens)  # [B, S, D]
         for block, slot in zip(trunk, slots, strict=False):
@@ -306,13 +306,13 @@ class Transformer(nn.Module):
             for head, slot in zip(heads, head_slots, strict=True)
         ]
 
-    def _context(
+    def context(
         self,
         tokens: Tensor,
         start_pos: int | Tensor,
         cache: KVCache | None,
-        positions: Tensor | None,
-        mask: Tensor | Documents | None,
+        positions: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
     ) -> tuple[Tensor, Tensor | Documents | None]:
         """Rotations for these tokens, and their mask (None: plain causal, or all keys if S = 1)."""
         S = tokens.shape[1]

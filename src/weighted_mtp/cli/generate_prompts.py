@@ -1,0 +1,109 @@
+"""Where the prompts of `weighted-mtp generate` come from: options, a file, standard input."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.datasets import read_lines, unreadable
+from weighted_mtp.data.prepare.reading import decode
+from weighted_mtp.data.prepare.source import BadRecordError
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An instruction and its input; with the template `raw` any text."""
+
+    text: str
+    input: str = ""
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--prompt` and `--prompts`."""
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="an instruction (with --template raw: any text); - is all of standard input; may be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line: FILE.jsonl holds objects with 'prompt' (or 'instruction', and an "
+        "'input' if there is one), any other file plain text; - is standard input, JSON if it "
+        "begins with {",
+    )
+
+
+def read_prompts(args: argparse.Namespace) -> list[Prompt]:
+    """All prompts, those of `--prompt` first.
+
+    Raises:
+        UserError: there is none, standard input is asked for twice, or a line is no prompt.
+    """
+    if [*args.prompt, args.prompts].count(STDIN) > 1:
+        raise UserError("standard input can be read once: give - to one --prompt or to --prompts")
+    prompts = [Prompt(_whole_stdin() if text == STDIN else text) for text in args.prompt]
+    if args.prompts is not None:
+        prompts += _of_file(args.prompts)
+    if not prompts:
+        empty = f"{args.prompts}: holds no prompt"
+        raise UserError(empty if args.prompts else "give --prompt TEXT or --prompts FILE")
+    return prompts
+
+
+def _whole_stdin() -> str:
+    return _text(sys.stdin.buffer.read(), "standard input")
+
+
+def _of_file(name: str) -> Iterator[Prompt]:
+    if name == STDIN:
+        content = sys.stdin.buffer.read()
+        path, is_json = Path("standard input"), content.lstrip().startswith(b"{")
+        yield from _of_lines(io.BytesIO(content), path, is_json)
+        return
+    path = Path(name)
+    try:
+        with path.open("rb") as file:
+            yield from _of_lines(file, path, path.suffix.lower() in (".jsonl", ".json"))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _of_lines(file: BinaryIO, path: Path, is_json: bool) -> Iterator[Prompt]:
+    for number, line in read_lines(file, path):
+        where = f"{path}, line {number}"
+        if is_json:
+            yield _of_record(line, where)
+        else:
+            yield Prompt(_text(line, where).rstrip("\r\n"))
+
+
+def _of_record(line: bytes, where: str) -> Prompt:
+    try:
+        record = decode(line, {})
+    except BadRecordError as error:
+        raise UserError(f"{where}: {error}") from error
+    text = record.get("prompt", record.get("instruction"))
+    more = record.get("input")
+    more = "" if more is None else more
+    if not isinstance(text, str) or not isinstance(more, str):
+        raise UserError(f"{where}: needs the field 'prompt' or 'instruction', a text")
+    return Prompt(text, more)
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: is not UTF-8 ({error.reason})") from error

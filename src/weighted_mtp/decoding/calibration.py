@@ -1,0 +1,62 @@
+"""What one more token in a forward pass costs here: the number that adaptive drafting goes by."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from weighted_mtp.decoding.batch import first_heads
+from weighted_mtp.decoding.fast_model import FastModel
+from weighted_mtp.decoding.products import FEWEST_STEPS
+from weighted_mtp.models.meta_mtp.kv_cache import KVCache
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+
+@torch.inference_mode()
+def measure_token_cost(
+    model: Transformer, k: int | None = None, batch_size: int = 1, context: int = 32
+) -> float:
+    """`Speculation.token_cost` for this model on this machine.
+
+    A step of k tokens (with its guesses) and one of a single token take turns, after warming up;
+    medians of nine. It takes about 24 forward passes.
+
+    Args:
+        k: tokens read at once; None is n, the model's heads.
+        batch_size: rows that are decoded together: the more, the dearer a token.
+        context: tokens read before.
+
+    Returns:
+        (time of k ÷ time of one − 1) ÷ (k − 1), at least 0; 0 for k = 1.
+
+    Raises:
+        ValueError: k exceeds the heads, or context and k the model's positions.
+    """
+    k = model.args.n_future_tokens if k is None else k
+    if not 1 <= k <= model.args.n_future_tokens:
+        raise ValueError(f"k={k} must be 1 … {model.args.n_future_tokens}, the model's heads")
+    if k == 1:
+        return 0.0
+    fast = FastModel(first_heads(model, k), FEWEST_STEPS)
+    device = model.tok_embeddings.weight.device
+    cache = KVCache(fast.args, batch_size, context + k, device, fast.dtype)
+    tokens = torch.zeros(batch_size, context + k, dtype=torch.long, device=device)
+    fast.read(tokens[:, :context], 0, cache)
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        states, window = fast.read(tokens[:, context : context + count], context, cache)
+        best = fast.output(states).argmax(-1)
+        if count > 1:
+            drafts = fast.output(fast.guess(window, [count - 1] * batch_size, count - 1))
+            best = torch.cat([best, drafts.argmax(-1)], 1)
+        best.tolist()  # waits for the device
+        return time.perf_counter() - start
+
+    for _ in range(3):
+        seconds(1), seconds(k)
+    pairs = [(seconds(1), seconds(k)) for _ in range(9)]
+    one, many = statistics.median(pair[0] for pair in pairs), statistics.median(p[1] for p in pairs)
+    return max(0.0, (many / one - 1) / (k - 1))
