@@ -2,239 +2,190 @@
 
     python benchmarks/plan_check.py [--only NAME …] [--device cuda] [--out FILE.json]
 
-Every setting below runs in processes of its own: a model of dim 512 or 1024 from scratch, a
-step to warm up, one whose resident size is watched, and one under the profiler:
+Every setting below runs in processes of its own: a model of dim 512 or 1024 from scratch, and the
+third of its steps (DDP lays out its buckets anew in the second). On the CPU (glibc only) this is
+read every millisecond of that step, less what there was before the model was built:
 
-    resident   on the CPU: the largest resident size, sampled every 2 ms, less the size before the
-               model was built (glibc is told to give freed memory back at once: what it keeps for
-               later is not the program's); on a GPU: `torch.cuda.max_memory_allocated`
-    allocated  on the CPU: weights and optimizer, plus the largest sum of what PyTorch's profiler
-               saw allocated since the step began; needs no quiet machine
+    allocated  bytes in pieces of 64 KiB and more, by glibc's own count: tensors, and some 11 MB of
+               the libraries'
+    resident   of the whole process: code, stacks and fragments too (glibc is told to give freed
+               memory back at once)
 
-and compared with `pipelines.memory.peak_memory` of the same recipe. Two-process settings start with
-torchrun (gloo, or NCCL with two GPUs) and report rank 0.
+On a GPU allocated is `torch.cuda.max_memory_allocated`, and there is no other. Both are compared
+with `pipelines.memory.peak_memory` of the same recipe. (PyTorch's profiler, exact for one process,
+misses what gloo's threads free.) Two-process settings start with torchrun (gloo, or NCCL with two
+GPUs) and report rank 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import operator
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
+import psutil
 import torch
 
-from train_step import PeakMemory, cpu_name
-from weighted_mtp.core.config import Recipe, load_recipe
+from plan_settings import SETTINGS, VOCAB, make_batch, make_recipe
+from train_step import cpu_name
+from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import DTYPES
-from weighted_mtp.data.batches import Batch, Example, pack_batch
+from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.pipelines.compose import prepare_blocks
 from weighted_mtp.pipelines.estimate import count, setting_of
 from weighted_mtp.pipelines.memory import peak_memory
-from weighted_mtp.pipelines.memory_inputs import Documents
+from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Setting
 from weighted_mtp.pipelines.objectives import make_objective
 from weighted_mtp.pipelines.optimization import make_optimizer
 from weighted_mtp.pipelines.reference import token_losses
 from weighted_mtp.pipelines.training_module import TrainingModule
-from weighted_mtp.runtime.environment import environment
+from weighted_mtp.runtime.environment import Environment, environment
 from weighted_mtp.runtime.modes import parallelise
 
-VOCAB = 8000
-SHAPE = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_future_tokens": 4, "max_seq_len": 512}
-BASE = {
-    "training.micro_batch_size": 2,
-    "training.batch_size": 2,
-    "data.max_length": 257,
-    "runtime.compute_dtype": "float32",
-    "runtime.parallel": "none",
-}
-BF16 = {"runtime.compute_dtype": "bfloat16"}
-RECOMPUTE = {"training.activation_checkpointing": True}
-TWICE = {"training.batch_size": 4}  # two micro-batches
-BOTH = {"training.batch_size": 4}  # one on each of two ranks
-FSDP = {**BOTH, "runtime.parallel": "fsdp"}
-HALF = {"runtime.fsdp.param_dtype": "bfloat16"}
 
-SETTINGS: dict[str, tuple[str, int, dict[str, object]]] = {  # recipe, ranks, changes
-    "baseline": ("baseline", 1, {}),
-    "baseline bf16": ("baseline", 1, BF16),
-    "baseline recomputed": ("baseline", 1, RECOMPUTE),
-    "baseline bf16 recomputed": ("baseline", 1, {**BF16, **RECOMPUTE}),
-    "baseline two micro-batches": ("baseline", 1, TWICE),
-    "baseline long rows": ("baseline", 1, {"data.max_length": 513}),
-    "baseline dim 1024, short rows": ("baseline", 1, {"dim": 1024, "data.max_length": 65}),
-    "baseline packed under a mask": ("baseline", 1, {"data.packing": True, "documents": 3}),
-    "baseline packed bf16": ("baseline", 1, {**BF16, "data.packing": True, "documents": 2}),
-    "baseline tied muon": (
-        "baseline",
-        1,
-        {"model.architecture.tie_embeddings": True, "training.optimizer": "muon"},
-    ),
-    "verifiable": ("verifiable", 1, {}),
-    "verifiable bf16 recomputed": ("verifiable", 1, {**BF16, **RECOMPUTE, **TWICE}),
-    "critic frozen": ("critic", 1, {}),
-    "critic top": ("critic", 1, {"objective.value.trunk": "top"}),
-    "rho1": ("rho1", 1, {}),
-    "rho1 bf16 reference model": ("rho1", 1, {**BF16, "objective.rho1.reference_model": "same"}),
-    "ddp baseline": ("baseline", 2, {**BOTH, "runtime.parallel": "ddp"}),
-    "ddp verifiable bf16 recomputed": (
-        "verifiable",
-        2,
-        {**BOTH, **BF16, **RECOMPUTE, "runtime.parallel": "ddp"},
-    ),
-    "fsdp baseline": ("baseline", 2, FSDP),
-    "fsdp baseline recomputed": ("baseline", 2, {**FSDP, **RECOMPUTE}),
-    "fsdp baseline bf16, gathers float32": ("baseline", 2, {**FSDP, **BF16}),
-    "fsdp baseline bf16": ("baseline", 2, {**FSDP, **BF16, **HALF}),
-    "fsdp verifiable bf16 recomputed": ("verifiable", 2, {**FSDP, **BF16, **HALF, **RECOMPUTE}),
-    "fsdp rho1 two micro-batches": ("rho1", 2, {**FSDP, "training.batch_size": 8}),
-    "fsdp baseline two, reduced each": (
-        "baseline",
-        2,
-        {**FSDP, "training.batch_size": 8, "runtime.fsdp.reduce_gradients": "micro_batch"},
-    ),
-    "fsdp baseline not resharded": (
-        "baseline",
-        2,
-        {**FSDP, "runtime.fsdp.reshard_after_forward": False},
-    ),
-}
+def inputs_of(recipe: Recipe, batch: Batch, ranks: int, gpu: bool) -> tuple[Counts, Setting]:
+    """What the arithmetic needs to know."""
+    args = shape_of(recipe)
+    objective = make_objective(recipe.objective, args.n_future_tokens)
+    counts = count(recipe, args, objective)
+    rho1 = recipe.objective.rho1.model_copy(update={"reference_model": None})  # is in no folder
+    update = {"objective": recipe.objective.model_copy(update={"rho1": rho1})}
+    setting = setting_of(recipe.model_copy(update=update), args, objective, ranks, gpu=gpu)
+    if recipe.objective.rho1.reference_model is not None:
+        setting = replace(setting, reference=counts.parameters)
+    if batch.packing is not None:
+        cheap = batch.packing.unpacks_cheaply
+        documents = Documents(*batch.packing.slots.shape) if cheap else Documents()
+        setting = replace(setting, documents=documents)
+    return counts, setting
 
 
-def make_recipe(name: str, device: str) -> tuple[Recipe, int]:
-    """The recipe of a setting, and documents in a packed row (0: not packed)."""
-    recipe, _, changes = SETTINGS[name]
-    settings = {**BASE, "data.train": "none.jsonl", "runtime.device": device, **changes}
-    documents = settings.pop("documents", 0)
-    shape = {**SHAPE, **({"dim": settings.pop("dim")} if "dim" in settings else {})}
-    settings |= {f"model.architecture.{key}": value for key, value in shape.items()}
-    return load_recipe(recipe, None, [f"{k}={v}" for k, v in settings.items()]), int(documents)
+def shape_of(recipe: Recipe) -> ModelArgs:
+    """Shape of a setting's model."""
+    assert recipe.model.architecture is not None
+    return ModelArgs(vocab_size=VOCAB, **recipe.model.architecture.model_dump())
 
 
-def make_batch(recipe: Recipe, documents: int) -> Batch:
-    """Random tokens, every one a target, with reference losses; `documents` in each packed row, of
-    one length for 2 and of very different ones for 3."""
-    rows, S = recipe.training.micro_batch_size, recipe.data.max_length - 1
-    if not documents:
-        ids = torch.randint(VOCAB, (rows, S + 1))
-        right = torch.arange(rows) % 2 == 0
-        losses = 10 * torch.rand(rows, S + 1)
-        false = torch.zeros(rows, dtype=torch.bool)
-        return Batch(
-            ids[:, :-1].contiguous(), ids.clone(), false, torch.arange(rows), right, losses
+def ready_step(recipe: Recipe, batches: Sequence[Batch], env: Environment) -> Callable[[], None]:
+    """A setting's model and optimizer; a step, done as the trainer does it."""
+    runtime, training = recipe.runtime, recipe.training
+    args = shape_of(recipe)
+    adapter = MetaLlamaMTPAdapter(Transformer(args))
+    objective = make_objective(recipe.objective, args.n_future_tokens)
+    if objective.needs_value_head:
+        adapter.attach_value_head(None, recipe.objective.value.head_type)
+    dtype = DTYPES[runtime.compute_dtype]
+    module = TrainingModule(adapter, objective, dtype).to(env.device)
+    online = recipe.objective.rho1.reference_model is not None
+    reference = Transformer(args).to(env.device).requires_grad_(False) if online else None
+    prepare_blocks(recipe, adapter.transformer)
+    parallel = parallelise(module, module.grouping_plan(), runtime, env)
+    optimizer = make_optimizer(module, training)
+
+    def step() -> None:
+        ready = batches
+        if reference is not None:
+            ready = [b._replace(reference=token_losses(reference, b, dtype)) for b in batches]
+        counted = torch.stack([objective.counts(batch) for batch in ready])
+        denominators = objective.denominators(counted * env.world_size)
+        for i, batch in enumerate(ready):
+            with parallel.micro_batch(last=i == len(ready) - 1):
+                out = parallel.module(batch, "train", denominators)
+                parallel.backward(out.loss)
+        parallel.clip(training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+class MallocInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
         )
-    lengths = [S // 2] * 2 if documents == 2 else [S - 16, 8, 8]
-    packed = [
-        [Example(torch.randint(VOCAB, (m + 1,)).tolist(), 0, False, row) for m in lengths]
-        for row in range(rows)
     ]
-    return pack_batch(packed, 0)
 
 
-def allocated_peak(step: Callable[[], None]) -> int:
-    """Largest sum of what a step allocates, in bytes above its start."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+class Watch:
+    """Largest allocated and resident sizes from `begin` to `end`, above those at the start."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+        self.mallinfo = ctypes.CDLL(None).mallinfo2
+        self.mallinfo.restype = MallocInfo
+        self.start = self.peak = self.read()
+        self.running = True
+        self.thread = threading.Thread(target=self._watch)
+
+    def read(self) -> tuple[int, ...]:
+        """Bytes malloc has mapped for single large pieces, and the process's resident size."""
+        return self.mallinfo().hblkhd, self.process.memory_info().rss
+
+    def begin(self) -> None:
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while self.running:
+            self.peak = tuple(map(max, self.peak, self.read()))
+            time.sleep(0.001)
+
+    def end(self) -> tuple[int, ...]:
+        self.running = False
+        self.thread.join()
+        return tuple(map(operator.sub, self.peak, self.start))
 
 
 def measure(name: str, device_name: str) -> dict[str, object]:
     """One setting, in this process (or, under torchrun, in these)."""
     recipe, documents = make_recipe(name, device_name)
-    runtime, training = recipe.runtime, recipe.training
-    with environment(runtime.device, 0, 1) as env, PeakMemory() as memory:
-        assert recipe.model.architecture is not None
-        args = ModelArgs(vocab_size=VOCAB, **recipe.model.architecture.model_dump())
-        adapter = MetaLlamaMTPAdapter(Transformer(args))
-        objective = make_objective(recipe.objective, args.n_future_tokens)
-        if objective.needs_value_head:
-            adapter.attach_value_head(None, recipe.objective.value.head_type)
-        module = TrainingModule(adapter, objective, DTYPES[runtime.compute_dtype]).to(env.device)
-        counts = count(recipe, args, objective)
-        online = recipe.objective.rho1.reference_model is not None
-        reference = Transformer(args).to(env.device).requires_grad_(False) if online else None
-        prepare_blocks(recipe, adapter.transformer)
-        parallel = parallelise(module, module.grouping_plan(), runtime, env)
-        optimizer = make_optimizer(module, training)
-        micro_batches = training.batch_size // training.micro_batch_size // env.world_size
+    with environment(recipe.runtime.device, 0, 1) as env:
+        watch = None if env.device.type == "cuda" else Watch()
+        micro_batches = recipe.training.batch_size // recipe.training.micro_batch_size
+        micro_batches //= env.world_size
         batches = [make_batch(recipe, documents).to(env.device) for _ in range(micro_batches)]
-
-        def step() -> None:
-            """As the trainer's."""
-            ready = batches
-            if reference is not None:
-                dtype = DTYPES[runtime.compute_dtype]
-                ready = [b._replace(reference=token_losses(reference, b, dtype)) for b in batches]
-            counted = torch.stack([objective.counts(batch) for batch in ready])
-            denominators = objective.denominators(counted * env.world_size)
-            for i, batch in enumerate(ready):
-                with parallel.micro_batch(last=i == len(ready) - 1):
-                    out = parallel.module(batch, "train", denominators)
-                    parallel.backward(out.loss)
-            parallel.clip(training.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        step()
-        if env.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            memory.peak = memory.process.memory_info().rss
+        counts, setting = inputs_of(recipe, batches[0], env.world_size, watch is None)
+        step = ready_step(recipe, batches, env)
+        for _ in range(2):
+            step()
         started = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - started
-        found = {"resident": memory.bytes, "seconds": seconds}
-        if env.device.type == "cuda":
-            found = {"resident": torch.cuda.max_memory_allocated(), "seconds": seconds}
+        if watch is None:
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            peaks = (torch.cuda.max_memory_allocated(),)
         else:
-            resting = held_bytes(module, optimizer, reference)
-            found["allocated"] = resting + allocated_peak(step)
-    no_folder = {"reference_model": None}  # the reference is not in a folder
-    rho1 = recipe.objective.rho1.model_copy(update=no_folder)
-    plain = recipe.model_copy(
-        update={"objective": recipe.objective.model_copy(update={"rho1": rho1})}
-    )
-    on_gpu = env.device.type == "cuda"
-    setting = setting_of(plain, args, objective, env.world_size, gpu=on_gpu)
-    packing = batches[0].packing
-    if packing is not None:
-        cheap = packing.unpacks_cheaply
-        setting = replace(
-            setting, documents=Documents(*packing.slots.shape) if cheap else Documents()
-        )
-    estimate = peak_memory(counts, replace(setting, reference=counts.parameters if online else 0))
+            watch.begin()
+            step()
+            peaks = watch.end()
+        seconds, rank = time.perf_counter() - started, env.rank
+    estimate = peak_memory(counts, setting)
     return {
         "setting": name,
         "estimate": estimate.total,
         "parts": estimate.parts,
         "moment": estimate.moment,
-        **found,
-        "rank": env.rank,
+        **dict(zip(("allocated", "resident"), peaks, strict=False)),
+        "seconds": seconds,
+        "counts": asdict(counts),
+        "how": asdict(setting),
+        "rank": rank,
     }
-
-
-def held_bytes(module: torch.nn.Module, optimizer: object, reference: object) -> int:
-    """Weights and the optimizer's state, this rank's part of them."""
-    tensors = [*module.parameters()]
-    if isinstance(reference, torch.nn.Module):
-        tensors += reference.parameters()
-    for part in getattr(optimizer, "parts", {"": optimizer}).values():
-        tensors += [v for state in part.state.values() for v in state.values() if v.ndim]
-    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    return sum(t.numel() * t.element_size() for t in local)
 
 
 def run_setting(name: str, device: str) -> dict[str, object]:
@@ -249,27 +200,26 @@ def run_setting(name: str, device: str) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{name}: exit {done.returncode}\n{done.stderr[-4000:]}")
-    records = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"setting"')]
-    return next(record for record in records if record["rank"] == 0)
+    return next(json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"setting"'))
 
 
 def table(records: list[dict]) -> list[str]:
-    """One line a setting."""
+    """One line a setting, sizes in MB (10⁶ bytes)."""
     lines = [
-        "| setting | ranks | resident MB | allocated MB | estimate MB | ÷ resident | ÷ allocated "
+        "| setting | ranks | resident MB | allocated MB | estimate MB | estimate ÷ allocated "
         "| fullest in |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        allocated = r.get("allocated")
-        exact = f"{allocated / 1e6:.0f}" if allocated else "–"
-        ratio = f"{r['estimate'] / allocated:.3f}" if allocated else "–"
+        resident = f"{r['resident'] / 1e6:.0f}" if "resident" in r else "–"
         lines.append(
-            f"| {r['setting']} | {SETTINGS[r['setting']][1]} | {r['resident'] / 1e6:.0f} | {exact} "
-            f"| {r['estimate'] / 1e6:.0f} | {r['estimate'] / r['resident']:.3f} | {ratio} "
-            f"| {r['moment']} |"
+            f"| {r['setting']} | {SETTINGS[r['setting']][1]} | {resident} "
+            f"| {r['allocated'] / 1e6:.0f} | {r['estimate'] / 1e6:.0f} "
+            f"| {r['estimate'] / r['allocated']:.3f} | {r['moment']} |"
         )
-    return lines
+    errors = {r["setting"]: abs(r["estimate"] / r["allocated"] - 1) for r in records}
+    worst = max(errors, key=lambda name: errors[name])
+    return [*lines, "", f"largest error {errors[worst]:.1%} ({worst})"]
 
 
 def main() -> None:
@@ -283,12 +233,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.setting:
-        print(json.dumps(measure(options.setting, options.device)), flush=True)
+        record = measure(options.setting, options.device)
+        if record["rank"] == 0:
+            print(json.dumps(record), flush=True)
         return
     records = []
     for name in options.only:
         records.append(run_setting(name, options.device))
-        print(table(records)[-1], file=sys.stderr, flush=True)
+        print(table(records[-1:])[2], file=sys.stderr, flush=True)
     machine = {"torch": torch.__version__, "threads": 1, "cpu": cpu_name()}
     if options.device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.runtime import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "weighted_mtp"
@@ -88,7 +89,7 @@ def end_worker() -> NoReturn:
     when they let go of them in an interpreter that is shutting down (pytorch/pytorch#179291).
     """
     dist.barrier()
-    dist.destroy_process_group()
+    distributed.stop()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

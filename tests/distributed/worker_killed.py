@@ -2,8 +2,9 @@
 
     worker_killed.py SIGNAL RANK STEP DELAY ARGUMENT …
 
-DELAY seconds after it began STEP, process RANK sends itself the signal; only in the first attempt,
-if torchrun starts it again. Steps are slow, or the training would be over too soon.
+DELAY seconds after it began STEP, process RANK sends itself the signal, or torchrun if RANK is
+"torchrun"; only in the first attempt, if torchrun starts it again. STEP 0 is the start, before
+there is a trainer. Steps are slow, or the training would be over too soon.
 """
 
 import os
@@ -17,20 +18,31 @@ from weighted_mtp.pipelines.trainer import Trainer
 SLOW_STEP = 0.1  # seconds
 
 
-def meet(number: int, step: int, delay: float) -> None:
-    original = Trainer.train_step
+def meet(send: threading.Timer, step: int) -> None:
+    train, create = Trainer.train_step, Trainer.__init__
 
     def train_step(self):
         if self.step + 1 == step:
-            threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+            send.start()
         time.sleep(SLOW_STEP)
-        return original(self)
+        return train(self)
 
-    Trainer.train_step = train_step
+    def init(self, *args, **more):
+        if step == 0:
+            send.start()
+            send.join()
+        create(self, *args, **more)
+
+    Trainer.train_step, Trainer.__init__ = train_step, init
 
 
 if __name__ == "__main__":
-    number, rank, step = map(int, sys.argv[1:4])
+    number, whom, step, delay = sys.argv[1:5]
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    meet(number if rank == int(os.environ["RANK"]) and first else 0, step, float(sys.argv[4]))
+    mine = os.environ["RANK"] == whom.replace("torchrun", "0")
+    pid = os.getppid() if whom == "torchrun" else os.getpid()
+    meet(
+        threading.Timer(float(delay), os.kill, (pid, int(number) if mine and first else 0)),
+        int(step),
+    )
     sys.exit(main(sys.argv[5:]))

@@ -1,6 +1,6 @@
 """Started by torchrun: a wrapped Transformer against the bare one on the whole batch.
 
-    worker_wrapping.py {ddp,fsdp,fsdp_from_meta}
+    worker_wrapping.py {ddp,fsdp,fsdp_from_meta}…
 
 Each rank reads its rows of one global batch. In each of two optimizer steps the loss and all
 gradients, and in the end all weights, equal those of one process that reads every row.
@@ -60,9 +60,8 @@ def loss_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 2), targets.flatten())
 
 
-def main(how: str) -> None:
+def compare(how: str) -> None:
     wrapper = WRAPPERS[how]
-    dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     wrapped, reference = wrapper(), tiny_model(ARGS, seed=7)
     inner = wrapped.module if how == "ddp" else wrapped
@@ -107,8 +106,10 @@ def main(how: str) -> None:
     if rank == 0:
         found = " ".join(f"{name}={error:.1e}" for name, error in zip(worst, errors, strict=True))
         print(f"{how} agrees on {world} ranks: {found}", flush=True)
-    end_worker()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    dist.init_process_group("gloo")
+    for name in sys.argv[1:]:
+        compare(name)
+    end_worker()

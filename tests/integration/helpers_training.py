@@ -269,9 +269,10 @@ def _slow_train(printed: Path, arguments: list[str]) -> None:
 
 
 def records(run_dir: Path) -> list[dict]:
-    """All that metrics.jsonl holds, but for how fast the machine was. Strict: a cut line fails."""
+    """All that metrics.jsonl holds, but for how fast the machine was and what memory was taken
+    there. Strict: a cut line fails."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    kept = [json.loads(line) for line in lines]
+    kept = [record for line in lines if (record := json.loads(line))["kind"] != "memory"]
     for record in kept:
         record.pop("tokens_per_second", None)
     return kept

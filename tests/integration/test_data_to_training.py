@@ -124,7 +124,7 @@ def test_more_steps_on_resume_keep_the_order_that_was_planned(rows_file, tmp_pat
         ({"data__joint": True}, "data.joint has no effect with data.source text"),
         ({"data__sampling": "{strategy: balanced}"}, "data.sampling has no effect"),
         ({"data__text__path": "/no/such/folder"}, "no such file or folder; set data.text.path"),
-        ({"data__max_length": 4096}, "exceeds the 1024 positions"),
+        ({"data__max_length": 4096}, "exceeds the model's 1024 positions"),
     ],
 )
 def test_a_mistake_about_text_is_one_line(changes, words, tmp_path, capsys):

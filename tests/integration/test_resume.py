@@ -287,6 +287,7 @@ def test_a_half_written_checkpoint_is_ignored(remains, half_way, whole):
     (broken / "COMPLETE").unlink()
     (broken / "optimizer.pt").write_bytes(b"")
     assert resume(half_way) == 0
+    assert [name for name in checkpoint_names(half_way) if name.endswith(".partial")] == []
     assert same(weights(half_way), weights(whole["baseline"]))
     assert records(half_way) == records(whole["baseline"])
 

@@ -20,7 +20,7 @@ from weighted_mtp.pipelines.experiment import ARMS, ArmResult, ExperimentRequest
 def finish(folder: Path, step: int) -> None:
     """What a finished training leaves, as far as the experiment looks."""
     path = folder / "checkpoints" / f"step-{step:08d}"
-    path.mkdir(parents=True)
+    (path / "model").mkdir(parents=True)
     (path / "COMPLETE").touch()
 
 

@@ -1,6 +1,7 @@
 """The arithmetic of a step's memory: what autograd keeps, to the byte; and the peak of a step,
 within a tenth of what PyTorch's profiler sees allocated."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -86,15 +87,21 @@ def test_what_autograd_keeps_is_counted_to_the_byte(case, half):
     assert casts == cast_bytes(counts, setting)
 
 
+def packed_batch(way: str) -> Batch:
+    """Three packed rows of 32 tokens."""
+    rows = [[Example(list(range(m + 1)), 0, False, row) for m in PACKED[way]] for row in range(3)]
+    batch = pack_batch(rows, 0)
+    assert isinstance(batch.packing, Packing)
+    return batch
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("way", PACKED)
 def test_packed_rows_are_counted_to_the_byte(way, half):
     args = tiny_args()
     model = Transformer(args)
-    rows = [[Example(list(range(m + 1)), 0, False, row) for m in PACKED[way]] for row in range(3)]
-    batch = pack_batch(rows, 0)
+    batch = packed_batch(way)
     packing = batch.packing
-    assert isinstance(packing, Packing)
     assert packing.unpacks_cheaply == (way == "documents")
     mask = packing if packing.unpacks_cheaply else packing.mask
     documents = Documents(*packing.slots.shape) if packing.unpacks_cheaply else Documents()
@@ -110,6 +117,49 @@ def test_packed_rows_are_counted_to_the_byte(way, half):
     counts, _ = counted(args)
     assert kept == activation_bytes(counts, setting) + token_bytes(batch.tokens)
     assert casts == cast_bytes(counts, setting)
+
+
+def held_bytes(run: Callable[[], object]) -> int:
+    """What is still allocated when `run` is done and its result alive."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.disable()  # a model of another test would go meanwhile
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        kept_alive = run()
+    gc.enable()
+    events = profile.profiler.kineto_results.events()
+    held = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    del kept_alive
+    return held
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("way", ["rows", "grouped heads", *PACKED])
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_what_checkpointing_keeps_is_counted_to_the_byte(how, way, half):
+    """The blocks' part of it: what a model of two blocks more holds more."""
+    held, counted_bytes = [], []
+    for layers in (5, 7):
+        args = tiny_args(n_layers=layers, n_kv_heads=2 if way == "grouped heads" else None)
+        model = Transformer(args)
+        checkpoint_activations(model, model.grouping_plan(), how)
+        tokens, places, documents = random_tokens(args, 3, 32), {}, None
+        if way in PACKED:
+            batch = packed_batch(way)
+            packing, tokens = batch.packing, batch.tokens
+            cheap = packing.unpacks_cheaply
+            places = {"positions": packing.positions, "mask": packing if cheap else packing.mask}
+            documents = Documents(*packing.slots.shape) if cheap else Documents()
+
+        def run(model=model, tokens=tokens, places=places) -> object:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return model.head_states(tokens, return_all_heads=True, **places)
+
+        run()  # caches of the batch
+        held.append(held_bytes(run))
+        counts, _ = counted(args)
+        setting = Setting(3, 32, documents, half=half, checkpointing=how)
+        counted_bytes.append(activation_bytes(counts, setting))
+    assert held[1] - held[0] == counted_bytes[1] - counted_bytes[0]
 
 
 @pytest.mark.parametrize("trunk", ["frozen", "top", "all"])
@@ -146,11 +196,14 @@ B, S = 2, 64
 STEPS = {
     "baseline": ("baseline", {}),
     "baseline bfloat16": ("baseline", {"half": True}),
-    "baseline recomputed": ("baseline", {"checkpointing": True}),
-    "baseline recomputed bfloat16": ("baseline", {"half": True, "checkpointing": True}),
+    "baseline recomputed": ("baseline", {"checkpointing": "full"}),
+    "baseline recomputed bfloat16": ("baseline", {"half": True, "checkpointing": "full"}),
+    "baseline selective": ("baseline", {"checkpointing": "selective"}),
+    "baseline selective bfloat16": ("baseline", {"half": True, "checkpointing": "selective"}),
     "baseline two micro-batches": ("baseline", {"accumulate": True}),
     "verifiable": ("verifiable", {}),
-    "verifiable two micro-batches": ("verifiable", {"accumulate": True, "checkpointing": True}),
+    "verifiable selective": ("verifiable", {"checkpointing": "selective"}),
+    "verifiable two micro-batches": ("verifiable", {"accumulate": True, "checkpointing": "full"}),
     "rho1": ("rho1", {}),
     "critic frozen": ("critic", {}),
 }
@@ -167,9 +220,9 @@ def test_the_peak_of_a_step_is_within_a_tenth(case):
         adapter.attach_value_head()
     dtype = torch.bfloat16 if setting.half else torch.float32
     module = TrainingModule(adapter, objective, dtype)
-    if setting.checkpointing:
+    if setting.checkpointing != "none":
         transformer = adapter.transformer
-        checkpoint_activations(transformer, transformer.grouping_plan())
+        checkpoint_activations(transformer, transformer.grouping_plan(), setting.checkpointing)
     optimizer = make_optimizer(module, read(recipe).training)
     ids = random_tokens(args, B, S + 1)
     no = torch.zeros(B, dtype=torch.bool)
@@ -214,7 +267,10 @@ def test_less_is_less():
     assert sharded < whole
     assert seven(mode="fsdp", shards=16) < sharded
     assert seven(mode="fsdp", shards=8, gather_half=True) < sharded
-    assert seven(mode="fsdp", shards=8, checkpointing=True) < sharded
+    selective, full = (
+        seven(mode="fsdp", shards=8, checkpointing=how) for how in ("selective", "full")
+    )
+    assert full < selective < sharded
     assert seven(mode="fsdp", shards=8, offload=True) < sharded
     assert seven(mode="fsdp", shards=8, reshard=False) > sharded
     assert seven(mode="hsdp", shards=8) == sharded
@@ -236,7 +292,7 @@ def test_sizes_of_the_seven_billion_model():
     rows=st.integers(1, 8),
     length=st.integers(1, 300),
     half=st.booleans(),
-    checkpointing=st.booleans(),
+    checkpointing=st.sampled_from(["none", "selective", "full"]),
     accumulate=st.booleans(),
     mode=st.sampled_from(["none", "ddp", "fsdp", "hsdp"]),
     reshard=st.booleans(),

@@ -1,6 +1,8 @@
 """`weighted-mtp plan`: what it says, that its advice is a recipe, and one line for a mistake."""
 
 import json
+import re
+import shlex
 
 import pytest
 from tests.helpers import tiny_args, tiny_model
@@ -11,7 +13,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.estimate import count, setting_of
 from weighted_mtp.pipelines.memory import peak_memory
 from weighted_mtp.pipelines.objectives import make_objective
-from weighted_mtp.pipelines.planner import MODELS, PlanRequest, plan
+from weighted_mtp.pipelines.planner import MODELS, SHARE, PlanRequest, plan
 
 SEVEN = ["plan", "--model", "7b", "--gpus", "8", "--recipe", "verifiable"]
 
@@ -31,20 +33,62 @@ def planned(capsys, *words: str) -> dict:
 def test_the_table_says_what_fits(capsys):
     assert main(SEVEN) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "6.74 billion parameters (6.74 trained), n = 4, verifiable, bfloat16"
-    ways = [line.split("  ")[0] for line in lines if line.startswith(("ddp", "fsdp", "hsdp"))]
-    assert ways == ["ddp"] * 2 + ["fsdp"] * 2 + ["fsdp lean"] * 2 + ["ddp", "fsdp", "fsdp lean"]
-    advice = [line for line in lines if " GB: " in line]
-    assert [line.split(" GB")[0] for line in advice] == ["24", "40", "80"]
-    assert "runtime.parallel=fsdp" in advice[2]
-    assert all(len(line) <= 130 for line in lines if " GB: " not in line)
+    assert lines[0] == "6.74 billion parameters, all trained; n = 4, verifiable, bfloat16"
+    rows = [re.split("  +", line) for line in lines if line.startswith(("ddp", "fsdp"))]
+    ways, hows = ["ddp", "fsdp", "fsdp lean"], ["none", "selective", "full"]
+    assert [row[:2] for row in rows[:9]] == [[way, how] for way in ways for how in hows]
+    assert [row[0] for row in rows[9:]] == ways
+    assert rows[9][1:] == ["–/–/–"] * 3  # DDP fits nowhere
+    best = advice(lines)
+    assert [*best] == ["24", "40", "80"]
+    assert "runtime.parallel=fsdp" in best["80"]
+    assert all(len(line) <= 120 for line in lines if " GiB: " not in line)
+
+
+def advice(lines: list[str]) -> dict[str, list[str]]:
+    """Size of a GPU → what to pass to `--set`, as it was printed."""
+    found = {}
+    for line in lines:
+        match = re.fullmatch(r"(\S+) GiB: (--set .*|the recipe as it is) \(\S+ GiB\)", line)
+        if match:
+            words = shlex.split(match[2]) if match[2].startswith("--set") else []
+            assert words[::2] == ["--set"] * (len(words) // 2)
+            found[match[1]] = words[1::2]
+    return found
+
+
+def test_train_takes_the_advice_as_it_is_printed(capsys):
+    """On one GPU with room for less and less, and on eight."""
+    plans = {
+        "0.4,0.25,0.13": ["--gpus", "1"],
+        "0.05,0.03": ["--gpus", "8", "--set", "training.optimizer=adamw"],
+    }
+    seen = set()
+    for sizes, more in plans.items():
+        words = ["--recipe", "baseline", "--preset", "micro"]
+        assert main(["plan", *words, *more, "--memory", sizes]) == 0
+        found = advice(capsys.readouterr().out.splitlines())
+        assert len(found) == len(sizes.split(","))
+        for size, changes in found.items():
+            sets = [word for change in changes for word in ("--set", change)]
+            assert main(["train", *words, *sets, "--dry-run"]) == 0
+            resolved = capsys.readouterr().out
+            for change in changes:
+                key, value = change.split("=")
+                assert f"{key.split('.')[-1]}: {value}\n" in resolved
+            seen |= {*changes}
+            memory = re.search(r"about ([\d.]+) GiB", resolved)
+            assert memory is not None
+            if more[1] == "1":  # what a dry run says is for one process
+                assert float(memory[1]) <= SHARE * float(size)
+    assert {"training.activation_checkpointing=selective", "runtime.parallel=fsdp"} < seen
 
 
 def test_every_choice_is_in_the_json(capsys):
     found = planned(capsys, *SEVEN, "--memory", "16,80")
     assert found["parameters"] == found["trained"] == 6_738_419_713  # with the value head
     choices = found["choices"]
-    assert len(choices) == 3 * 2 * 3  # ways, with and without checkpointing, 1, 2 and 4 rows
+    assert len(choices) == 3 * 3 * 3  # ways, kinds of checkpointing, 1, 2 and 4 rows
     for choice in choices:
         parts = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "reference")
         assert choice["total"] == sum(choice[part] for part in parts)

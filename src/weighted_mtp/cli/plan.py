@@ -10,7 +10,15 @@ from typing import Any
 
 from weighted_mtp.core.config import RECIPES, available
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.planner import SHARE, Plan, PlanRequest, model_names, plan
+from weighted_mtp.pipelines.memory_inputs import Checkpointing
+from weighted_mtp.pipelines.planner import (
+    CHECKPOINTING,
+    SHARE,
+    Plan,
+    PlanRequest,
+    model_names,
+    plan,
+)
 
 SIZES = "24,40,80"
 
@@ -36,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, default=1, help="how many, over all nodes (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="for hsdp (default 8)")
     parser.add_argument(
-        "--memory", default=SIZES, metavar="GB,…", help=f"sizes of GPU to plan for ({SIZES})"
+        "--memory",
+        default=SIZES,
+        metavar="GIB,…",
+        help=f"sizes of GPU to plan for, in GiB, which makers call GB ({SIZES})",
     )
     parser.add_argument(
         "--reference-model", metavar="NAME|DIR", help="rho1: the model that scores on line"
@@ -75,36 +86,37 @@ def read_sizes(given: str) -> list[float]:
     except ValueError:
         sizes = [math.nan]
     if not all(0 < size < math.inf for size in sizes):
-        raise UserError(f"--memory {given!r}: give GB above 0, separated by commas, e.g. {SIZES}")
+        raise UserError(f"--memory {given!r}: give GiB above 0, separated by commas, e.g. {SIZES}")
     return sorted(set(sizes))
 
 
 def text(found: Plan, sizes: Sequence[float]) -> list[str]:
     """What the recipe's own micro-batch takes, the largest that fits, and what to set."""
     recipe, counts = found.recipe, found.counts
-    heads = counts.args.n_future_tokens
+    trained = "all" if counts.trained == counts.parameters else _number(counts.trained)
+    rows = _plural(recipe.training.batch_size, "row")
     lines = [
-        f"{counts.parameters / 1e9:.2f} billion parameters ({counts.trained / 1e9:.2f} trained), "
-        f"n = {heads}, {recipe.objective.name}, {recipe.runtime.compute_dtype}",
-        f"{found.gpus} GPU{'s' * (found.gpus > 1)}; a step of {recipe.training.batch_size} rows of "
-        f"at most {recipe.data.max_length} tokens",
+        f"{_number(counts.parameters)} parameters, {trained} trained; "
+        f"n = {counts.args.n_future_tokens}, {recipe.objective.name}, "
+        f"{recipe.runtime.compute_dtype}",
+        f"{_plural(found.gpus, 'GPU')}; a step of {rows} of at most {recipe.data.max_length} "
+        "tokens",
         "",
-        f"GiB on each GPU, micro-batches of {found.own}:",
+        f"GiB on each GPU when it is fullest, in micro-batches of {_plural(found.own, 'row')}:",
         *_parts_table(found),
         "",
-        "Largest micro-batch that fits (· without, c with activation checkpointing):",
+        f"Rows in the largest micro-batch that fits ({'/'.join(CHECKPOINTING)} checkpointing):",
         *_fit_table(found, sizes),
         "",
+        "To try first:",
         *(_advice(found, size) for size in sizes),
+        "",
+        f"What fits leaves {1 - SHARE:.0%} free for CUDA, NCCL and fragments.",
     ]
-    if any(choice.lean for choice in found.choices):
-        changes = next(choice.changes for choice in found.choices if choice.lean)
-        lean = " ".join(f"--set {change}" for change in changes if ".fsdp." in change)
-        lines += ["", f"lean: {lean}"]
-    lines.append(
-        f"An estimate fits if it is at most {SHARE:.0%} of the memory: the rest is for CUDA, NCCL "
-        "and fragments."
-    )
+    lean = next((choice.changes for choice in found.choices if choice.lean), ())
+    if lean:
+        changes = " ".join(f"--set {change}" for change in lean if ".fsdp." in change)
+        lines.append(f"lean is {changes}")
     return lines
 
 
@@ -115,58 +127,83 @@ def _parts_table(found: Plan) -> list[str]:
         for name in own[0].memory.parts
         if name != "reference" or any(choice.memory.reference for choice in own)
     ]
-    rows = [["", "checkpointing", *shown, "total", "fullest in"]]
+    rows = [["", "checkpointing", *shown, "total", "when"]]
     for choice in own:
         sizes = [*(choice.memory.parts[name] for name in shown), choice.memory.total]
-        numbers = [_gib(size) for size in sizes]
-        yes = "yes" if choice.checkpointing else "no"
-        rows.append([choice.way, yes, *numbers, choice.memory.moment])
-    return _aligned(rows, words=len(rows[0]) - 1)
+        numbers = map(_gib, sizes)
+        rows.append([choice.way, choice.checkpointing, *numbers, choice.memory.moment])
+    return _aligned(rows, left=(0, 1, len(rows[0]) - 1))
 
 
 def _fit_table(found: Plan, sizes: Sequence[float]) -> list[str]:
-    rows = [["", *(f"{size:g} GB {mark}" for size in sizes for mark in "·c")]]
+    rows = [["", *(f"{size:g} GiB" for size in sizes)]]
     for way in dict.fromkeys(choice.way for choice in found.choices):
-        cells = []
-        for size in sizes:
-            for checkpointing in (False, True):
-                fitting = [
-                    choice.micro_batch_size
-                    for choice in found.choices
-                    if (choice.way, choice.checkpointing) == (way, checkpointing)
-                    and choice.fits(size)
-                ]
-                cells.append(str(max(fitting)) if fitting else "–")
-        rows.append([way, *cells])
-    return _aligned(rows)
+        largest = [
+            [_largest(found, way, checkpointing, size) for checkpointing in CHECKPOINTING]
+            for size in sizes
+        ]
+        rows.append([way, *("/".join(f"{rows or '–'}" for rows in cell) for cell in largest)])
+    return _aligned(rows, left=(0,))
+
+
+def _largest(found: Plan, way: str, checkpointing: Checkpointing, size: float) -> int:
+    """Rows in a micro-batch; 0 if not even one fits."""
+    wanted = (way, checkpointing)
+    return max(
+        (
+            choice.micro_batch_size
+            for choice in found.choices
+            if (choice.way, choice.checkpointing) == wanted and choice.fits(size)
+        ),
+        default=0,
+    )
 
 
 def _advice(found: Plan, size: float) -> str:
     best = found.best(size)
     if best is not None:
         changes = " ".join(f"--set {change}" for change in best.changes)
-        return f"{size:g} GB: {_gib(best.memory.total)} GiB with {changes}"
+        return f"{size:g} GiB: {changes or 'the recipe as it is'} ({_gib(best.memory.total)} GiB)"
     least = found.smallest()
+    how = "no" if least.checkpointing == "none" else least.checkpointing
+    words = f"{least.way}, {how} checkpointing, {_plural(least.micro_batch_size, 'row')}"
+    remedies = ["more GPUs", "shorter rows"]
+    if least.memory.reference:
+        remedies.append("stored losses (weighted-mtp prepare reference-losses)")
+    sharded = any(choice.mode in ("fsdp", "hsdp") for choice in found.choices)
+    if sharded and not found.recipe.runtime.fsdp.cpu_offload:
+        remedies.append("--set runtime.fsdp.cpu_offload=true")
     return (
-        f"{size:g} GB: nothing fits; the least is {_gib(least.memory.total)} GiB ({least.way}, "
-        f"checkpointing, micro-batches of {least.micro_batch_size}): more GPUs, shorter rows, or "
-        "runtime.fsdp.cpu_offload"
+        f"{size:g} GiB: nothing fits; the least is {_gib(least.memory.total)} GiB "
+        f"({words}). Try {', '.join(remedies[:-1])} or {remedies[-1]}"
     )
 
 
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _number(count: int) -> str:
+    """6.74 billion, 2.27 million, 4,097."""
+    for scale, word in ((1e9, "billion"), (1e6, "million")):
+        if count >= scale:
+            return f"{count / scale:.2f} {word}"
+    return f"{count:,}"
+
+
 def _gib(size: int) -> str:
-    """One decimal, or two significant ones."""
+    """One decimal, or two significant ones down to a MiB."""
     gib = size / 2**30
-    return f"{gib:.1f}" if gib >= 1 or not size else f"{gib:.2g}"
+    return f"{gib:.2g}" if 0.001 <= gib < 1 else f"{gib:.1f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], words: int = 0) -> list[str]:
-    """Columns as wide as they need: the first one, and number `words`, to the left."""
+def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Columns as wide as they need; those of these numbers to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if index in (0, words) else cell.rjust(width)
+            cell.ljust(width) if index in left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

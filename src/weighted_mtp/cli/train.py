@@ -8,8 +8,10 @@ from pathlib import Path
 
 from weighted_mtp.core.config import RECIPES, Recipe, available, load_recipe
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.compose import RunRequest, saved_recipe
+from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.estimate import estimate
+from weighted_mtp.pipelines.remote import Remote
+from weighted_mtp.pipelines.remote_runs import saved_recipe
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
@@ -43,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", type=Path, help="run directory (default runs/RECIPE-PRESET)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --output-dir, or in training.remote if that is further on",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -58,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(recipe.to_yaml())
         print("\n".join(estimate(recipe).lines()))
+        if recipe.training.remote is not None:
+            Remote(recipe.training.remote)  # or its package is missing
         return 0
     result = run_pipeline(RunRequest(recipe, run_dir, args.resume))
     if is_main_process():
         report(result, run_dir)
+    if result.uncopied is not None:
+        raise UserError(result.uncopied)
     return 0 if result.finished else 130
 
 

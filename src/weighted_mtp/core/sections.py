@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from weighted_mtp.core.section import Fraction, Section, Seed, UnitInterval
+from weighted_mtp.core.section import Fraction, RemoteURL, Section, Seed, UnitInterval
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
 ObjectiveName = Literal[
@@ -49,11 +50,18 @@ class Architecture(Section):
 
 
 class ModelConfig(Section):
-    """Where the weights come from: a checkpoint, or random ones of a given shape."""
+    """Where the weights come from: a checkpoint, or random ones of a given shape.
+
+    Attributes:
+        max_seq_len, rope_theta: in the place of a checkpoint's own, to train on longer rows than it
+            was made for. A model has twice `max_seq_len` positions.
+    """
 
     path: Path | None = None
     architecture: Architecture | None = None
     init_std: PositiveFloat = 0.02
+    max_seq_len: PositiveInt | None = None
+    rope_theta: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -62,6 +70,13 @@ class ModelConfig(Section):
                 "give one of model.path (a checkpoint) and model.architecture (from scratch): "
                 "--set model.path=DIR, or --preset micro"
             )
+        if self.architecture is not None:
+            for name in ("max_seq_len", "rope_theta"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"model.{name} changes a checkpoint; from scratch, set "
+                        f"model.architecture.{name}"
+                    )
         return self
 
 
@@ -212,8 +227,12 @@ class TrainingConfig(Section):
         decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays.
         monitor: the validation figure by which checkpoints are best and training stops early.
         max_skipped_steps: steps with a loss or gradient that is not finite are skipped, up to this.
-        activation_checkpointing: recompute the blocks in the backward pass instead of storing them.
+        activation_checkpointing: compute the blocks again in the backward pass instead of storing
+            them: `full` all, `selective` what is cheap to compute for its size. Older recipes say
+            false (`none`) and true (`full`).
         trackers: where metrics go besides metrics.jsonl.
+        remote: URL of a directory (s3://BUCKET/NAME, gs://…, any that fsspec knows) to which
+            checkpoints are copied too, and from which --resume fetches what is newer there.
     """
 
     steps: PositiveInt = 1000
@@ -229,7 +248,10 @@ class TrainingConfig(Section):
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0
     loss_chunk_rows: PositiveInt | None = None
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[
+        Literal["none", "selective", "full"],
+        BeforeValidator(lambda x: ("full" if x else "none") if isinstance(x, bool) else x),
+    ] = "none"
     validate_every: PositiveInt = 100
     save_every: PositiveInt = 500
     keep_last: PositiveInt = 2
@@ -240,6 +262,7 @@ class TrainingConfig(Section):
     max_skipped_steps: NonNegativeInt = 10
     log_every: PositiveInt = 1
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    remote: RemoteURL | None = None
 
 
 class FSDPConfig(Section):
@@ -274,6 +297,9 @@ class RuntimeConfig(Section):
         parallel: how several processes hold the model: ddp gives each a whole copy, fsdp a part,
             hsdp each node (or `fsdp.shard_size` processes) a copy in parts. One process has it all.
         timeout_minutes: how long a process waits for the others before it gives up.
+        tf32: on CUDA, multiply float32 matrices with ten bits of mantissa, several times faster.
+        deterministic: only kernels that give the same bits each time; what has none is an error.
+            Slower on CUDA; on the CPU a run is repeatable anyway.
     """
 
     device: str = "auto"
@@ -284,6 +310,8 @@ class RuntimeConfig(Section):
     seed: Seed = 0
     threads: PositiveInt | None = None
     compile: bool = False
+    tf32: bool = True
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _one_format(self) -> RuntimeConfig:

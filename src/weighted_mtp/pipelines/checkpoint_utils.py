@@ -31,6 +31,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_pat
 from weighted_mtp.pipelines.optimization import Optimizer
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
+from weighted_mtp.runtime.main_process import on_main
 
 MARKER = "COMPLETE"
 
@@ -40,9 +41,14 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*/{MARKER}"))
+    """Whole checkpoints of a run, oldest first; not one that was to be renamed yet."""
+    return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*[0-9]/{MARKER}"))
 
 
 def is_trained(run_dir: Path, steps: int) -> bool:
@@ -75,11 +81,13 @@ def save_checkpoint(
     """
     final = checkpoint_path(run_dir, step)
     partial = partial_path(final)
-    if distributed.is_main_process():
+
+    def write() -> None:
         start_checkpoint(partial, step, state or {})
         save_model(adapter, tokenizer, partial / "model")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    distributed.barrier()
+
+    on_main(write)
     torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
     distributed.barrier()
     if distributed.is_main_process():
@@ -94,8 +102,10 @@ def partial_path(final: Path) -> Path:
 
 
 def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Make the directory, and in it `trainer.json`."""
-    shutil.rmtree(partial, ignore_errors=True)
+    """Make the directory, and in it `trainer.json`. One is written at a time: what else is partial
+    was left by a run that was killed, and goes."""
+    for left in {partial, *partial.parent.glob("step-*.partial")}:
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     trainer = {"step": step, "world_size": distributed.world_size(), **state}
     (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
@@ -107,6 +117,11 @@ def complete_checkpoint(final: Path, keep_last: int, keep_steps: Collection[int]
     (partial / MARKER).touch()
     _remove(final)
     partial.replace(final)
+    drop_old(run_dir, keep_last, keep_steps)
+
+
+def drop_old(run_dir: Path, keep_last: int, keep_steps: Collection[int]) -> None:
+    """Delete all complete checkpoints but the newest few and those of `keep_steps`."""
     kept = {checkpoint_path(run_dir, step) for step in keep_steps}
     for old in complete_checkpoints(run_dir)[:-keep_last]:
         if old not in kept:

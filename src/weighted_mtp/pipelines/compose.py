@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from weighted_mtp.core.config import Recipe, load_recipe_file
+from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
@@ -22,18 +21,26 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_sharded
+from weighted_mtp.pipelines.checkpoint_utils import (
+    checkpoint_path,
+    checkpoint_step,
+    complete_checkpoints,
+    is_sharded,
+)
 from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
+from weighted_mtp.pipelines.remote_runs import meet, share_recipe
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
 from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
-from weighted_mtp.runtime.environment import environment
+from weighted_mtp.runtime.environment import environment_of
 from weighted_mtp.runtime.modes import check_mode, parallelise
+from weighted_mtp.runtime.out_of_memory import naming_remedies
+from weighted_mtp.runtime.shared_directory import check_directory
 
 log = get_logger(__name__)
 
@@ -68,7 +75,7 @@ def run(request: RunRequest) -> TrainResult:
     """
     recipe, run_dir = request.recipe, request.run_dir
     runtime, data = recipe.runtime, recipe.data
-    with environment(runtime.device, runtime.seed, runtime.threads, runtime.timeout_minutes) as env:
+    with distributed.naming_the_step(), environment_of(runtime) as env:
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
@@ -116,15 +123,19 @@ def run(request: RunRequest) -> TrainResult:
             annotate,
         )
         record_recipe(request)
-        with distributed.naming_the_step(lambda: trainer.step + 1):
+        with (
+            distributed.naming_the_step(trainer.current_step),
+            naming_remedies(trainer.current_step, env.device),
+        ):
             return trainer.fit()
 
 
 def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
     """Activation checkpointing and compilation, block by block."""
     plan = transformer.grouping_plan()
-    if recipe.training.activation_checkpointing:
-        checkpoint_activations(transformer, plan)
+    how = recipe.training.activation_checkpointing
+    if how != "none":
+        checkpoint_activations(transformer, plan, how)
     if recipe.runtime.compile:
         compile_blocks(transformer, plan)
 
@@ -140,12 +151,17 @@ def check_sharding(recipe: Recipe, world_size: int) -> None:
 
 
 def find_checkpoint(request: RunRequest) -> Path | None:
-    """The checkpoint to resume from; None to start afresh.
+    """The checkpoint to resume from, which the main process looks for, and fetches if the newest
+    one is in `training.remote`; None to start afresh.
 
     Raises:
-        UserError: a new run would overwrite an old one, or there is no run to resume.
+        UserError: a new run would overwrite an old one, there is no run to resume, or a place
+            cannot be used.
     """
-    run_dir, exists = request.run_dir, (request.run_dir / "config.yaml").exists()
+    check_directory(request.run_dir)
+    meet(request.recipe.training.remote, request.run_dir, request.resume)
+    run_dir = request.run_dir
+    exists = bool(distributed.from_main((run_dir / "config.yaml").exists()))
     if exists and not request.resume and was_restarted(run_dir):
         request = replace(request, resume=True)
     if exists and not request.resume:
@@ -158,8 +174,11 @@ def find_checkpoint(request: RunRequest) -> Path | None:
     if not exists:
         raise UserError(f"{run_dir}: no run to resume; start it without --resume")
     found = complete_checkpoints(run_dir)
-    log.info("resuming from %s", found[-1] if found else "the start: no checkpoint was saved")
-    return found[-1] if found else None
+    step = distributed.from_main(checkpoint_step(found[-1]) if found else -1)
+    newest = checkpoint_path(run_dir, step) if step >= 0 else None
+    distributed.check_shared(newest or run_dir)
+    log.info("resuming from %s", newest or "the start: no checkpoint was saved")
+    return newest
 
 
 def was_restarted(run_dir: Path) -> bool:
@@ -185,22 +204,7 @@ def record_recipe(request: RunRequest) -> None:
             (request.run_dir / LAUNCH).write_text(launch, encoding="utf-8")
         partial.replace(request.run_dir / "config.yaml")
     distributed.barrier()
-
-
-def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe a run was started with, for resuming it, with `overrides` on top.
-
-    Raises:
-        UserError: `run_dir` holds no run, or an override would change what the checkpoint fixes.
-    """
-    config = run_dir / "config.yaml"
-    if not config.exists():
-        raise UserError(f"{run_dir}: no run to resume; start it without --resume")
-    saved, changed = load_recipe_file(config), load_recipe_file(config, overrides)
-    for section in ("pipeline", "objective", "model", "tokenizer", "critic_stage"):
-        if getattr(saved, section) != getattr(changed, section):
-            raise UserError(f"{run_dir}: {section} cannot change when a run is resumed; start anew")
-    return changed
+    share_recipe(request.recipe.training.remote, request.run_dir)
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -236,7 +240,7 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
         return start
     source = checkpoint / "model" if checkpoint is not None else recipe.model.path
     if source is not None:
-        start = stored_model(source)
+        start = stored_model(source, recipe.model)
         check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
@@ -274,8 +278,10 @@ def stored_value_head(recipe: Recipe, source: Path | None) -> Path | None:
 
 def check_length(recipe: Recipe, args: ModelArgs) -> None:
     """Raise `UserError` where rows may be longer than the model has positions."""
-    longest = 2 * args.max_seq_len
+    longest, half = 2 * args.max_seq_len, -(-recipe.data.max_length // 2)
+    key = "model.max_seq_len" if recipe.model.path else "model.architecture.max_seq_len"
     if recipe.data.max_length > longest:
         raise UserError(
-            f"data.max_length {recipe.data.max_length} exceeds the {longest} positions of the model"
+            f"data.max_length {recipe.data.max_length} exceeds the model's {longest} positions; "
+            f"--set data.max_length={longest}, or give it more: --set {key}={half}"
         )

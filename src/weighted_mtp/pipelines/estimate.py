@@ -28,6 +28,7 @@ from weighted_mtp.pipelines.compose import (
 )
 from weighted_mtp.pipelines.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Mode, Setting
+from weighted_mtp.pipelines.model_start import stretched
 from weighted_mtp.pipelines.objectives import Objective, make_objective
 from weighted_mtp.pipelines.reference import check_reference
 
@@ -53,8 +54,8 @@ class Estimate:
         return [
             f"parameters       {self.parameters:,}",
             f"tokens per step  at most {self.tokens_per_step:,}",
-            f"memory per rank  about {_gib(memory.total)} ({detail}) in the {memory.moment}, where "
-            "it is fullest; one process, for more see weighted-mtp plan",
+            f"memory per rank  about {_gib(memory.total)} ({detail}) when it is fullest "
+            f"({memory.moment}); one process, for more see weighted-mtp plan",
         ]
 
 
@@ -76,7 +77,7 @@ def estimate(recipe: Recipe) -> Estimate:
                 Corpus(source, text.key, text.suffixes, text.separator).files()
     tokenizer = build_tokenizer(recipe)
     if recipe.model.path is not None:
-        args = inspect_checkpoint(recipe.model.path).args
+        args = stretched(inspect_checkpoint(recipe.model.path).args, recipe.model)
         check_vocabulary(tokenizer, args.vocab_size, str(recipe.model.path))
     else:
         args = model_args(recipe, tokenizer.vocab_size)

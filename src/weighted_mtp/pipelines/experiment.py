@@ -180,7 +180,16 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
 
 
 def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
-    """The resolved recipe of an arm (or of the base)."""
+    """The resolved recipe of an arm (or of the base), each with a remote directory of its own."""
+    recipe = _arm_recipe(request, arm, seed)
+    if recipe.training.remote is None:
+        return recipe
+    url = f"{recipe.training.remote.rstrip('/')}/seed{seed}/{arm}"
+    training = recipe.training.model_copy(update={"remote": url})
+    return recipe.model_copy(update={"training": training})
+
+
+def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     data = [f"data.micro.seed={seed}", f"runtime.seed={seed}"]
     # The same rows for all: each arm's objective selects among them.
     data += ["data.micro.n_validation=300", "data.micro.incorrect_per_problem=3"]

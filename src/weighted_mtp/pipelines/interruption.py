@@ -37,6 +37,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and distributed.is_lost(error):
+            return  # torchrun ends those that are left, and must not be faster than their last word
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

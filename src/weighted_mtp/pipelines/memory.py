@@ -15,6 +15,7 @@ s bytes of a number in the compute dtype. Whatever is no count is in bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Memory:
         loss: chunk of logits, states of the heads, their gradient and that of the unembedding.
         buffers: bfloat16 copies of weights (autocast), and what FSDP has gathered.
         reference: a reference model's weights.
-        moment: which.
+        moment: which; the backward pass begins with its first block, the model's last.
     """
 
     moment: str
@@ -71,16 +72,10 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
     casts = cast_bytes(counts, setting)
     one_cast = casts // max(1, counts.learning)
     work = _block_work(counts, setting)
-    # A block that is recomputed has its input already.
-    again = block - WIDE * setting.positions * counts.args.dim if setting.checkpointing else 0
+    again = block - kept_bytes(counts.args, setting)  # of the block that is computed again
     again, block = (again, block) if counts.learning else (0, 0)
 
-    names = (
-        "loss",
-        "start of the backward pass",
-        "end of the backward pass",
-        "embedding's gradient",
-    )
+    names = ("loss", "backward, first block", "backward, last block", "backward, embedding")
     activations = (kept, kept + again + work, block + work, 0)
     losses = (
         loss.forward + (loss.kept if setting.accumulate else 0),  # of the micro-batch before
@@ -90,7 +85,7 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
     )
     buffers = (
         gathered.idle + casts,  # autocast's copies outlive checkpointed blocks, until the loss
-        gathered.busy + (one_cast if setting.checkpointing else casts),
+        gathered.busy + (casts if setting.checkpointing == "none" else one_cast),
         gathered.busy + one_cast,
         gathered.end,
     )
@@ -103,7 +98,7 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
 
 def activation_bytes(counts: Counts, setting: Setting) -> int:
     """What autograd keeps of a whole forward pass, but for weights, copies of weights and loss:
-    the blocks (or their inputs), the input and 1/rms of the final norm of each head, and what the
+    the blocks, the input and 1/rms of the final norm of each head, and what the
     value head reads. All heads read one trunk state."""
     args, N = counts.args, setting.positions
     state = WIDE * N * args.dim
@@ -112,10 +107,23 @@ def activation_bytes(counts: Counts, setting: Setting) -> int:
         return value
     norms = counts.heads * (state + WIDE * N)
     rotations = WIDE * args.head_dim * N if setting.documents is not None else 0
-    if setting.checkpointing:
-        return (counts.trunk + 1) * state + norms + rotations + value
-    blocks = counts.learning * block_bytes(args, setting) - (counts.heads - 1) * state
+    blocks = counts.learning * kept_bytes(args, setting) - (counts.heads - 1) * state
     return blocks + norms + rotations + value
+
+
+def kept_bytes(args: ModelArgs, setting: Setting) -> int:
+    """What one block keeps from its forward pass: all that its backward pass reads, its input, or
+    (selective) its input, the products D wide or less (queries, keys, values, attention's part of
+    the residual), and what attention gives."""
+    if setting.checkpointing == "none":
+        return block_bytes(args, setting)
+    N, s, documents = setting.positions, setting.size, setting.documents
+    state = WIDE * N * args.dim
+    if setting.checkpointing == "full":
+        return state
+    rows = documents.rows * documents.length if documents is not None and documents.rows else N
+    products = s * N * (2 * args.dim + 2 * args.kv_heads * args.head_dim)
+    return state + products + rows * (s * args.dim + WIDE * args.n_heads)
 
 
 def block_bytes(args: ModelArgs, setting: Setting) -> int:
@@ -189,18 +197,22 @@ def _gradients(counts: Counts, setting: Setting) -> tuple[int, int, int, int]:
         if counts.args.tie_embeddings:
             return 0, unembedding, whole - block, whole + embedding
         return 0, unembedding, max(0, whole - embedding - block), whole
-    part = 0 if setting.offload else -(-whole // setting.shards)
     root = WIDE * counts.trained_root  # reduced last of all
+    late = max(0, whole - root - 2 * block)  # one is at work, one not yet reduced
+    shards = math.inf if setting.offload else setting.shards
     if setting.accumulate and not setting.reduce_each:
         waiting = (HALF if setting.reduce_half else WIDE) * counts.trained
-        return waiting, waiting + unembedding, part + root, part + root
-    before = part if setting.accumulate else 0
-    return before, before + unembedding, part + unembedding, part + root
+        last = math.ceil(late / shards) + unembedding + block + root
+        return waiting, waiting + unembedding, last, math.ceil((whole - root) / shards) + 2 * root
+    before = math.ceil(whole / shards) if setting.accumulate else 0
+    last = before or math.ceil(late / shards)
+    end = before or math.ceil((whole - root) / shards)
+    return before, before + unembedding, last + unembedding, end + root
 
 
 class _Gathered(NamedTuple):
-    """Bytes FSDP has gathered between blocks, while a block's backward pass runs, and at the end of
-    the backward pass. The root stays gathered throughout."""
+    """Bytes FSDP has gathered, or has yet to reduce: in the loss, while a block's backward pass
+    runs, and at the end of the backward pass. The root stays gathered throughout."""
 
     idle: int
     busy: int
@@ -208,14 +220,18 @@ class _Gathered(NamedTuple):
 
 
 def _gathered(counts: Counts, setting: Setting) -> _Gathered:
-    """While a block runs, the next one arrives in one piece and is cut into its weights; its
-    gradient, of the gathered format, is copied in one piece to be reduced."""
+    """The block gathered last is there twice, in one piece and cut into weights. While a block's
+    backward pass runs, the next one is arriving in one piece, the gradient of the one before is
+    being reduced, in one piece too, and that of w2 is already there. A micro-batch that is reduced
+    by itself leaves such a piece of the root to the next."""
     if not setting.sharded:
         return _Gathered(0, 0, 0)
     unit = (HALF if setting.gather_half else WIDE) * counts.block
+    root, standing = WIDE * counts.root, 0 if setting.reshard else counts.run * unit
+    if not counts.learning:  # a block is at work, and the next one arriving
+        return _Gathered(root + (standing or unit) + 2 * unit, root, root)
     reduced = (HALF if setting.reduce_half else WIDE) * counts.block
-    root = WIDE * counts.root
-    standing = root if setting.reshard else root + counts.run * unit
-    arriving = 3 * unit if setting.reshard else 0
-    leaving = unit + reduced if counts.learning else 0
-    return _Gathered(standing, standing + arriving + leaving, root + WIDE * counts.trained_root)
+    left = WIDE * counts.trained_root if setting.accumulate and setting.reduce_each else 0
+    w2 = unit * counts.args.dim * counts.args.ffn_dim // counts.block
+    busy = root + (standing or 2 * unit) + max(reduced, left) + w2
+    return _Gathered(root + standing + unit + left, busy, root + reduced)

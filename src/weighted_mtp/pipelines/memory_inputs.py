@@ -15,6 +15,7 @@ WIDE, HALF = 4, 2
 """float32 (weights, gradients, optimizer, residual stream, normaliser of the loss), bfloat16."""
 
 Mode = Literal["none", "ddp", "fsdp", "hsdp"]
+Checkpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Setting:
     documents: Documents | None = None
     half: bool = False
     gpu: bool = False
-    checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
     accumulate: bool = False
     mode: Mode = "none"
     shards: int = 1

@@ -7,7 +7,7 @@ time: however large it is, a process holds its part of it and one weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
@@ -59,14 +60,18 @@ def fresh_model(args: ModelArgs, std: float) -> Start:
     return Start(MetaLlamaMTPAdapter(transformer), fill)
 
 
-def stored_model(directory: Path) -> Start:
+def stored_model(directory: Path, config: ModelConfig) -> Start:
     """The weights of a checkpoint in any layout, without its value head.
+
+    Args:
+        config: may give it more positions.
 
     Raises:
         UserError: it is missing, damaged or of an unknown layout.
     """
     source = open_checkpoint(directory)
-    transformer = source.model
+    with torch.device("meta"):
+        transformer = Transformer(stretched(source.model.args, config))
 
     def fill() -> None:
         tie(transformer)
@@ -76,6 +81,15 @@ def stored_model(directory: Path) -> Start:
         log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
 
     return Start(MetaLlamaMTPAdapter(transformer), fill)
+
+
+def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
+    """The shape of a checkpoint with the positions that a recipe gives it."""
+    return replace(
+        args,
+        max_seq_len=config.max_seq_len or args.max_seq_len,
+        rope_theta=config.rope_theta or args.rope_theta,
+    )
 
 
 def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from weighted_mtp.core.config import Recipe, load_recipe
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.section import Section
 from weighted_mtp.data.tokenizers import make_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
@@ -16,7 +16,8 @@ from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.compose import build_tokenizer, check_length, model_args
 from weighted_mtp.pipelines.estimate import count, numbers_of, setting_of
 from weighted_mtp.pipelines.memory import Memory, peak_memory
-from weighted_mtp.pipelines.memory_inputs import Counts, Mode
+from weighted_mtp.pipelines.memory_inputs import Checkpointing, Counts, Mode
+from weighted_mtp.pipelines.model_start import stretched
 from weighted_mtp.pipelines.objectives import Objective, make_objective
 
 MODELS = {
@@ -28,6 +29,9 @@ MODELS = {
 SHARE = 0.9
 """Of a GPU's memory that an estimate may take: the rest is for the CUDA context, NCCL, what the
 allocator cannot use, and the estimate's own error."""
+
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
+"""From the fastest to the one that takes the least."""
 
 LEAN = {"reduce_gradients": "micro_batch", "param_dtype": "bfloat16"}
 """FSDP's settings that take the least memory and cost no second pass; the format only where the
@@ -59,12 +63,12 @@ class Choice:
 
     Attributes:
         lean: with FSDP's `LEAN` settings.
-        changes: to the recipe, as `--set` takes them.
+        changes: what `--set` needs to make this choice of the recipe, where it says otherwise.
     """
 
     mode: Mode
     lean: bool
-    checkpointing: bool
+    checkpointing: Checkpointing
     micro_batch_size: int
     changes: tuple[str, ...]
     memory: Memory
@@ -72,6 +76,8 @@ class Choice:
     @property
     def way(self) -> str:
         """How the weights are spread, in a word or two."""
+        if self.mode == "none":
+            return "one GPU"
         return f"{self.mode} lean" if self.lean else self.mode
 
     def fits(self, gib: float) -> bool:
@@ -94,13 +100,17 @@ class Plan:
     choices: tuple[Choice, ...]
 
     def best(self, gib: float) -> Choice | None:
-        """What to try first on a GPU of so many GiB: the least spreading of the weights that fits,
-        then no recomputation if possible, then the largest micro-batch. None if nothing fits."""
+        """What to try first on a GPU of so many GiB: the least recomputation that fits, which is
+        sure to cost time; then the least spreading of the weights, whose transfers run beside the
+        computation; then the largest micro-batch. None if nothing fits."""
         fitting = [choice for choice in self.choices if choice.fits(gib)]
-        if not fitting:
-            return None
         ways = list(dict.fromkeys(choice.way for choice in self.choices))
-        return min(fitting, key=lambda c: (ways.index(c.way), c.checkpointing, -c.micro_batch_size))
+
+        def cost(choice: Choice) -> tuple[int, int, int]:
+            recomputed = CHECKPOINTING.index(choice.checkpointing)
+            return recomputed, ways.index(choice.way), -choice.micro_batch_size
+
+        return min(fitting, key=cost, default=None)
 
     def smallest(self) -> Choice:
         """The choice that takes the least."""
@@ -115,19 +125,15 @@ def plan(request: PlanRequest) -> Plan:
     """
     _check_gpus(request)
     recipe = _read_recipe(request)
-    args = _model_args(request, recipe)
-    try:
-        check_length(recipe, args)
-    except UserError as error:
-        longest = 2 * args.max_seq_len
-        raise UserError(f"{error}; --set data.max_length={longest} or less") from error
+    args = stretched(_model_args(request, recipe), recipe.model)
+    check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens)
     counts = count(recipe, args, objective)
     reference = _reference_numbers(request, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)
     choices = []
     for mode, lean in _ways(recipe, request):
-        for checkpointing in (False, True):
+        for checkpointing in CHECKPOINTING:
             for size in sizes:
                 changed, changes = _change(recipe, mode, lean, checkpointing, size)
                 setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
@@ -243,19 +249,32 @@ def _lean(recipe: Recipe) -> dict[str, str]:
 
 
 def _change(
-    recipe: Recipe, mode: Mode, lean: bool, checkpointing: bool, size: int
+    recipe: Recipe, mode: Mode, lean: bool, checkpointing: Checkpointing, size: int
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe with one choice made, and the changes that make it."""
-    fsdp: dict[str, Any] = _lean(recipe) if lean else {}
-    training = {"micro_batch_size": size, "activation_checkpointing": checkpointing}
-    runtime = {"fsdp": recipe.runtime.fsdp.model_copy(update=fsdp), "parallel": mode}
-    changes = {"runtime.parallel": mode}
-    changes |= {f"runtime.fsdp.{key}": value for key, value in fsdp.items()}
-    changes |= {f"training.{key}": str(value).lower() for key, value in training.items()}
+    """A recipe with one choice made, and the changes that make it. What is right for many processes
+    is right for one."""
+    parallel: dict[str, object] = {} if mode == "none" else {"parallel": mode}
+    fsdp: dict[str, object] = {**_lean(recipe)} if lean else {}
+    blocks: dict[str, object] = {
+        "activation_checkpointing": checkpointing,
+        "micro_batch_size": size,
+    }
+    runtime, training = recipe.runtime, recipe.training
+    changes = (
+        *_differing("runtime", runtime, parallel),
+        *_differing("runtime.fsdp", runtime.fsdp, fsdp),
+        *_differing("training", training, blocks),
+    )
+    parallel["fsdp"] = runtime.fsdp.model_copy(update=fsdp)
     changed = recipe.model_copy(
         update={
-            "training": recipe.training.model_copy(update=training),
-            "runtime": recipe.runtime.model_copy(update=runtime),
+            "runtime": runtime.model_copy(update=parallel),
+            "training": training.model_copy(update=blocks),
         }
     )
-    return changed, tuple(f"{key}={value}" for key, value in changes.items())
+    return changed, changes
+
+
+def _differing(name: str, section: Section, values: Mapping[str, object]) -> list[str]:
+    """What of `values` a section does not say already, as `--set` takes it."""
+    return [f"{name}.{key}={x}" for key, x in values.items() if getattr(section, key) != x]

@@ -9,10 +9,12 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
+from weighted_mtp.pipelines.remote_copies import Copies
+from weighted_mtp.pipelines.remote_runs import meet
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.trainer import TrainResult
 from weighted_mtp.runtime import distributed
-from weighted_mtp.runtime.environment import environment
+from weighted_mtp.runtime.environment import environment_of
 
 log = get_logger(__name__)
 
@@ -28,21 +30,22 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     """
     if request.recipe.critic_stage is None:
         return run(request)
-    runtime = request.recipe.runtime
     # One group for both stages.
-    with environment(runtime.device, runtime.seed, runtime.threads, runtime.timeout_minutes):
+    with distributed.naming_the_step(), environment_of(request.recipe.runtime):
         return _both_stages(request)
 
 
 def _both_stages(request: RunRequest) -> TrainResult:
     find_checkpoint(request)  # refuses what must not be started here
-    distributed.barrier()
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
     recipe = critic_recipe(request.recipe)
-    if not is_trained(folder, recipe.training.steps):
+    training = recipe.training
+    meet(training.remote, folder, request.resume)
+    distributed.barrier()
+    if not distributed.from_main(is_trained(folder, training.steps)):
         log.info("first stage: the critic")
-        resume = (folder / "config.yaml").exists()
+        resume = bool(distributed.from_main((folder / "config.yaml").exists()))
         result = run_critic(RunRequest(recipe, folder, resume, data_dir, outer=request))
         if not result.finished:
             return result
@@ -50,7 +53,11 @@ def _both_stages(request: RunRequest) -> TrainResult:
     start = complete_checkpoints(folder)[-1] / "model"
     config = request.recipe.model.model_copy(update={"path": start, "architecture": None})
     main = request.recipe.model_copy(update={"model": config, "critic_stage": None})
-    return run(replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe))
+    request = replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe)
+    result = run(request)
+    # What of the first stage had not arrived when it ended.
+    late = Copies(folder, training.keep_last, training.remote).settle(())
+    return replace(result, uncopied=result.uncopied or late)
 
 
 def critic_recipe(recipe: Recipe) -> Recipe:
@@ -64,6 +71,8 @@ def critic_recipe(recipe: Recipe) -> Recipe:
         raise UserError("critic_stage is not set")
     changes = {k: v for k, v in stage.model_dump(exclude={"lam"}).items() if v is not None}
     changes |= {"early_stopping": None, "keep_best": 0, "monitor": "loss", "monitor_mode": "min"}
+    if recipe.training.remote is not None:
+        changes["remote"] = f"{recipe.training.remote}/critic"
     value = recipe.objective.value.model_copy(update={"lam": stage.lam})
     return recipe.model_copy(
         update={

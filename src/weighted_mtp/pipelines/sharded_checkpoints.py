@@ -46,9 +46,11 @@ from weighted_mtp.pipelines.checkpoint_utils import (
 )
 from weighted_mtp.pipelines.model_start import Start, tie
 from weighted_mtp.pipelines.optimization import Optimizer
+from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.runtime import distributed, shards
 from weighted_mtp.runtime.environment import rng_state
 from weighted_mtp.runtime.fsdp import copy_whole
+from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
 
@@ -65,22 +67,24 @@ class WholeSaver:
         weights: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         tokenizer: Tokenizer,
-        keep_last: int,
+        copies: Copies,
     ) -> None:
         self.run_dir, self.adapter, self.optimizer = run_dir, adapter, optimizer
-        self.tokenizer, self.keep_last = tokenizer, keep_last
+        self.tokenizer, self.copies = tokenizer, copies
 
     def save(self, step: int, keep_steps: Collection[int], state: Mapping[str, Any]) -> Path:
-        return save_checkpoint(
+        final = save_checkpoint(
             self.run_dir,
             step,
             self.adapter,
             self.optimizer,
             self.tokenizer,
-            self.keep_last,
-            keep_steps,
+            self.copies.keep_last,
+            {*keep_steps, *self.copies.pinned},
             state,
         )
+        self.copies.offer(final, keep_steps)
+        return final
 
     def look(self) -> None:
         """All is done."""
@@ -94,6 +98,7 @@ class ShardedSaver:
 
     Args:
         weights: this process's part of each weight, by its name in the adapter.
+        copies: says how many to keep, and is offered each that is complete.
     """
 
     def __init__(
@@ -103,10 +108,10 @@ class ShardedSaver:
         weights: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         tokenizer: Tokenizer,
-        keep_last: int,
+        copies: Copies,
     ) -> None:
         self.run_dir, self.adapter, self.weights = run_dir, adapter, weights
-        self.optimizer, self.tokenizer, self.keep_last = optimizer, tokenizer, keep_last
+        self.optimizer, self.tokenizer, self.copies = optimizer, tokenizer, copies
         self._writer = shards.Writer()
         self._begun: tuple[Future[Any], Path, Collection[int]] | None = None
 
@@ -151,13 +156,14 @@ class ShardedSaver:
         except (Exception, CheckpointException) as error:  # whatever the other thread met
             if distributed.is_lost(error):
                 raise
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{partial_path(final)}: cannot be written ({reason}); earlier checkpoints are "
-                "untouched: make room, then --resume"
+                f"{partial_path(final)}: cannot be written ({shards.reason(error)[:200]}); earlier "
+                "checkpoints are untouched: make room, then --resume"
             ) from error
         if distributed.is_main_process():
-            complete_checkpoint(final, self.keep_last, keep_steps)
+            kept = {*keep_steps, *self.copies.pinned}
+            complete_checkpoint(final, self.copies.keep_last, kept)
+            self.copies.offer(final, keep_steps)
 
 
 def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: Tokenizer) -> None:
@@ -176,12 +182,14 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
             whole = whole.full_tensor()
         if distributed.is_main_process():
             values[name] = whole.cpu()
-    if distributed.is_main_process():
+
+    def write() -> None:
         model = sharded_model(checkpoint).adapter
         model.load_state_dict(values, strict=False, assign=True)
         tie(model.transformer)
         save_model(model, tokenizer, checkpoint / "model")
-    distributed.barrier()
+
+    on_main(write)
 
 
 def sharded_model(checkpoint: Path) -> Start:

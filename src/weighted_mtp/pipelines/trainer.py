@@ -33,8 +33,9 @@ from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
 from weighted_mtp.pipelines.interruption import StopRequest
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
 from weighted_mtp.pipelines.nonfinite import SkippedSteps
-from weighted_mtp.pipelines.objectives import Pool, Sums
+from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
+from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.pipelines.sharded_checkpoints import (
     ShardedSaver,
     WholeSaver,
@@ -42,12 +43,14 @@ from weighted_mtp.pipelines.sharded_checkpoints import (
     restore_any,
 )
 from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, row_figures, summarise
+from weighted_mtp.pipelines.step_weights import weights_of_step
 from weighted_mtp.pipelines.trackers import Tracker, make_trackers
-from weighted_mtp.pipelines.training_module import TrainingModule, pool_of
+from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import Environment
 from weighted_mtp.runtime.parallel import Parallel
-from weighted_mtp.runtime.pooling import concat_rows, gather_rows
+from weighted_mtp.runtime.peak_memory import peak_memory
+from weighted_mtp.runtime.pooling import gather_rows
 
 Annotate = Callable[[Batch], Batch]
 
@@ -64,12 +67,14 @@ class TrainResult:
         finished: False if it was asked to stop early.
         checkpoint: where the last state is saved.
         validation: figures of the last validation, empty if there was none.
+        uncopied: on the main process, what to say if a checkpoint is not in `training.remote`.
     """
 
     step: int
     finished: bool
     checkpoint: Path
     validation: dict[str, Any]
+    uncopied: str | None = None
 
 
 class Trainer:
@@ -123,8 +128,9 @@ class Trainer:
         value_rate = recipe.objective.value.learning_rate
         self.optimizer = make_optimizer(module, self.config, value_rate)
         self.weights = {n.removeprefix("adapter."): w for n, w in parallel.weights.items()}
+        self.copies = Copies(run_dir, self.config.keep_last, self.config.remote)
         self.saver = (ShardedSaver if parallel.sharded else WholeSaver)(
-            run_dir, module.adapter, self.weights, self.optimizer, tokenizer, self.config.keep_last
+            run_dir, module.adapter, self.weights, self.optimizer, tokenizer, self.copies
         )
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.best = Best(self.config)
@@ -159,6 +165,7 @@ class Trainer:
             UserError: more steps had a loss or gradient that was not finite than are allowed.
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
+        first = self.current_step()
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress, self._trackers_closed():
             while not self._done() and not stop.agreed(self.env.device):
@@ -172,6 +179,8 @@ class Trainer:
                     1,
                     f"loss {figures['loss']:.4f} · {figures['tokens_per_second']:,.0f} tok/s",
                 )
+                if self.step == first:
+                    self._report_memory(progress)
                 last, keep = self.step == config.steps, False
                 if self.validation and (last or self.step % config.validate_every == 0):
                     validation = self.validate()
@@ -186,7 +195,10 @@ class Trainer:
             self.saver.settle()
             if finished:
                 publish(saved, self.weights, self.tokenizer)
-        return TrainResult(self.step, finished, saved, validation)
+            if self.step > first:
+                self._report_memory(progress)
+        uncopied = self.copies.settle(self.best.steps)  # Ctrl-C ends this at once
+        return TrainResult(self.step, finished, saved, validation, uncopied)
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its figures (global, the same on every rank)."""
@@ -196,7 +208,7 @@ class Trainer:
             batches = [self.annotate(batch) for batch in batches]
         counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
         denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
-        weights = self._weights_of_step(batches)
+        weights = weights_of_step(self.wrapped, self.objective, batches)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -245,6 +257,10 @@ class Trainer:
             figures.setdefault("loss", figures["value_loss"])
         return figures
 
+    def current_step(self) -> int:
+        """The step being done, the first one 1."""
+        return self.step + 1
+
     def save(self) -> Path:
         """Save everything the next step depends on."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
@@ -268,29 +284,14 @@ class Trainer:
             "reader": self.reader,
         }
 
+    def _report_memory(self, progress: Progress) -> None:
+        peak = peak_memory(self.env.device)
+        self._log("memory", peak.figures())
+        if peak.is_news:
+            progress.note(f"step {self.step}  {peak}")
+
     def _done(self) -> bool:
         return self.step >= self.config.steps or self.best.exhausted
-
-    @torch.no_grad()
-    def _weights_of_step(self, batches: Sequence[Batch]) -> list[Tensor | None]:
-        """`[B, S, n]` for each micro-batch, decided over all of them; None if that is for the
-        forward pass to do."""
-        if not self.objective.scores_whole_steps:
-            return [None] * len(batches)
-        pools = [
-            pool_of(batch, self.wrapped(batch, "score").signal, self.objective.needs_reference)
-            for batch in batches
-        ]
-        gathered = [gather_rows(pool) for pool in pools]
-        whole = Pool.of(concat_rows([rows for rows, _ in gathered]))
-        decided = self.objective.weights(whole)  # [R, S, n]
-        weights: list[Tensor | None] = []
-        start = 0
-        for (rows, own), pool in zip(gathered, pools, strict=True):
-            mine = decided[start + own.start : start + own.stop, : pool.signal.shape[1]]
-            weights.append(mine)
-            start += len(Pool.of(rows).rows)
-        return weights
 
     def _log(self, kind: str, figures: dict[str, Any], every: int = 1) -> None:
         if self.env.is_main and (self.step % every == 0 or self.step == self.config.steps):

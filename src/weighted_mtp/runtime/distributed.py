@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import (  # type: ignore[attr-defined]  # torch hides them from mypy
+    PrefixStore,
+    Store,
+    rendezvous,
+)
 
 from weighted_mtp.core.errors import UserError
+
+GLOO_PAUSE = 0.2
+"""Seconds; see `stop`."""
+
+FILE_LAG = 60.0
+"""Seconds after which a network file system shows every node what one of them wrote."""
+
+_timeout = timedelta(minutes=10)
+"""Of the process group that `start` formed."""
 
 
 def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
     """Join the process group described by torchrun's environment; nothing without torchrun. True if
-    it was formed here. Forming a second one in the same process may hang: torchrun's store keeps
-    the addresses of the first.
+    it was formed here.
 
     Args:
-        timeout_minutes: how long an exchange may take before it fails.
+        timeout_minutes: how long an exchange may take before it fails, in this group and in those
+            that are made from it.
 
     Raises:
         UserError: the environment is incomplete or the other ranks cannot be reached.
     """
+    global _timeout
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return False
     # gloo beside nccl: offloaded weights and checkpoints are on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    _timeout = timedelta(minutes=timeout_minutes)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=_timeout)))
+        fresh = fresh_store(store, rank, world_size, _timeout)
+        dist.init_process_group(
+            backend, store=fresh, rank=rank, world_size=world_size, timeout=_timeout
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the "
@@ -39,9 +62,54 @@ def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
     return True
 
 
+def fresh_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
+    """A part of the store in which no process has written before.
+
+    torchrun's outlives its processes, and those that it starts in their place (`--max-restarts`)
+    would read the addresses of the dead (pytorch/pytorch#135712; its count of restarts differs from
+    node to node). So the first process names the attempt, and tells the name to each that calls
+    under a name of its own; a call that was left by a dead process is answered in vain.
+    """
+    mine, deadline = uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if rank > 0:
+        store.set(f"call {rank}", mine)
+        attempt = store.get(f"answer {mine}").decode()
+        store.set(f"heard {attempt} {rank}", "")
+        return PrefixStore(attempt, store)
+    for other in range(1, world_size):
+        while not store.check([f"heard {mine} {other}"]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"rank {other} did not come within {timeout}")
+            call = store.get(f"call {other}").decode()
+            store.set(f"answer {call}", mine)
+            time.sleep(0.002)
+    return PrefixStore(mine, store)
+
+
+def another_group() -> dist.ProcessGroup | None:
+    """All processes again, for what one thread exchanges while another one does, on the CPU; every
+    process calls this. None if there is but one."""
+    if not dist.is_initialized():
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_timeout)
+    return group
+
+
+def have_patience(groups: Iterable[dist.ProcessGroup]) -> None:
+    """Give groups that were made without it the timeout of the one that `start` formed."""
+    for group in groups:
+        dist.distributed_c10d._set_pg_timeout(_timeout, group)
+
+
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group.
+
+    gloo's thread frees the tensors of the last exchange; for that it needs Python's lock. Who frees
+    the group waits for that thread, and DDP's reducer does so with the lock held (seen as a process
+    that never ended, torch 2.13; pytorch/pytorch#56297). The pause lets the thread finish first.
+    """
     if dist.is_initialized():
+        time.sleep(GLOO_PAUSE)
         dist.destroy_process_group()
 
 
@@ -74,6 +142,31 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
 
 
+def from_main(number: int) -> int:
+    """What the main process gives, on all ranks: where files are looked for, one may not see yet
+    what another one sees."""
+    told = torch.tensor(number)
+    if dist.is_initialized():
+        dist.broadcast(told, src=0)
+    return int(told)
+
+
+def check_shared(path: Path) -> None:
+    """Does this process see a file that the main one sees? Network file systems may take a while.
+
+    Raises:
+        UserError: it does not.
+    """
+    deadline = time.monotonic() + FILE_LAG
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{path}: rank {rank()} of {world_size()} does not find it, the main process does; "
+                "--output-dir must be on a file system that all nodes share"
+            )
+        time.sleep(0.1)
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether an exchange failed because another process ended, or did not answer in time."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
@@ -82,8 +175,11 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_the_step(step: Callable[[], int]) -> Iterator[None]:
+def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
     """Say which process lost the others, and in which step, where an exchange fails inside.
+
+    Args:
+        step: None before the first one and after the last.
 
     Raises:
         UserError: it did.
@@ -93,10 +189,12 @@ def naming_the_step(step: Callable[[], int]) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        when = f"step {step()}" if step is not None else "before or after the training steps"
+        processes = os.environ.get("WORLD_SIZE", "1")  # the group may be gone
         raise UserError(
-            f"rank {rank()} of {world_size()}, step {step()}: another process ended, or did not "
-            f"answer within runtime.timeout_minutes ({' '.join(str(error).split())[:200]}); its "
-            "own output says why; the last complete checkpoint is untouched: go on with --resume"
+            f"rank {rank()} of {processes}, {when}: another process ended, or did not answer "
+            f"within runtime.timeout_minutes ({' '.join(str(error).split())[:200]}); its own "
+            "output says why; the last complete checkpoint is untouched: go on with --resume"
         ) from error
 
 

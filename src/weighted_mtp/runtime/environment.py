@@ -1,18 +1,23 @@
-"""One object that says where this process runs: rank, world, device, seed."""
+"""One object that says where this process runs (rank, world, device), and the settings it runs
+under: seeds, threads, number formats, determinism."""
 
 from __future__ import annotations
 
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.sections import RuntimeConfig
 from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.peak_memory import reset_peak_memory
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,20 @@ def environment(
     seed: int = 0,
     threads: int | None = None,
     timeout_minutes: float = 10.0,
+    tf32: bool = True,
+    deterministic: bool = False,
 ) -> Iterator[Environment]:
-    """Set up seeds, threads and (under torchrun) the process group; take the group down again.
+    """Set up seeds, threads, numerics and (under torchrun) the process group; take the group and
+    the numerics down again.
 
-    Every rank starts from the same seed: what must differ between ranks (which rows they read) is
-    decided by rank explicitly, and what must not (fresh weights) cannot.
+    Every rank starts from the same seed, and needs no other: once the weights are made, training
+    draws no random numbers. There is no dropout; the order of the rows is a function of seed and
+    position (`data/sampling`), the random weights of the controls one of seed, step, row and
+    position (`counter_uniform`). What must differ between ranks, their share of the rows, is
+    decided by rank. Checkpoints keep each rank's generator state all the same.
+
+    Args:
+        tf32, deterministic: see `RuntimeConfig`.
 
     Raises:
         UserError: the device is not there, or the process group cannot be formed.
@@ -57,21 +71,70 @@ def environment(
             os.environ.setdefault(name, "128")
     if threads is not None:
         torch.set_num_threads(threads)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        torch.backends.cuda.matmul.allow_tf32 = True
-    seed_everything(seed)
-    ours = distributed.start(chosen, timeout_minutes)
-    try:
-        yield Environment(chosen, distributed.rank(), distributed.world_size())
-    except BaseException:
+    with numerics(tf32 if chosen.type == "cuda" else None, deterministic):
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        reset_peak_memory(chosen)
+        seed_everything(seed)
+        ours = distributed.start(chosen, timeout_minutes)
+        try:
+            yield Environment(chosen, distributed.rank(), distributed.world_size())
+        except BaseException:
+            if ours:
+                distributed.stop()
+            raise
+        # Ranks leave together: gloo's threads must not free their last tensors in a dying
+        # interpreter.
+        distributed.barrier()
         if ours:
             distributed.stop()
-        raise
-    # Ranks leave together: gloo's threads must not free their last tensors in a dying interpreter.
-    distributed.barrier()
-    if ours:
-        distributed.stop()
+
+
+def environment_of(config: RuntimeConfig) -> AbstractContextManager[Environment]:
+    """The environment that a recipe asks for."""
+    return environment(
+        config.device,
+        config.seed,
+        config.threads,
+        config.timeout_minutes,
+        config.tf32,
+        config.deterministic,
+    )
+
+
+@contextmanager
+def numerics(tf32: bool | None, deterministic: bool) -> Iterator[None]:
+    """How products are computed, put back as it was at the end.
+
+    cuBLAS reads its variable when it is first used: a process that has multiplied on CUDA before
+    has to set `CUBLAS_WORKSPACE_CONFIG=:4096:8` itself, or PyTorch refuses its products.
+
+    Args:
+        tf32: of matrix products and of cuDNN, on CUDA; None leaves them as they are.
+        deterministic: only kernels that give the same bits each time.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    formats = None if tf32 is None else (matmul.allow_tf32, cudnn.allow_tf32)
+    strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(CUBLAS)
+    searching, repeatable = cudnn.benchmark, cudnn.deterministic
+    if tf32 is not None:
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault(CUBLAS, ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        if formats is not None:
+            matmul.allow_tf32, cudnn.allow_tf32 = formats
+        if deterministic:
+            torch.use_deterministic_algorithms(strict, warn_only=lenient)
+            cudnn.benchmark, cudnn.deterministic = searching, repeatable
+            if workspace is None:
+                os.environ.pop(CUBLAS, None)
 
 
 def seed_everything(seed: int) -> None:

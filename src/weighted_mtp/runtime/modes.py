@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import RuntimeConfig
+from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.ddp import Replicated
 from weighted_mtp.runtime.environment import Environment
 from weighted_mtp.runtime.fsdp import Sharded
@@ -32,6 +34,11 @@ def check_mode(config: RuntimeConfig, world_size: int) -> None:
             f"runtime.fsdp.shard_size {shard_size(config, world_size)} does not divide the "
             f"{world_size} processes that torchrun started"
         )
+
+
+def can_shard(device: torch.device) -> bool:
+    """Whether FSDP2 runs here: on the CPU PyTorch 2.6 lacks what it asks of a stream."""
+    return device.type != "cpu" or hasattr(torch.cpu.Stream, "record_event")
 
 
 def shard_size(config: RuntimeConfig, world_size: int) -> int:
@@ -57,11 +64,19 @@ def parallelise(
     Args:
         plan: names of the submodules that are units for sharding.
         fill: gives the module its weights, if it is on the meta device.
+
+    Raises:
+        UserError: this PyTorch cannot do it on this device.
     """
     if env.world_size == 1:
         return Parallel(module, env.device, fill)
     if config.parallel == "ddp":
         return Replicated(module, env.device, fill)
+    if not can_shard(env.device):
+        raise UserError(
+            f"runtime.parallel {config.parallel}: PyTorch {torch.__version__} shards nothing on "
+            "the CPU; --set runtime.parallel=ddp, or use a newer PyTorch"
+        )
     size = shard_size(config, env.world_size)
     kind = env.device.type
     if config.parallel == "fsdp":
@@ -69,4 +84,5 @@ def parallelise(
     else:
         shape = (env.world_size // size, size)
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+        distributed.have_patience(mesh.get_all_groups())
     return Sharded(module, plan, config.fsdp, mesh, env.device, fill)

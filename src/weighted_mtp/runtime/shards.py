@@ -22,6 +22,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor
+
+from weighted_mtp.runtime import distributed
 
 INDEX = ".metadata"
 _DCP = "torch.distributed.checkpoint"
@@ -44,7 +47,8 @@ _HARMLESS = {
 
 
 class Writer:
-    """Writes checkpoints in the background, one at a time."""
+    """Writes checkpoints in the background, one at a time, while training exchanges what it has
+    to."""
 
     def __init__(self) -> None:
         self._group: dist.ProcessGroup | None = None
@@ -52,13 +56,24 @@ class Writer:
     def begin(self, tensors: Mapping[str, Tensor], folder: Path) -> Future[Any]:
         """Copy the tensors to the CPU, then write them while the caller goes on. Every process
         calls this; the future is done once all of them have written."""
-        if self._group is None and dist.is_initialized():  # training has the other to itself
-            self._group = dist.new_group(backend="gloo")
-        begun = async_save(
-            dict(tensors), storage_writer=FileSystemWriter(folder), process_group=self._group
-        )
+        self._group = self._group or distributed.another_group()
+        begun = async_save(dict(tensors), storage_writer=_Writer(folder), process_group=self._group)
         assert isinstance(begun, Future)  # only a stager of one's own makes it two of them
         return begun
+
+
+class _Writer(FileSystemWriter):
+    def stage(self, state_dict: Any) -> Any:
+        """PyTorch 2.6 takes a tensor that is on the CPU for its own copy; then the optimizer would
+        change what is being written."""
+        return {
+            name: copy.clone() if _address(copy) == _address(state_dict[name]) else copy
+            for name, copy in super().stage(state_dict).items()
+        }
+
+
+def _address(tensor: Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
 
 
 def stored_shapes(folder: Path) -> dict[str, torch.Size]:
@@ -73,6 +88,16 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
         for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
+
+
+def stored_files(folder: Path) -> set[str]:
+    """Names of the files that the index tells of, and its own.
+
+    Raises:
+        OSError, ValueError: as for `stored_shapes`.
+    """
+    stored = _Reader(folder).read_metadata().storage_data.values()
+    return {INDEX, *(info.relative_path for info in stored)}
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -93,7 +118,15 @@ def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
         try:
             load_state(dict(tensors), storage_reader=_Reader(folder))
         except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: what each process met, without the way there."""
+    if isinstance(error, CheckpointException):
+        met = (f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
+        return " ".join("; ".join(met).split())
+    return " ".join(str(error).split())
 
 
 class _Reader(FileSystemReader):

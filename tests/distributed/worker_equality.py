@@ -1,12 +1,12 @@
-"""Started by torchrun: the weighted objectives on two processes against one, in float64.
+"""Started by torchrun: the objectives on two processes against one, in float64.
 
-    worker_weighted.py {even,empty,fsdp,hsdp} ROWS FOLDER
-    worker_weighted.py late ARGUMENT …
+    worker_equality.py GROUP,GROUP… ROWS FOLDER
+    worker_equality.py late ARGUMENT …
 
-The first process trains every case of the group alone, then both train it together: the curve, the
-gradient norms, the weights and the held-out figures are equal. Micro-batches are half as large
-on two processes, so that what is decided over one forward pass is decided over the same rows.
-`even` and `empty` are DDP; `fsdp` and `hsdp` run fewer objectives for longer.
+The first process trains every case of a group alone, then both train it together in each of the
+group's modes: the curve, the gradient norms, the weights and the held-out figures are equal.
+Micro-batches are half as large on two processes, so that what is decided over one forward pass is
+decided over the same rows.
 
 `late` is the command line, where the second process starts a second after the first.
 """
@@ -37,8 +37,10 @@ from tests.integration.helpers_training import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_mtp.cli.main import main as command_line
+from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.pipelines.trainer import Trainer
 from weighted_mtp.runtime.environment import Environment
+from weighted_mtp.runtime.modes import can_shard
 
 TOLERANCE = 1e-9
 STEP = {"objective.scope": "step"}
@@ -46,7 +48,7 @@ WHITEN = {"objective.td.whiten": "batch"}
 PAIRS = {"objective.value.loss": "pairwise", "objective.value.trunk": "all"}
 PACKED = {"data.packing": True}
 RECOMPUTED = {"training.activation_checkpointing": True}
-CASES = {
+DECISIONS = {
     "critic": {**CRITIC, **RECOMPUTED},
     "critic pairwise": PAIRS,
     "verifiable": {"objective.value.gradient_to_trunk": True},
@@ -64,54 +66,99 @@ CASES = {
     "verifiable whiten step packed": {**WHITEN, **STEP, **PACKED},
     "rho1 step packed": {**STEP, **PACKED},
 }
-SHARDED_CASES = {
+CURVES = {
     "baseline": {},
+    "critic": CRITIC,
+    "verifiable": {"objective.value.gradient_to_trunk": True, "objective.td.whiten": "ema"},
+    "rho1": STEP,
+}
+PARTS = {
     "baseline each": {**RECOMPUTED, "runtime.fsdp.reduce_gradients": "micro_batch"},
     "baseline tied": {
         "model.architecture.tie_embeddings": True,
         "runtime.fsdp.reshard_after_forward": False,
     },
-    "critic": CRITIC,
+    "critic frozen": {"objective.value.trunk": "frozen", "objective.value.lm_coef": 0.0},
     "critic top": {
         "objective.value.trunk": "top",
         "objective.value.top_blocks": 1,
         "objective.value.head_type": "mlp",
         **RECOMPUTED,
     },
-    "verifiable": {"objective.value.gradient_to_trunk": True, "objective.td.whiten": "ema"},
     "verifiable step packed": {**WHITEN, **STEP, **PACKED},
-    "rho1 step": STEP,
 }
 
 
 class Group(NamedTuple):
-    """Of six rows in twos, the third micro-batch leaves the second process an empty one."""
+    """Of six rows in twos, the third micro-batch leaves the second process an empty one.
 
-    mode: str
+    Attributes:
+        modes: of the processes together; the first process alone computes nothing twice.
+        uneven: rows of very different lengths; see `write_uneven_rows`.
+    """
+
+    modes: dict[str, dict]
     batch_size: int
     steps: int
     cases: dict[str, dict]
+    uneven: bool = False
 
 
+DDP, FSDP = {"runtime.parallel": "ddp"}, {"runtime.parallel": "fsdp"}
+HSDP = {"runtime.parallel": "hsdp", "runtime.fsdp.shard_size": 2}
+HALF = {"ddp": DDP, "fsdp recomputed": FSDP | RECOMPUTED}
+OTHER_HALF = {"ddp recomputed": DDP | RECOMPUTED, "fsdp": FSDP}
 GROUPS = {
-    "even": Group("ddp", 8, 15, CASES),
-    "empty": Group("ddp", 6, 15, CASES),
-    "fsdp": Group("fsdp", 6, 30, SHARDED_CASES),
-    "hsdp": Group(
-        "hsdp", 12, 30, {name: SHARDED_CASES[name] for name in ("baseline", "rho1 step")}
-    ),
+    "curves": Group(HALF, 6, 30, CURVES, uneven=True),
+    "others": Group(OTHER_HALF, 6, 30, CURVES, uneven=True),
+    "hsdp": Group({"hsdp": HSDP}, 12, 30, CURVES, uneven=True),
+    "parts": Group({"fsdp": FSDP}, 6, 5, PARTS),
+    "even": Group({"ddp": DDP}, 8, 5, DECISIONS),
+    "empty": Group({"ddp": DDP}, 6, 5, DECISIONS),
 }
 Outcome = tuple[list[dict], dict, Trainer]
 
 
-def trained(case: str, group: Group, rows: Path, folder: Path, env: Environment) -> Outcome:
-    settings = {**SMALL, **group.cases[case], "training.steps": group.steps}
-    settings |= {"training.batch_size": group.batch_size, "runtime.parallel": group.mode}
-    settings |= {"training.micro_batch_size": 2, "training.learning_rate": 3e-3}
-    settings |= {"runtime.fsdp.shard_size": 2}
-    trainer = build_trainer(rows, folder, case.split()[0], env=env, dtype=torch.float64, **settings)
-    recut(trainer, micro_batch_size=4 // env.world_size)  # a recipe would insist that it divides
+def write_uneven_rows(path: Path) -> None:
+    """Two of three responses are a letter, the others fill the longest row. Batches are cut by
+    length, so one process gets most of the tokens."""
+    rows = [
+        {
+            "instruction": f"add {i % 7}",
+            "input": "",
+            "output": "x" * (90 + i % 5) if i % 3 == 0 else "abcdefg"[i % 7],
+            "task_id": f"sum/{i // 2}",
+            "is_correct": i % 2 == 0,
+            "metadata": {"source": "made by hand"},
+        }
+        for i in range(24)
+    ]
+    write_jsonl(path, rows)
+
+
+def trained(name: str, case: str, mode: dict, rows: Path, env: Environment) -> Outcome:
+    group = GROUPS[name]
+    settings = {**SMALL, **group.cases[case], **mode, "training.steps": group.steps}
+    settings |= {"training.batch_size": group.batch_size, "training.micro_batch_size": 2}
+    settings |= {"training.learning_rate": 3e-3}
+    if group.uneven:
+        settings["data.max_length"] = 100
+    recipe = case.split()[0]
+    trainer = build_trainer(rows, rows.parent, recipe, env=env, dtype=torch.float64, **settings)
+    rows_together = max(trainer.objective.group_size, 4 // env.world_size)
+    recut(trainer, micro_batch_size=rows_together)  # a recipe would insist that it divides
     return run_steps(trainer, group.steps), trainer.validate(), trainer
+
+
+def share_of_tokens(trainer: Trainer) -> float:
+    """How much of all that was trained this process had."""
+    reader, env, counts = trainer.reader, trainer.env, [0] * trainer.env.world_size
+    for step in range(trainer.step):
+        groups = reader.groups.take(step * reader.groups_per_step, reader.groups_per_step)
+        for rank in range(env.world_size):
+            batches = trainer.cutter.cut(groups, rank, env.world_size)
+            counts[rank] += sum(int((batch.labels >= 0).sum()) for batch in batches)
+    return counts[env.rank] / sum(counts)
 
 
 def difference(one: object, other: object) -> float:
@@ -127,9 +174,9 @@ def difference(one: object, other: object) -> float:
     return abs(one - other)
 
 
-def skip_together(mode: str, rows: Path, folder: Path, env: Environment) -> None:
+def skip_together(mode: dict, rows: Path, folder: Path, env: Environment) -> None:
     """A loss that is not finite on one process alone: both skip the step and count it."""
-    settings = {**SMALL, "training.micro_batch_size": 2, "runtime.parallel": mode}
+    settings = {**SMALL, "training.micro_batch_size": 2, **mode}
     trainer = build_trainer(rows, folder, "verifiable", env=env, **settings)
     forward = trainer.module.forward
 
@@ -165,7 +212,7 @@ def one_step_exchanges_once(rows: Path, folder: Path, env: Environment) -> None:
     """In a step of two micro-batches each block is gathered for each forward and each backward, the
     root (with the unembedding) once, and every gradient is reduced once; then it is clipped."""
     settings = {**SMALL, "training.micro_batch_size": 2, "training.clip_norm": 0.01}
-    trainer = build_trainer(rows, folder, env=env, **settings, **{"runtime.parallel": "fsdp"})
+    trainer = build_trainer(rows, folder, env=env, **settings, **FSDP)
     seen = []
     step = trainer.optimizer.step
 
@@ -211,39 +258,60 @@ def same_everywhere(trainer: Trainer) -> bool:
     return not differ
 
 
-def main(name: str, rows: Path, folder: Path) -> None:
-    group = GROUPS[name]
+def compare(name: str, expected: Outcome, found: Outcome, weights: dict) -> list[str]:
+    """What is wrong."""
+    gaps = {
+        "curve": difference(found[0], expected[0]),
+        "held out": difference(found[1], expected[1]),
+        "weights": largest_difference(weights, state(expected[2])),
+    }
+    told = f"{name}: " + " ".join(f"{what} {gap:.1e}" for what, gap in gaps.items())
+    print(told, flush=True)
+    return [] if max(gaps.values()) < TOLERANCE else [told]
+
+
+def main(names: list[str], rows: Path, folder: Path) -> None:
     alone, first = Environment(torch.device("cpu"), 0, 1), os.environ["RANK"] == "0"
-    expected = {case: trained(case, group, rows, folder, alone) for case in group.cases if first}
+    uneven = folder / f"uneven-{os.environ['RANK']}.jsonl"
+    write_uneven_rows(uneven)
+    expected = {
+        (name, case): trained(name, case, {}, uneven if GROUPS[name].uneven else rows, alone)
+        for name in names
+        for case in GROUPS[name].cases
+        if first
+    }
     dist.init_process_group("gloo")
     env = Environment(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
-    wrong = []
-    for case in group.cases:
+    wrong: list[str] = []
+    runs = [
+        (name, case, mode)
+        for name in names
+        for case in GROUPS[name].cases
+        for mode in GROUPS[name].modes
+        if "ddp" in mode or can_shard(env.device)
+    ]
+    for name, case, mode in runs:
+        told, group = f"{name}: {case} in {mode}", GROUPS[name]
         if first:
-            print(f"{case} …", flush=True)  # if it hangs, this tells where
-        own_curve, own_held_out, trainer = trained(case, group, rows, folder, env)
-        assert trainer.parallel.sharded == (group.mode != "ddp")
-        assert same_everywhere(trainer), case
-        own_weights = state(trainer)
-        if not first:
-            continue
-        curve, held_out, reference = expected[case]
-        gaps = {
-            "curve": difference(own_curve, curve),
-            "held out": difference(own_held_out, held_out),
-            "weights": largest_difference(own_weights, state(reference)),
-        }
-        told = f"{case}: " + " ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
-        print(told, flush=True)
-        wrong += [] if max(gaps.values()) < TOLERANCE else [told]
-    if name in ("empty", "fsdp"):
-        skip_together(group.mode, rows, folder, env)
-    if name == "fsdp":
+            print(f"{told} …", flush=True)  # if it hangs, this tells where
+        found = trained(name, case, group.modes[mode], uneven if group.uneven else rows, env)
+        trainer = found[2]
+        assert trainer.parallel.sharded == ("ddp" not in mode)
+        assert same_everywhere(trainer), told
+        if group.uneven and env.world_size == 2:
+            assert not 0.2 < share_of_tokens(trainer) < 0.8
+        weights = state(trainer)
+        if first:
+            wrong += compare(told, expected[name, case], found, weights)
+    if "parts" in names and can_shard(env.device):
+        skip_together(FSDP, rows, folder, env)
         one_step_exchanges_once(rows, folder, env)
         narrow_weights_learn_alike(rows, folder, env)
+    if "empty" in names:
+        skip_together(DDP, rows, folder, env)
     assert not wrong, wrong
     if first:
-        print(f"{name}: {len(group.cases)} cases agree on {env.world_size} processes", flush=True)
+        print(f"{len(runs)} runs agree on {env.world_size} processes", flush=True)
     end_worker()
 
 
@@ -252,4 +320,4 @@ if __name__ == "__main__":
         time.sleep(int(os.environ["RANK"]))
         sys.exit(command_line(sys.argv[2:]))
     logging.disable()
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1].split(","), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,62 @@
+"""Every objective learns the same on several processes as on one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.distributed.test_training_ddp import RUN, assert_same_training
+from tests.helpers import torchrun
+from tests.integration import helpers_training
+from tests.integration.helpers_training import CRITIC, SMALL, resume, train, train_arguments
+
+pytestmark = pytest.mark.distributed
+WORKER = Path(__file__).with_name("worker_equality.py")
+
+rows_file = helpers_training.rows_file
+
+
+@pytest.mark.parametrize(
+    ("groups", "processes"),
+    [
+        ("curves,parts,empty", 2),
+        pytest.param("others,even", 2, marks=pytest.mark.slow),
+        pytest.param("curves,others,hsdp,even", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_every_objective_learns_the_same(groups, processes, tmp_path, rows_file):
+    """On one process, under DDP and under FSDP."""
+    arguments = (groups, str(rows_file), str(tmp_path))
+    output = torchrun(WORKER, *arguments, nproc=processes, timeout=400)
+    assert f"runs agree on {processes} processes" in output
+    print(output)
+
+
+STAGES = {
+    **SMALL,
+    **CRITIC,
+    "training.micro_batch_size": 2,
+    "training.learning_rate": 1e-3,
+    "critic_stage.steps": 4,
+}
+
+
+def test_two_stages_on_two_processes(tmp_path, rows_file):
+    """The process group is formed twice in one process."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(one, rows_file, "verifiable", **STAGES) == 0
+    torchrun(WORKER, "late", "train", *train_arguments(two, rows_file, "verifiable", **STAGES))
+    assert_same_training(two / "critic", one / "critic")
+    assert_same_training(two, one)
+    assert resume(two) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_compiled_blocks_learn_the_same(mode, tmp_path, rows_file):
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    short = {**SMALL, **RUN, "training__steps": 3, "runtime__parallel": mode}
+    assert train(plain, rows_file, **short) == 0
+    arguments = train_arguments(compiled, rows_file, **short, runtime__compile=True)
+    torchrun("-m", "weighted_mtp", "train", *arguments, timeout=400)
+    assert_same_training(compiled, plain, weight_gap=1e-5)
