@@ -246,7 +246,8 @@ def main() -> None:
         machine["gpu"] = torch.cuda.get_device_name()
     text = "\n".join([str(machine), "", *table(records)])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+    lines = ",\n".join(map(json.dumps, records))
+    options.out.write_text(f'{{"machine": {json.dumps(machine)},\n"records": [\n{lines}\n]}}\n')
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

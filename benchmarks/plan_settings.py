@@ -20,6 +20,7 @@ BF16 = {"runtime.compute_dtype": "bfloat16"}
 RECOMPUTE = {"training.activation_checkpointing": "full"}
 SELECT = {"training.activation_checkpointing": "selective"}
 LONG = {"data.max_length": 513}
+MANY = {**LONG, "training.micro_batch_size": 8, "training.batch_size": 8}
 TWICE = {"training.batch_size": 4}  # two micro-batches
 BOTH = {"training.batch_size": 4}  # one on each of two ranks
 FSDP = {**BOTH, "runtime.parallel": "fsdp"}
@@ -35,6 +36,8 @@ SETTINGS: dict[str, tuple[str, int, dict[str, object]]] = {  # recipe, ranks, ch
     "baseline two micro-batches": ("baseline", 1, TWICE),
     "baseline long rows": ("baseline", 1, LONG),
     "baseline long rows, selective": ("baseline", 1, {**LONG, **SELECT}),
+    "baseline bf16, mostly activations": ("baseline", 1, {**BF16, **MANY}),
+    "baseline bf16, mostly activations, selective": ("baseline", 1, {**BF16, **MANY, **SELECT}),
     "baseline dim 1024, short rows": ("baseline", 1, {"dim": 1024, "data.max_length": 65}),
     "baseline packed under a mask": ("baseline", 1, {"data.packing": True, "documents": 3}),
     "baseline packed bf16": ("baseline", 1, {**BF16, "data.packing": True, "documents": 2}),

@@ -29,6 +29,13 @@ def test_two_processes_agree(tmp_path):
     print(output)
 
 
+@pytest.mark.slow
+def test_every_group_comes_to_its_end():
+    """Without the pause of `distributed.stop` one of about 75 ends hung."""
+    worker = WORKER.with_name("worker_endings.py")
+    assert torchrun(worker, "150", timeout=200).count("left") == 2
+
+
 def test_a_failing_worker_is_an_assertion_with_its_output():
     with pytest.raises(AssertionError, match="KeyError: 'neither'"):
         torchrun(WORKER, "neither", nproc=1)

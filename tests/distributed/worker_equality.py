@@ -47,7 +47,7 @@ STEP = {"objective.scope": "step"}
 WHITEN = {"objective.td.whiten": "batch"}
 PAIRS = {"objective.value.loss": "pairwise", "objective.value.trunk": "all"}
 PACKED = {"data.packing": True}
-RECOMPUTED = {"training.activation_checkpointing": True}
+RECOMPUTED = {"training.activation_checkpointing": "selective"}
 DECISIONS = {
     "critic": {**CRITIC, **RECOMPUTED},
     "critic pairwise": PAIRS,

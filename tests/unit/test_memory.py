@@ -2,6 +2,7 @@
 within a tenth of what PyTorch's profiler sees allocated."""
 
 import gc
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers import random_tokens, tiny_args
+from tests.helpers import ROOT, random_tokens, tiny_args
 from torch.autograd.graph import saved_tensors_hooks
 
 from weighted_mtp.core.config import Recipe, load_recipe
@@ -252,6 +253,19 @@ def test_the_peak_of_a_step_is_within_a_tenth(case):
     assert expected.total == pytest.approx(resting + measured, rel=0.1)
     # What there is beside weights and optimizer is small here, so it is held to as much as that.
     assert expected.total - resting == pytest.approx(measured, rel=0.15)
+
+
+MEASURED = json.loads((ROOT / "benchmarks/results/plan_check.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("record", MEASURED["records"], ids=lambda record: record["setting"])
+def test_what_the_benchmark_measured_is_met(record):
+    """DDP and FSDP among it, on two processes."""
+    shape, how = record["counts"].pop("args"), record["how"]
+    counts = Counts(args=ModelArgs(**shape), **record["counts"])
+    documents = how.pop("documents")
+    setting = Setting(documents=None if documents is None else Documents(*documents), **how)
+    assert peak_memory(counts, setting).total == pytest.approx(record["allocated"], rel=0.1)
 
 
 SEVEN = ModelArgs(vocab_size=32000, n_future_tokens=4)

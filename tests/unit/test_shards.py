@@ -41,6 +41,17 @@ def test_another_name_or_shape_is_refused(name, size, folder):
         shards.load({name: torch.zeros(size)}, folder)
 
 
+def test_a_process_that_is_lost_is_no_damage(folder, monkeypatch):
+    """Or one would be told to delete a checkpoint that is whole."""
+
+    def lose(*_, **__):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+
+    monkeypatch.setattr(shards, "load_state", lose)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        shards.load({"c": torch.zeros((), dtype=torch.bfloat16)}, folder)
+
+
 def edit(folder: Path, change) -> None:
     path = folder / shards.INDEX
     metadata = FileSystemReader(folder).read_metadata()

@@ -131,7 +131,8 @@ def run(request: RunRequest) -> TrainResult:
 
 
 def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
-    """Activation checkpointing and compilation, block by block."""
+    """Activation checkpointing and compilation, block by block; what is compiled includes what will
+    be computed again."""
     plan = transformer.grouping_plan()
     how = recipe.training.activation_checkpointing
     if how != "none":

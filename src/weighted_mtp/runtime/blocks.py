@@ -41,21 +41,21 @@ def checkpoint_activations(
     gradients are the same, bit for bit on the CPU. Names and state dict stay as they are.
 
     `full` keeps a unit's input alone. `selective` also keeps what attention gives (its output and
-    log-sum-exp) and every product with a matrix that is neither higher nor wider than D: queries,
-    keys, values, and attention's part of the residual. So attention and its projections run once;
-    norms, rotation, casts, and the feed-forward but for its last product, run twice. Products F
-    wide cost as much a byte to compute, but they are most of the bytes; that of w2 nothing reads
-    again.
+    log-sum-exp) and every product of something D wide with a matrix that is no wider: queries,
+    keys, values, and attention's part of the residual. So attention and its projections run once,
+    which is most of the work where rows are long; norms, rotation, casts, gate, up and SwiGLU run
+    twice. Gate and up cost as little a byte to compute again as those products, but are most of
+    the bytes. Nothing reads w2's product again, so it is neither kept nor computed twice.
 
-    Bytes that a position keeps of a block, and time of forward and backward pass (8 blocks of
-    dim 512, F 1536, S 512, one CPU core, torch 2.13; no weights):
+    Bytes that a position keeps of a block (exact; without weights and autocast's copies of them),
+    and time of a forward and backward pass (8 blocks of dim 512, F 1536, S 512, one CPU core):
 
-                      float32           bfloat16
-        none        35 400  1.00      26 500  1.00
-        selective   12 800  1.05       7 600  1.06
-        full         2 600  1.21       2 400  1.25
-        selective, and the products F wide
-                    25 100  1.04      13 700  1.01
+                                  float32        bfloat16
+        none                  34 856  1.00    19 496  1.00
+        selective             12 320  1.05     7 200  1.06
+        full                   2 048  1.21     2 048  1.25
+        attention alone        4 128  1.12     3 104  1.16
+        selective, gate, up   24 608  1.04    13 344  1.01
 
     Args:
         plan: names of the units: blocks called with `[B, S, D]` and more.

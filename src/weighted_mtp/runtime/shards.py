@@ -118,6 +118,8 @@ def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
         try:
             load_state(dict(tensors), storage_reader=_Reader(folder))
         except (CheckpointException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            if distributed.is_lost(error):
+                raise  # that says nothing against the files
             raise ValueError(reason(error)) from error
 
 
