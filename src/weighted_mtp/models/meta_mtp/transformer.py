@@ -141,12 +141,15 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, H, S, d], [B, K, S, d] twice
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, T, d]
+        causal = mask is None
+        if causal and q.shape[2] == 1:  # an `if`: torch.compile makes no bool of a dynamic length
+            causal = False
         out = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=mask is None and q.shape[2] > 1,
+            is_causal=causal,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
         out = out.transpose(1, 2).flatten(2)  # [B, S, D]
