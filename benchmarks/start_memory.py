@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from weighted_mtp.core.sections import FSDPConfig, ModelConfig, RuntimeConfig
+from weighted_mtp.core.runtime_section import FSDPConfig, RuntimeConfig
+from weighted_mtp.core.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model

@@ -349,3 +349,35 @@ def test_a_resumed_run_can_be_made_longer(half_way):
     assert resume(half_way, "--set", "training.steps=10") == 0
     assert [r["step"] for r in records(half_way) if r["kind"] == "train"] == list(range(1, 11))
     assert "steps: 10" in (half_way / "config.yaml").read_text()  # or the next resume forgets it
+
+
+def test_auto_begins_or_goes_on(half_way, whole, tmp_path, rows_file):
+    """What a cluster can start again and again with one command."""
+    assert main(["train", *train_arguments(half_way, rows_file), "--resume", "auto"]) == 0
+    assert_same_run(half_way, whole["baseline"])
+    new = tmp_path / "new"
+    assert main(["train", *train_arguments(new, rows_file), "--resume=auto"]) == 0
+    assert_same_run(new, whole["baseline"])
+
+
+@pytest.mark.parametrize("call", [3, 4])  # optimizer of step 6, generators of step 6
+def test_a_full_disk_is_told_and_costs_nothing(
+    call, tmp_path, rows_file, whole, monkeypatch, capsys
+):
+    original, calls = torch.save, 0
+
+    def full(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3")
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_utils.torch, "save", full)
+        assert train(tmp_path / "run", rows_file) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step-00000006.partial: cannot be written ([enforce fail]" in error
+    assert "make room, then --resume" in error
+    assert resume(tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", whole["baseline"])

@@ -24,7 +24,7 @@ def commands(text: str) -> list[str]:
     fenced = "\n".join(content for _, content in FENCE.findall(text))
     indented = re.sub(r"^(?! {4}).*$", "", FENCE.sub("", text), flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", f"{fenced}\n{indented}").splitlines()
-    found = (re.split(r" [#>]", line)[0].strip() for line in lines)
+    found = (re.split(r" [#>]| \|\| ", line)[0].strip() for line in lines)
     return [line for line in found if line.startswith(LAUNCHERS) and "benchmarks/" not in line]
 
 
@@ -32,7 +32,7 @@ def ours(words: list[str]) -> list[str]:
     """What is left for our program; what stands before it is checked."""
     if words[0] == "srun":
         words = words[1:]
-    words = [re.sub(r"\$\{?\w+\}?", "7", word) for word in words if word != "$RESUME"]
+    words = [re.sub(r"\$\{?\w+\}?", "7", word) for word in words]
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
         assert (given.module, given.training_script) == (True, "weighted_mtp"), words

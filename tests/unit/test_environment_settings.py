@@ -11,9 +11,16 @@ import torch
 from tests.integration import helpers_training
 from tests.integration.helpers_training import SMALL, build_trainer, run_steps, state, train
 
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.runtime import peak_memory as memory_module
-from weighted_mtp.runtime.environment import CUBLAS, environment, numerics, seed_everything
+from weighted_mtp.runtime.environment import (
+    CUBLAS,
+    device_of_this_process,
+    environment,
+    numerics,
+    seed_everything,
+)
 from weighted_mtp.runtime.peak_memory import GIB, PeakMemory, peak_memory, resident
 
 rows_file = helpers_training.rows_file
@@ -143,4 +150,36 @@ def test_a_run_tells_its_memory_twice(tmp_path, rows_file, capsys):
     kept = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "memory"]
     assert [record["step"] for record in kept] == [1, 3]
     assert all(record["peak_bytes"] > 10**7 and record["rank"] == 0 for record in kept)
-    assert "peak memory" not in capsys.readouterr().err  # a tiny run is no news
+    if memory_module.resident() < memory_module.LITTLE:  # of all tests in this process
+        assert "peak memory" not in capsys.readouterr().err  # a tiny run is no news
+
+
+# --- devices under torchrun ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """The second of two processes on a node that has two cards."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_each_process_has_its_own_card(two_cards):
+    for name in ("cuda", "cuda:1"):
+        assert device_of_this_process(torch.device(name)) == torch.device("cuda:1")
+    assert device_of_this_process(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "told"),
+    [
+        ("cuda", "2", "would need cuda:2, but PyTorch sees 2 cards"),
+        ("cuda:0", "1", "is one card for 2 processes"),
+        ("mps", "1", "MPS serves one process"),
+    ],
+)
+def test_a_card_that_is_not_there_or_taken(device, rank, told, two_cards, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(UserError, match=told):
+        device_of_this_process(torch.device(device))

@@ -1,6 +1,7 @@
 """Forming a process group again, in a store where processes that have ended left their marks."""
 
 import signal
+import sys
 import threading
 from datetime import timedelta
 
@@ -82,3 +83,61 @@ def test_sigterm_waits_for_the_last_word(message, stays):
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# --- where NCCL would wait for everybody ---------------------------------------------------------
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    """A group that seems to be NCCL's; os._exit only tells its code."""
+    ended = []
+    monkeypatch.setattr(distributed, "_backend", "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(distributed, "_abandoned", False)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append("group"))
+    monkeypatch.setattr(distributed.os, "_exit", ended.append)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "GLOO_PAUSE", 0)
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(UserError("no room"), 2, "error: no room\n"), (ValueError("odd"), 1, "ValueError: odd\n")],
+)
+def test_a_process_that_failed_alone_speaks_and_ends_at_once(error, code, told, nccl, capsys):
+    distributed.stop(failed=True)
+    assert nccl == []
+    distributed.end_if_abandoned(error)
+    assert nccl == [code]
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_otherwise_the_group_is_left(nccl, capsys):
+    distributed.stop()
+    distributed.end_if_abandoned(UserError("of another kind"))
+    assert nccl == ["group"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_that_takes_long_is_told(nccl, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "_timeout", timedelta(seconds=0.02))
+    told = threading.Event()
+    with distributed.speaking_up(lambda: told.set() or 7):
+        assert told.wait(10)
+        while "watchdog" not in (text := capsys.readouterr().err):
+            pass
+    assert text.startswith("rank 1 of 2, step 7: has taken 0 s")
+
+
+def test_one_start_of_torchrun_is_not_another(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert distributed.launch() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    mine = distributed.launch()
+    assert mine == distributed.launch()
+    monkeypatch.setattr(distributed.os, "getppid", lambda: 1)  # as in a container
+    assert distributed.launch() != mine
+    assert len(distributed.launch().split()) == (4 if sys.platform == "linux" else 2)

@@ -11,14 +11,14 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.remote import Remote
-from weighted_mtp.pipelines.remote_runs import saved_recipe
+from weighted_mtp.pipelines.remote_runs import has_run, saved_recipe
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
 from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
 from weighted_mtp.pipelines.trainer import TrainResult
-from weighted_mtp.runtime.distributed import is_main_process
+from weighted_mtp.runtime import distributed
 
 PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
     "baseline": run_baseline,
@@ -47,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume",
-        action="store_true",
-        help="continue the run in --output-dir, or in training.remote if that is further on",
+        nargs="?",
+        const="always",
+        choices=["always", "auto"],
+        help="continue the run in --output-dir, or in training.remote if that is further on; auto: "
+        "begin it if there is none",
     )
     parser.add_argument(
         "--dry-run",
@@ -60,15 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when finished, 130 when asked to stop early (the state is saved)."""
     run_dir = args.output_dir or default_run_dir(args.recipe, args.preset)
-    recipe = read_recipe(args, run_dir)
+    resume = args.resume == "always" or (args.resume == "auto" and has_run(run_dir, args.overrides))
+    recipe = read_recipe(args, run_dir, resume)
     if args.dry_run:
         print(recipe.to_yaml())
         print("\n".join(estimate(recipe).lines()))
         if recipe.training.remote is not None:
             Remote(recipe.training.remote)  # or its package is missing
         return 0
-    result = run_pipeline(RunRequest(recipe, run_dir, args.resume))
-    if is_main_process():
+    try:
+        result = run_pipeline(RunRequest(recipe, run_dir, resume))
+    except BaseException as error:
+        distributed.end_if_abandoned(error)
+        raise
+    if distributed.is_main_process():
         report(result, run_dir)
     if result.uncopied is not None:
         raise UserError(result.uncopied)
@@ -87,13 +95,13 @@ def default_run_dir(recipe: str | None, preset: str | None) -> Path:
     return Path("runs") / "-".join(Path(name).stem for name in (recipe, preset) if name)
 
 
-def read_recipe(args: argparse.Namespace, run_dir: Path) -> Recipe:
+def read_recipe(args: argparse.Namespace, run_dir: Path, resume: bool) -> Recipe:
     """The recipe asked for; when resuming, the run's own, with any --set on top.
 
     Raises:
         UserError: resuming a run with another recipe than its own.
     """
-    if args.resume:
+    if resume:
         recipe = saved_recipe(run_dir, args.overrides)
         asked = Path(args.recipe).stem if args.recipe else recipe.pipeline
         if asked in PIPELINES and asked != recipe.pipeline:

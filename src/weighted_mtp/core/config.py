@@ -19,6 +19,7 @@ from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.data_sections import DataConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.core.section import Section
 from weighted_mtp.core.sections import (
     OBJECTIVES,
@@ -26,7 +27,6 @@ from weighted_mtp.core.sections import (
     ModelConfig,
     ObjectiveConfig,
     PipelineName,
-    RuntimeConfig,
     TokenizerConfig,
     TrainingConfig,
 )

@@ -18,11 +18,13 @@ import json
 import pickle
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.tokenizers import Tokenizer
@@ -87,13 +89,54 @@ def save_checkpoint(
         save_model(adapter, tokenizer, partial / "model")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
 
-    on_main(write)
-    torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
-    distributed.barrier()
+    with writing(partial):
+        on_main(write)
+    save_rng(partial)
     if distributed.is_main_process():
         complete_checkpoint(final, keep_last, keep_steps)
     distributed.barrier()
     return final
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file cannot be written.
+
+    Raises:
+        UserError: one could not.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritten(path, str(error)) from error
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise unwritten(path, str(error)) from error
+
+
+def unwritten(path: Path, reason: str) -> UserError:
+    """What to say of a checkpoint that cannot be written."""
+    return UserError(
+        f"{path}: cannot be written ({' '.join(reason.split())[:200]}); earlier checkpoints are "
+        "untouched: make room, then --resume"
+    )
+
+
+def save_rng(partial: Path) -> None:
+    """Write this rank's generator states. Every process calls this; all wait for all.
+
+    Raises:
+        UserError: on all of them, if one could not.
+    """
+    failure: UserError | None = None
+    try:
+        with writing(partial):
+            torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+    except UserError as error:
+        failure = error
+    if distributed.any_rank(failure is not None, torch.device("cpu")):
+        raise failure or unwritten(partial, "by another process")
 
 
 def partial_path(final: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
@@ -30,7 +30,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
 from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
-from weighted_mtp.pipelines.remote_runs import meet, share_recipe
+from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
@@ -149,6 +149,11 @@ def check_sharding(recipe: Recipe, world_size: int) -> None:
             "training.optimizer muon needs whole matrices, which runtime.parallel "
             f"{recipe.runtime.parallel} leaves on no process; use adamw, or runtime.parallel=ddp"
         )
+    if recipe.runtime.fsdp.cpu_offload and not sharded:
+        raise UserError(
+            "runtime.fsdp.cpu_offload acts where fsdp or hsdp spread the weights over several "
+            "processes; set it to false here"
+        )
 
 
 def find_checkpoint(request: RunRequest) -> Path | None:
@@ -163,7 +168,7 @@ def find_checkpoint(request: RunRequest) -> Path | None:
     meet(request.recipe.training.remote, request.run_dir, request.resume)
     run_dir = request.run_dir
     exists = bool(distributed.from_main((run_dir / "config.yaml").exists()))
-    if exists and not request.resume and was_restarted(run_dir):
+    if exists and not request.resume and was_restarted(request):
         request = replace(request, resume=True)
     if exists and not request.resume:
         raise UserError(
@@ -182,11 +187,13 @@ def find_checkpoint(request: RunRequest) -> Path | None:
     return newest
 
 
-def was_restarted(run_dir: Path) -> bool:
+def was_restarted(request: RunRequest) -> bool:
     """Whether this very launch began the run, and torchrun has started its processes again."""
-    mark, mine = run_dir / LAUNCH, False
+    mark, config, mine = request.run_dir / LAUNCH, request.run_dir / "config.yaml", False
     if distributed.is_main_process() and mark.exists():
+        asked = request.record or request.recipe
         mine = mark.read_text(encoding="utf-8") == distributed.launch()
+        mine = mine and changed_section(load_recipe_file(config), asked) is None
     return distributed.any_rank(mine, torch.device("cpu"))
 
 

@@ -21,9 +21,10 @@ class StopRequest:
         self.wanted = False
         self._before: dict[int, Any] = {}
 
-    def agreed(self, device: torch.device) -> bool:
-        """True on every rank as soon as one of them was asked to stop."""
-        return distributed.any_rank(self.wanted, device)
+    def agreed(self) -> bool:
+        """True on every rank as soon as one of them was asked to stop. It is asked on the CPU,
+        where a process that ended shows as an exception between two steps."""
+        return distributed.any_rank(self.wanted, torch.device("cpu"))
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -109,6 +109,21 @@ def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     return changed
 
 
+def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether there is a run to resume, here or in the `training.remote` of the overrides.
+
+    Raises:
+        UserError: the remote directory cannot be read.
+    """
+    if (run_dir / CONFIG).exists():
+        return True
+    url = _url(run_dir / CONFIG, overrides)
+    try:
+        return url is not None and Remote(url).read(CONFIG) is not None
+    except RemoteError as error:
+        raise UserError(f"training.remote {url} cannot be read: {error}; {REMEDY}") from error
+
+
 @contextmanager
 def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[Path]:
     """The config.yaml of the run to resume: the remote directory's where that is further on, for

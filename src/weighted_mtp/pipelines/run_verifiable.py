@@ -7,7 +7,7 @@ from dataclasses import replace
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, is_trained
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.pipelines.remote_runs import meet
@@ -50,7 +50,8 @@ def _both_stages(request: RunRequest) -> TrainResult:
         if not result.finished:
             return result
     log.info("second stage: %s", request.recipe.objective.name)
-    start = complete_checkpoints(folder)[-1] / "model"
+    start = checkpoint_path(folder, training.steps) / "model"
+    distributed.check_shared(start)
     config = request.recipe.model.model_copy(update={"path": start, "architecture": None})
     main = request.recipe.model_copy(update={"model": config, "critic_stage": None})
     request = replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe)

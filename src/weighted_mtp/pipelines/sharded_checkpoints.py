@@ -13,7 +13,7 @@ them up: `weights.NAME`, `optimizer.NAME.KEY`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -35,21 +34,18 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     complete_checkpoint,
     damaged,
     is_sharded,
-    load_saved,
     partial_path,
-    restore_optimizer,
-    restore_rng,
     save_checkpoint,
     save_model,
-    saved_state,
+    save_rng,
     start_checkpoint,
+    unwritten,
+    writing,
 )
 from weighted_mtp.pipelines.model_start import Start, tie
 from weighted_mtp.pipelines.optimization import Optimizer
 from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.runtime import distributed, shards
-from weighted_mtp.runtime.environment import rng_state
-from weighted_mtp.runtime.fsdp import copy_whole
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
@@ -120,14 +116,17 @@ class ShardedSaver:
         self.settle()
         final = checkpoint_path(self.run_dir, step)
         partial = partial_path(final)
-        if distributed.is_main_process():
+
+        def prepare() -> None:
             start_checkpoint(partial, step, state)
             (partial / "shards").mkdir()
             (partial / "skeleton").mkdir()
             write_json(partial / "skeleton" / "params.json", write_params(self.adapter.args))
             self.tokenizer.save(partial / "skeleton" / "tokenizer")
-        distributed.barrier()
-        torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+
+        with writing(partial):
+            on_main(prepare)
+        save_rng(partial)
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
         tensors |= _optimizer_tensors(self.optimizer, self.weights)
         self._begun = self._writer.begin(tensors, partial / "shards"), final, tuple(keep_steps)
@@ -156,10 +155,7 @@ class ShardedSaver:
         except (Exception, CheckpointException) as error:  # whatever the other thread met
             if distributed.is_lost(error):
                 raise
-            raise UserError(
-                f"{partial_path(final)}: cannot be written ({shards.reason(error)[:200]}); earlier "
-                "checkpoints are untouched: make room, then --resume"
-            ) from error
+            raise unwritten(partial_path(final), shards.reason(error)) from error
         if distributed.is_main_process():
             kept = {*keep_steps, *self.copies.pinned}
             complete_checkpoint(final, self.copies.keep_last, kept)
@@ -173,7 +169,7 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
     Args:
         weights: those that the checkpoint holds.
     """
-    if not is_sharded(checkpoint) or (checkpoint / "model").is_dir():
+    if not distributed.from_main(is_sharded(checkpoint) and not (checkpoint / "model").is_dir()):
         return
     values = {}
     for name, weight in weights.items():
@@ -212,42 +208,13 @@ def sharded_model(checkpoint: Path) -> Start:
     def fill() -> None:
         tie(adapter.transformer)
         weights = {f"weights.{name}": w.detach() for name, w in adapter.named_parameters()}
-        _load(weights, folder)
+        load_shards(weights, folder)
         log.info("%s: loaded, %d weights in parts", checkpoint, len(weights))
 
     return Start(adapter, fill)
 
 
-def restore_any(
-    checkpoint: Path, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
-) -> dict[str, Any]:
-    """Load optimizer and generator states of a checkpoint that was written in whatever mode; return
-    the rest, `step` among it. Every process calls this.
-
-    Args:
-        weights: as the optimizer has them, by their names in the adapter.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    if is_sharded(checkpoint):
-        path = checkpoint / "shards"
-        state = optimizer.state_dict()
-        if "state" not in state:
-            raise UserError(f"{path}: made with training.optimizer adamw; it cannot be changed")
-        state["state"] = _from_shards(path, optimizer, weights)
-    else:
-        path = checkpoint / "optimizer.pt"
-        spread = any(isinstance(weight, DTensor) for weight in weights.values())
-        state = load_saved(path, mmap=spread)
-        if spread:
-            state["state"] = _spread(state["state"], _names(optimizer, weights), weights)
-    restore_optimizer(path, optimizer, state)
-    restore_rng(checkpoint)
-    return saved_state(checkpoint)
-
-
-def _names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:
+def optimizer_names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:
     """Of the optimizer's parameters, in the order in which its state dict numbers them."""
     name_of = {id(weight): name for name, weight in weights.items()}
     return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
@@ -256,7 +223,7 @@ def _names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[st
 def _optimizer_tensors(
     optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    names = _names(optimizer, weights)
+    names = optimizer_names(optimizer, weights)
     return {
         f"optimizer.{names[index]}.{key}": value
         for index, kept in optimizer.state_dict()["state"].items()
@@ -264,44 +231,12 @@ def _optimizer_tensors(
     }
 
 
-def _from_shards(
-    folder: Path, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
-) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's states by number, each like its weight (or one number)."""
-    try:
-        shapes = shards.stored_shapes(folder)
-    except (OSError, ValueError) as error:
-        raise damaged(folder / shards.INDEX, error) from error
-    states: dict[int, dict[str, Tensor]] = {}
-    tensors: dict[str, Tensor] = {}
-    for index, name in enumerate(_names(optimizer, weights)):
-        weight, prefix = weights[name].detach(), f"optimizer.{name}."
-        for stored in (stored for stored in shapes if stored.startswith(prefix)):
-            alike = shapes[stored] == weight.shape
-            kept = torch.zeros_like(weight) if alike else torch.zeros(shapes[stored])
-            states.setdefault(index, {})[stored.removeprefix(prefix)] = tensors[stored] = kept
-    _load(tensors, folder)
-    return states
+def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Read them, as `shards.load` does.
 
-
-def _spread(
-    states: Mapping[int, Mapping[str, Tensor]],
-    names: Sequence[str],
-    weights: Mapping[str, nn.Parameter],
-) -> dict[int, dict[str, Tensor]]:
-    """Whole states, cut as their weights are."""
-    spread: dict[int, dict[str, Tensor]] = {}
-    for index, kept in states.items():
-        weight = weights[names[index]].detach()
-        spread[index] = dict(kept)
-        for key, value in kept.items():
-            if value.shape == weight.shape:
-                spread[index][key] = torch.empty_like(weight)
-                copy_whole(value, spread[index][key])
-    return spread
-
-
-def _load(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    Raises:
+        UserError: they cannot be read.
+    """
     try:
         shards.load(tensors, folder)
     except (OSError, ValueError) as error:

@@ -36,11 +36,11 @@ from weighted_mtp.pipelines.nonfinite import SkippedSteps
 from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
 from weighted_mtp.pipelines.remote_copies import Copies
+from weighted_mtp.pipelines.restoring import restore_any
 from weighted_mtp.pipelines.sharded_checkpoints import (
     ShardedSaver,
     WholeSaver,
     publish,
-    restore_any,
 )
 from weighted_mtp.pipelines.step_figures import add_sums, reduce_sums, row_figures, summarise
 from weighted_mtp.pipelines.step_weights import weights_of_step
@@ -168,9 +168,10 @@ class Trainer:
         first = self.current_step()
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress, self._trackers_closed():
-            while not self._done() and not stop.agreed(self.env.device):
+            while not self._done() and not stop.agreed():
                 started = time.perf_counter()
-                figures = self.train_step()
+                with distributed.speaking_up(self.current_step):
+                    figures = self.train_step()
                 figures["tokens_per_second"] = figures["tokens"] / (time.perf_counter() - started)
                 self.step += 1
                 self.saver.look()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +32,10 @@ FILE_LAG = 60.0
 
 _timeout = timedelta(minutes=10)
 """Of the process group that `start` formed."""
+_backend = "gloo"
+"""Of the same."""
+_abandoned = False
+"""Whether `stop` left it standing."""
 
 
 def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
@@ -42,12 +49,12 @@ def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
     Raises:
         UserError: the environment is incomplete or the other ranks cannot be reached.
     """
-    global _timeout
+    global _timeout, _backend
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return False
     # gloo beside nccl: offloaded weights and checkpoints are on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    _timeout = timedelta(minutes=timeout_minutes)
+    _timeout, _backend = timedelta(minutes=timeout_minutes), backend
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=_timeout)))
         fresh = fresh_store(store, rank, world_size, _timeout)
@@ -101,17 +108,65 @@ def have_patience(groups: Iterable[dist.ProcessGroup]) -> None:
         dist.distributed_c10d._set_pg_timeout(_timeout, group)
 
 
-def stop() -> None:
+def stop(failed: bool = False) -> None:
     """Leave the process group.
+
+    NCCL's end waits for all processes, so that one that failed alone would wait for others that
+    wait for it, and say nothing: it leaves the group standing, see `end_if_abandoned`.
 
     gloo's thread frees the tensors of the last exchange; for that it needs Python's lock. Who frees
     the group waits for that thread, and DDP's reducer does so with the lock held: one of about 75
     ends hung here (torch 2.13; pytorch/pytorch#56297), none of 320 with a pause, in which the
     thread comes to its end.
     """
-    if dist.is_initialized():
-        time.sleep(GLOO_PAUSE)
-        dist.destroy_process_group()
+    global _abandoned
+    if not dist.is_initialized():
+        return
+    if failed and "nccl" in _backend:
+        _abandoned = True
+        return
+    time.sleep(GLOO_PAUSE)
+    dist.destroy_process_group()
+
+
+def end_if_abandoned(error: BaseException) -> None:
+    """Where `stop` left the process group standing, say what went wrong and end this process at
+    once: the end of the interpreter would wait for the other processes too."""
+    if not _abandoned:
+        return
+    if isinstance(error, UserError):
+        sys.stderr.write(f"error: {error}\n")
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)
+
+
+@contextmanager
+def speaking_up(step: Callable[[], int]) -> Iterator[None]:
+    """Say which process is where, shortly before an exchange by NCCL may time out inside: there
+    PyTorch's watchdog ends the process, and no exception comes."""
+    if "nccl" not in _backend or not dist.is_initialized():
+        yield
+        return
+    seconds = 0.9 * _timeout.total_seconds()
+
+    def speak() -> None:
+        sys.stderr.write(
+            f"rank {rank()} of {world_size()}, step {step()}: has taken {seconds:.0f} s; if NCCL's "
+            "watchdog ends this process now, another one ended, hangs or is slow: its own output "
+            "says why; go on with --resume\n"
+        )
+        sys.stderr.flush()
+
+    timer = threading.Timer(seconds, speak)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def rank() -> int:
@@ -201,9 +256,21 @@ def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
 
 def launch() -> str | None:
     """A name that the processes of one node share with those that torchrun starts in their place
-    after a failure (`--max-restarts`), and with no others; None without torchrun."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if run is None else f"{run} {os.getppid()}"
+    after a failure (`--max-restarts`), and with no others; None without torchrun.
+
+    Its id may be the same each time ("none"), and in a container so is torchrun's process number;
+    on Linux its start and the machine's tell one from another.
+    """
+    run, parent = os.environ.get("TORCHELASTIC_RUN_ID"), os.getppid()
+    if run is None:
+        return None
+    try:
+        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
+        started = status.rpartition(")")[2].split()[19]  # proc(5): field 22, starttime
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, IndexError):
+        started = boot = ""
+    return f"{run} {parent} {started} {boot}"
 
 
 def barrier() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from weighted_mtp.core.device import resolve_device
-from weighted_mtp.core.sections import RuntimeConfig
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.peak_memory import reset_peak_memory
 
@@ -63,7 +64,7 @@ def environment(
     Raises:
         UserError: the device is not there, or the process group cannot be formed.
     """
-    chosen = resolve_device(device)
+    chosen = device_of_this_process(resolve_device(device))
     if chosen.type == "cpu":
         # PyTorch's bfloat16 products on the CPU keep one compiled kernel for each shape met: with
         # batches of all lengths that grew by 11 MB a step. Only the most recent ones are worth it.
@@ -81,13 +82,38 @@ def environment(
             yield Environment(chosen, distributed.rank(), distributed.world_size())
         except BaseException:
             if ours:
-                distributed.stop()
+                distributed.stop(failed=True)
             raise
         # Ranks leave together: gloo's threads must not free their last tensors in a dying
         # interpreter.
         distributed.barrier()
         if ours:
             distributed.stop()
+
+
+def device_of_this_process(chosen: torch.device) -> torch.device:
+    """`cuda` is the card of this process's number on its node.
+
+    Raises:
+        UserError: there is none, or several processes would share one.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if chosen.type == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("MPS serves one process; start without torchrun, or runtime.device=cpu")
+    if chosen.type != "cuda":
+        return chosen
+    index = local if chosen.index is None else chosen.index
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"runtime.device {chosen}: this process would need cuda:{index}, but PyTorch sees "
+            f"{torch.cuda.device_count()} cards here; start as many processes (--nproc_per_node)"
+        )
+    if processes > 1 and index != local:
+        raise UserError(
+            f"runtime.device {chosen} is one card for {processes} processes; leave it at auto"
+        )
+    return torch.device("cuda", index)
 
 
 def environment_of(config: RuntimeConfig) -> AbstractContextManager[Environment]:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.overrides import TorchFunctionMode
 
 from weighted_mtp.core.device import DTYPES
-from weighted_mtp.core.sections import FSDPConfig
+from weighted_mtp.core.runtime_section import FSDPConfig
 from weighted_mtp.runtime.parallel import Fill, Parallel
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sections import RuntimeConfig
+from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.ddp import Replicated
 from weighted_mtp.runtime.environment import Environment
@@ -84,5 +84,5 @@ def parallelise(
     else:
         shape = (env.world_size // size, size)
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
-        distributed.have_patience(mesh.get_all_groups())
+    distributed.have_patience(mesh.get_all_groups())
     return Sharded(module, plan, config.fsdp, mesh, env.device, fill)

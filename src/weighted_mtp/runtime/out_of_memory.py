@@ -36,7 +36,8 @@ def naming_remedies(step: Callable[[], int], device: torch.device) -> Iterator[N
         raise UserError(
             f"rank {distributed.rank()}, step {step()}: out of memory on {device} "
             f"({' '.join(str(error).split())[:120]}); what takes less: "
-            "training.activation_checkpointing=selective or full, a smaller training.micro_batch_size, shorter "
-            "rows (data.max_length), runtime.parallel=fsdp; weighted-mtp plan tells what fits; "
+            "training.activation_checkpointing=selective or full, a smaller "
+            "training.micro_batch_size, shorter rows (data.max_length), runtime.parallel=fsdp; "
+            "weighted-mtp plan tells what fits; "
             "checkpoints are untouched: go on with --resume --set KEY=VALUE"
         ) from error
