@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from weighted_mtp.core.config import RECIPES, available
+from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.memory_inputs import Checkpointing
 from weighted_mtp.pipelines.planner import (
@@ -25,17 +25,7 @@ SIZES = "24,40,80"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `plan`."""
-    recipes, presets = ", ".join(available()), ", ".join(available(RECIPES / "presets"))
-    parser.add_argument("--recipe", required=True, help=f"a shipped recipe ({recipes}) or a file")
-    parser.add_argument("--preset", help=f"another scale ({presets}) or a .yaml file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one setting; may be given many times",
-    )
+    add_recipe_options(parser, required=True)
     parser.add_argument(
         "--model",
         metavar="NAME|DIR",

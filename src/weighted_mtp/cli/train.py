@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from weighted_mtp.core.config import RECIPES, Recipe, available, load_recipe
+from weighted_mtp.cli.recipe_options import add_recipe_options
+from weighted_mtp.core.config import Recipe, available, load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.estimate import estimate
@@ -31,17 +32,7 @@ PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `train`."""
-    recipes, presets = ", ".join(available()), ", ".join(available(RECIPES / "presets"))
-    parser.add_argument("--recipe", help=f"a shipped recipe ({recipes}) or a .yaml file")
-    parser.add_argument("--preset", help=f"another scale ({presets}) or a .yaml file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one setting; may be given many times",
-    )
+    add_recipe_options(parser)
     parser.add_argument(
         "--output-dir", type=Path, help="run directory (default runs/RECIPE-PRESET)"
     )

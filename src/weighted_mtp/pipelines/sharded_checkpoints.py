@@ -54,43 +54,7 @@ HIDDEN = "weights.value_head.hidden.weight"
 
 
 class WholeSaver:
-    """Saves while the training waits: one process writes all. Arguments as for `ShardedSaver`."""
-
-    def __init__(
-        self,
-        run_dir: Path,
-        adapter: MetaLlamaMTPAdapter,
-        weights: Mapping[str, nn.Parameter],
-        optimizer: Optimizer,
-        tokenizer: Tokenizer,
-        copies: Copies,
-    ) -> None:
-        self.run_dir, self.adapter, self.optimizer = run_dir, adapter, optimizer
-        self.tokenizer, self.copies = tokenizer, copies
-
-    def save(self, step: int, keep_steps: Collection[int], state: Mapping[str, Any]) -> Path:
-        final = save_checkpoint(
-            self.run_dir,
-            step,
-            self.adapter,
-            self.optimizer,
-            self.tokenizer,
-            self.copies.keep_last,
-            {*keep_steps, *self.copies.pinned},
-            state,
-        )
-        self.copies.offer(final, keep_steps)
-        return final
-
-    def look(self) -> None:
-        """All is done."""
-
-    def settle(self) -> None:
-        """All is done."""
-
-
-class ShardedSaver:
-    """Saves in the background; what was begun is complete after `settle`.
+    """Saves while the training waits: one process writes all.
 
     Args:
         weights: this process's part of each weight, by its name in the adapter.
@@ -108,6 +72,43 @@ class ShardedSaver:
     ) -> None:
         self.run_dir, self.adapter, self.weights = run_dir, adapter, weights
         self.optimizer, self.tokenizer, self.copies = optimizer, tokenizer, copies
+
+    def save(self, step: int, keep_steps: Collection[int], state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of `step`; every process calls this.
+
+        Args:
+            keep_steps: of the best checkpoints, which are kept.
+            state: see `save_checkpoint`.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        final = save_checkpoint(
+            self.run_dir,
+            step,
+            self.adapter,
+            self.optimizer,
+            self.tokenizer,
+            self.copies.keep_last,
+            {*keep_steps, *self.copies.pinned},
+            state,
+        )
+        self.copies.offer(final, keep_steps)
+        return final
+
+    def look(self) -> None:
+        """Complete what is being written, if it is there by now. Here nothing is."""
+
+    def settle(self) -> None:
+        """Wait for what is being written. Here nothing is."""
+
+
+class ShardedSaver(WholeSaver):
+    """Saves in the background: every process writes its part. What was begun is complete after
+    `settle`. Arguments as for `WholeSaver`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._writer = shards.Writer()
         self._begun: tuple[Future[Any], Path, Collection[int]] | None = None
 
