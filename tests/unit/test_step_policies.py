@@ -127,6 +127,16 @@ def test_one_too_many_ends_the_run(make_trainer, monkeypatch):
     assert logged == {1: None, 2: 1, 3: None, 4: 2}
 
 
+def test_a_save_in_the_background_is_completed_before_the_end(make_trainer, monkeypatch):
+    trainer = make_trainer(training__max_skipped_steps=0, **SMALL)
+    poison(monkeypatch, trainer, {2})
+    settled = []
+    monkeypatch.setattr(trainer.saver, "settle", lambda: settled.append(trainer.step))
+    with pytest.raises(UserError, match=r"step 2: .*not finite"):
+        trainer.fit()
+    assert settled == [1]
+
+
 def test_the_count_survives_a_resume(tmp_path, rows_file, monkeypatch, capsys):
     """Two of four bad steps before, two after: with three allowed the last is one too many."""
     original = Trainer.train_step

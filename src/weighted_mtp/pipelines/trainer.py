@@ -227,6 +227,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             examples = self.reader.last_examples()
+            self.saver.settle()  # one step too many ends the run, on all ranks
             self.skipped.add(self.step + 1, loss, norm, examples, self.env.is_main)
             return {"loss": loss, "grad_norm": norm, "tokens": 0, "skipped": self.skipped.count}
         self.optimizer.step()
