@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.logging import get_logger
 
 CACHE_VARIABLE = "WEIGHTED_MTP_CACHE"
@@ -130,4 +130,4 @@ def _make_whole(folder: Path, make: Callable[[Path], None]) -> None:
 
 def _brief(error: BaseException) -> str:
     reason = getattr(error, "strerror", None) or error.__cause__ or error
-    return " ".join(str(reason).split())[:160]
+    return one_line(reason, 160)

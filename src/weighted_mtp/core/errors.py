@@ -1,4 +1,8 @@
-"""One exception for everything a person can put right themselves."""
+"""One exception for everything a person can put right themselves, and words for others'."""
+
+from __future__ import annotations
+
+import re
 
 
 class UserError(Exception):
@@ -7,3 +11,14 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 2. Library
     callers may catch it like any exception.
     """
+
+
+def one_line(reason: object, longest: int | None = None) -> str:
+    """What another's error says, without its line breaks, cut to `longest` characters."""
+    return " ".join(str(reason).split())[:longest]
+
+
+def in_brief(error: Exception, longest: int = 200) -> str:
+    """A third party's error in one short line, without the credentials of an address in it."""
+    text = one_line(f"{type(error).__name__}: {error}")
+    return re.sub(r"//[^/@\s]*@", "//", text)[:longest]

@@ -20,7 +20,7 @@ from typing import Any, overload
 import numpy as np
 
 from weighted_mtp.core.cache import cache_root, kept
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import file_digest, unreadable
 from weighted_mtp.data.metadata import Indices, Metadata
@@ -161,8 +161,8 @@ class RowStore(Sequence[Row]):
             raise
         except Exception as error:  # a wrong byte makes Arrow raise anything, SystemError too
             raise UserError(
-                f"{self._folder}: this cached table is damaged or gone ({_brief(error)}); delete "
-                "the folder and start again"
+                f"{self._folder}: this cached table is damaged or gone ({one_line(error, 160)}); "
+                "delete the folder and start again"
             ) from error
 
 
@@ -225,7 +225,3 @@ def _make(path: Path, folder: Path, key: str, workers: int | None) -> None:
         "bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
     }
     (folder / _TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

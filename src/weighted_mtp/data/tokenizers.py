@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 
 MICRO_VOCABULARY = Path(__file__).parent / "micro_tasks" / "vocabulary"
 """A small byte-level BPE tokenizer of the micro tasks, shipped with the package."""
@@ -108,7 +108,9 @@ class SentencePieceTokenizer:
         try:
             self._model: Any = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: not a SentencePiece model ({_brief(error)})") from error
+            raise UserError(
+                f"{path}: not a SentencePiece model ({one_line(error, 160)})"
+            ) from error
         self.vocab_size = int(self._model.vocab_size())
         self.bos_id: int | None = _known(self._model.bos_id())
         eos = _known(self._model.eos_id())
@@ -162,7 +164,8 @@ class HuggingFaceTokenizer:
             self._fast: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # the Rust side raises plain Exception on a bad file
             raise UserError(
-                f"{folder}: not a Hugging Face tokenizer ({_brief(error)}); it needs tokenizer.json"
+                f"{folder}: not a Hugging Face tokenizer ({one_line(error, 160)}); it needs "
+                "tokenizer.json"
             ) from error
         if self._fast.eos_token_id is None:
             raise UserError(f"{folder}: tokenizer_config.json names no eos_token; set it")
@@ -312,7 +315,3 @@ def _known(token_id: int) -> int | None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from weighted_mtp import __version__
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.scores import Scores
 
@@ -186,7 +186,7 @@ class Journal:
 
 
 def _broken(where: Path | str, why: object) -> UserError:
-    reason = " ".join(str(why).split())[:120]
+    reason = one_line(why, 120)
     return UserError(f"{where}: broken ({reason}); mend it, or add --overwrite to start anew")
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
@@ -118,7 +118,7 @@ def writing(path: Path) -> Iterator[None]:
 def unwritten(path: Path, reason: str) -> UserError:
     """What to say of a checkpoint that cannot be written."""
     return UserError(
-        f"{path}: cannot be written ({' '.join(reason.split())[:200]}); earlier checkpoints are "
+        f"{path}: cannot be written ({one_line(reason, 200)}); earlier checkpoints are "
         "untouched: make room, then --resume"
     )
 
@@ -155,12 +155,17 @@ def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None
 
 
 def complete_checkpoint(final: Path, keep_last: int, keep_steps: Collection[int]) -> None:
-    """All of it is written: give it its marker and its name, and drop the ones it replaces."""
-    run_dir, partial = final.parents[1], partial_path(final)
+    """All of it is written: complete it, and drop the ones it replaces."""
+    give_name(final)
+    drop_old(final.parents[1], keep_last, keep_steps)
+
+
+def give_name(final: Path) -> None:
+    """All of a checkpoint is in its partial place: give it its marker, then its name."""
+    partial = partial_path(final)
     (partial / MARKER).touch()
     _remove(final)
     partial.replace(final)
-    drop_old(run_dir, keep_last, keep_steps)
 
 
 def drop_old(run_dir: Path, keep_last: int, keep_steps: Collection[int]) -> None:
@@ -250,10 +255,9 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
 
 def damaged(path: Path, error: Exception) -> UserError:
     """What to say of a file of a checkpoint that cannot be read."""
-    reason = " ".join(str(error).split())[:120]
     return UserError(
-        f"{path}: cannot be read ({reason}); delete this checkpoint directory to resume from the "
-        "one before it"
+        f"{path}: cannot be read ({one_line(error, 120)}); delete this checkpoint directory to "
+        "resume from the one before it"
     )
 
 

@@ -3,7 +3,6 @@ renamed there, for object stores cannot."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from fsspec.core import url_to_fs
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, in_brief
 
 WAITS = (1.0, 5.0, 20.0)
 """Seconds between the attempts at something that fails."""
@@ -152,9 +151,3 @@ def check_name(name: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise RemoteError(f"{name!r} is no name of a file in a checkpoint")
-
-
-def in_brief(error: Exception) -> str:
-    """A third party's error in one short line, without the credentials of an address in it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r"//[^/@\s]*@", "//", text)[:200]

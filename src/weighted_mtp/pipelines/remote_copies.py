@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.errors import in_brief
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import (
     MARKER,
@@ -26,7 +27,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     is_sharded,
     saved_state,
 )
-from weighted_mtp.pipelines.remote import Remote, RemoteError, check_name, in_brief
+from weighted_mtp.pipelines.remote import Remote, RemoteError, check_name
 from weighted_mtp.runtime import distributed, shards
 from weighted_mtp.runtime.main_process import on_main
 
@@ -165,7 +166,7 @@ class Copies:
         Args:
             again: those that are there may be left as they are.
         """
-        remote, folder = self._reach(), f"checkpoints/step-{copy.step:08d}"
+        remote, folder = self._reach(), stored_folder(copy.step)
         root = checkpoint_path(self.run_dir, copy.step)
         copy.files = _files(root)
         there = self._there.get(copy.step, {}) if again else {}
@@ -193,8 +194,8 @@ class Copies:
         kept = {*complete[-self.keep_last :], *self._best}
         for step in found:
             if step != newest and (step not in kept or step not in complete):
-                remote.remove(f"checkpoints/step-{step:08d}/{MARKER}")
-                remote.remove(f"checkpoints/step-{step:08d}")
+                remote.remove(f"{stored_folder(step)}/{MARKER}")
+                remote.remove(stored_folder(step))
                 self._there.pop(step, None)
 
     def _bring_records(self) -> None:
@@ -252,6 +253,11 @@ def _files(checkpoint: Path) -> dict[str, int]:
         time.sleep(0.5)
 
 
+def stored_folder(step: int) -> str:
+    """Name of a checkpoint in a remote directory: the same as in a run."""
+    return checkpoint_path(Path(), step).as_posix()
+
+
 def stored_steps(remote: Remote) -> tuple[list[int], list[int]]:
     """Steps of which there is anything in a remote directory, and those complete, in order.
 
@@ -277,7 +283,7 @@ def stored_files(remote: Remote, step: int) -> dict[str, int] | None:
     Raises:
         RemoteError: it cannot be read, or a name leads out of the checkpoint.
     """
-    folder = f"checkpoints/step-{step:08d}"
+    folder = stored_folder(step)
     content = remote.read(f"{folder}/{MARKER}")
     if content is None:
         return None

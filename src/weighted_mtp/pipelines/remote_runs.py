@@ -17,14 +17,14 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.section import remote_url
 from weighted_mtp.pipelines.checkpoint_utils import (
-    MARKER,
     checkpoint_path,
     checkpoint_step,
     complete_checkpoints,
+    give_name,
     partial_path,
 )
 from weighted_mtp.pipelines.remote import Remote, RemoteError
-from weighted_mtp.pipelines.remote_copies import MB, stored_files, stored_steps
+from weighted_mtp.pipelines.remote_copies import MB, stored_files, stored_folder, stored_steps
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
@@ -40,6 +40,28 @@ REMEDY = (
 def changed_section(one: Recipe, other: Recipe) -> str | None:
     """The first of the fixed sections that is not the same in both."""
     return next((name for name in FIXED if getattr(one, name) != getattr(other, name)), None)
+
+
+@contextmanager
+def telling(url: str | None, what: str) -> Iterator[None]:
+    """Say which remote directory cannot be `what`, and what to do.
+
+    Raises:
+        UserError: something failed there.
+    """
+    try:
+        yield
+    except RemoteError as error:
+        raise UserError(f"training.remote {url} cannot be {what}: {error}; {REMEDY}") from error
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[Path]:
+    """A config.yaml for as long as it is looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = Path(folder) / CONFIG
+        fetched.write_bytes(content)
+        yield fetched
 
 
 def meet(url: str | None, run_dir: Path, resume: bool) -> None:
@@ -58,13 +80,11 @@ def meet(url: str | None, run_dir: Path, resume: bool) -> None:
 
     def act() -> None:
         remote = Remote(url)
-        try:
+        with telling(url, "used"):
             _probe(Remote(url, waits=(1.0,)), run_dir)  # a wrong name is found soon
             _check_owner(remote, run_dir, resume)
             if resume:
                 fetch(remote, run_dir)
-        except RemoteError as error:
-            raise UserError(f"training.remote {url} cannot be used: {error}; {REMEDY}") from error
 
     def say() -> None:
         parts = (path for path in run_dir.glob("checkpoints/*.partial/**/*") if path.is_file())
@@ -84,12 +104,8 @@ def share_recipe(url: str | None, run_dir: Path) -> None:
         return
 
     def act() -> None:
-        try:
+        with telling(url, "written to"):
             Remote(url).write(CONFIG, (run_dir / CONFIG).read_bytes())
-        except RemoteError as error:
-            raise UserError(
-                f"training.remote {url} cannot be written to: {error}; {REMEDY}"
-            ) from error
 
     on_main(act)
 
@@ -118,10 +134,8 @@ def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
     if (run_dir / CONFIG).exists():
         return True
     url = _url(run_dir / CONFIG, overrides)
-    try:
+    with telling(url, "read"):
         return url is not None and Remote(url).read(CONFIG) is not None
-    except RemoteError as error:
-        raise UserError(f"training.remote {url} cannot be read: {error}; {REMEDY}") from error
 
 
 @contextmanager
@@ -137,17 +151,12 @@ def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[Path]:
     """
     local = run_dir / CONFIG
     url = _url(local, overrides)
-    remote = None if url is None else Remote(url)
-    try:
-        content = None
+    remote, content = None if url is None else Remote(url), None
+    with telling(url, "read"):
         if remote is not None and (not local.exists() or _newer(remote, run_dir) is not None):
             content = remote.read(CONFIG)
-    except RemoteError as error:
-        raise UserError(f"training.remote {url} cannot be read: {error}; {REMEDY}") from error
     if content is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            fetched = Path(folder) / CONFIG
-            fetched.write_bytes(content)
+        with _as_file(content) as fetched:
             yield fetched
     elif local.exists():
         yield local
@@ -181,10 +190,7 @@ def fetch(remote: Remote, run_dir: Path) -> None:
             _replace(run_dir / METRICS, metrics)
     _replace(run_dir / CONFIG, config)
     if step is not None:
-        final = checkpoint_path(run_dir, step)
-        shutil.rmtree(final, ignore_errors=True)  # of a save that was cut off
-        (partial_path(final) / MARKER).touch()
-        partial_path(final).replace(final)
+        give_name(checkpoint_path(run_dir, step))
 
 
 def _fetch_files(remote: Remote, step: int, folder: Path) -> None:
@@ -194,7 +200,7 @@ def _fetch_files(remote: Remote, step: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, n in files.items():
-        remote.get(f"checkpoints/step-{step:08d}/{name}", folder / name, n)
+        remote.get(f"{stored_folder(step)}/{name}", folder / name, n)
 
 
 def _newer(remote: Remote, run_dir: Path) -> int | None:
@@ -239,9 +245,7 @@ def _check_owner(remote: Remote, run_dir: Path, resume: bool) -> None:
                 "give another URL, or delete what is there"
             )
         return
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = Path(folder) / CONFIG
-        fetched.write_bytes(content)
+    with _as_file(content) as fetched:
         section = changed_section(load_recipe_file(local), load_recipe_file(fetched))
     if section is not None:
         raise UserError(

@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.checkpoint_utils import (
-    damaged,
     is_sharded,
     load_saved,
     restore_optimizer,
@@ -20,8 +19,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     saved_state,
 )
 from weighted_mtp.pipelines.optimization import Optimizer
-from weighted_mtp.pipelines.sharded_checkpoints import load_shards, optimizer_names
-from weighted_mtp.runtime import shards
+from weighted_mtp.pipelines.sharded_checkpoints import load_shards, optimizer_names, stored_shapes
 from weighted_mtp.runtime.fsdp import copy_whole
 
 
@@ -61,10 +59,7 @@ def _from_shards(
     folder: Path, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]
 ) -> dict[int, dict[str, Tensor]]:
     """The optimizer's states by number, each like its weight (or one number)."""
-    try:
-        shapes = shards.stored_shapes(folder)
-    except (OSError, ValueError) as error:
-        raise damaged(folder / shards.INDEX, error) from error
+    shapes = stored_shapes(folder)
     states: dict[int, dict[str, Tensor]] = {}
     tensors: dict[str, Tensor] = {}
     for index, name in enumerate(optimizer_names(optimizer, weights)):

@@ -196,10 +196,7 @@ def sharded_model(checkpoint: Path) -> Start:
         UserError: a file is missing or damaged.
     """
     folder = checkpoint / "shards"
-    try:
-        shapes = shards.stored_shapes(folder)
-    except (OSError, ValueError) as error:
-        raise damaged(folder / shards.INDEX, error) from error
+    shapes = stored_shapes(folder)
     args = read_params(JsonFile.read(checkpoint / "skeleton" / "params.json"), 1)
     with torch.device("meta"):
         adapter = MetaLlamaMTPAdapter(Transformer(args))
@@ -230,6 +227,18 @@ def _optimizer_tensors(
         for index, kept in optimizer.state_dict()["state"].items()
         for key, value in kept.items()
     }
+
+
+def stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """What is stored, and how large it is, as `shards.stored_shapes` tells.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    try:
+        return shards.stored_shapes(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / shards.INDEX, error) from error
 
 
 def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:

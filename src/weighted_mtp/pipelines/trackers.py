@@ -14,14 +14,13 @@ from __future__ import annotations
 import json
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, in_brief
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.tracker_backends import (
     MLflowTracker,
@@ -99,7 +98,7 @@ class BackgroundTracker:
         try:
             action(*record)
         except Exception as error:  # whatever a third-party package raises
-            self._switch_off(_in_brief(error))
+            self._switch_off(in_brief(error, 300))
 
     def _switch_off(self, reason: str) -> None:
         if not self._off:
@@ -184,7 +183,7 @@ def _start(
         raise
     except Exception as error:  # whatever a third-party package raises
         raise UserError(
-            f"{name} cannot start ({_in_brief(error)}); put that right, or leave it out of "
+            f"{name} cannot start ({in_brief(error, 300)}); put that right, or leave it out of "
             "training.trackers"
         ) from error
 
@@ -220,9 +219,3 @@ TRACKERS: Mapping[str, Callable[[Path, Mapping[str, Any], int, RunIds], Tracker]
     "wandb": _wandb,
 }
 """What `make_trackers` can make."""
-
-
-def _in_brief(error: Exception) -> str:
-    """A third party's error in one short line, without the credentials of an address in it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r"//[^/@\s]*@", "//", text)[:300]

@@ -22,7 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # torch hides the
     rendezvous,
 )
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 
 GLOO_PAUSE = 0.2
 """Seconds; see `stop`."""
@@ -249,7 +249,7 @@ def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
         processes = os.environ.get("WORLD_SIZE", "1")  # the group may be gone
         raise UserError(
             f"rank {rank()} of {processes}, {when}: another process ended, or did not answer "
-            f"within runtime.timeout_minutes ({' '.join(str(error).split())[:200]}); its own "
+            f"within runtime.timeout_minutes ({one_line(error, 200)}); its own "
             "output says why; the last complete checkpoint is untouched: go on with --resume"
         ) from error
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.runtime import distributed
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -35,7 +35,7 @@ def naming_remedies(step: Callable[[], int], device: torch.device) -> Iterator[N
             raise
         raise UserError(
             f"rank {distributed.rank()}, step {step()}: out of memory on {device} "
-            f"({' '.join(str(error).split())[:120]}); what takes less: "
+            f"({one_line(error, 120)}); what takes less: "
             "training.activation_checkpointing=selective or full, a smaller "
             "training.micro_batch_size, shorter rows (data.max_length), runtime.parallel=fsdp; "
             "weighted-mtp plan tells what fits; "

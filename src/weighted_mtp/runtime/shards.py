@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
+from weighted_mtp.core.errors import one_line
 from weighted_mtp.runtime import distributed
 
 INDEX = ".metadata"
@@ -127,8 +128,8 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one line: what each process met, without the way there."""
     if isinstance(error, CheckpointException):
         met = (f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
-        return " ".join("; ".join(met).split())
-    return " ".join(str(error).split())
+        return one_line("; ".join(met))
+    return one_line(error)
 
 
 class _Reader(FileSystemReader):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 
 HeadType = Literal["linear", "mlp"]
 
@@ -92,6 +92,6 @@ class ValueHead(nn.Module):
         try:
             head.load_state_dict(state)
         except RuntimeError as error:
-            summary = " ".join(str(error).split())
+            summary = one_line(error)
             raise UserError(f"{path}: does not match its own header: {summary}") from error
         return head

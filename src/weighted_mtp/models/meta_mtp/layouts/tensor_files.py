@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weighted_mtp.core.device import DTYPES
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 
 _SAFETENSORS_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -155,7 +155,7 @@ class PickleFile(TensorFile):
 
 
 def _first_words(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
 
 
