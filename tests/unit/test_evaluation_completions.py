@@ -159,6 +159,13 @@ def test_mutants_are_drawn_by_seed():
     assert len(set(mutants(problem, 1000))) == len(mutants(problem, 1000))
 
 
+@pytest.mark.parametrize(
+    ("head", "body"), [("import os\n", BODY), ("def twice(x):\n", BODY), (HEAD, "    return (\n")]
+)
+def test_an_odd_problem_has_no_mutants(head, body):
+    assert mutants(Problem("t/1", "completion", head, entry_point="twice", canonical=body), 3) == []
+
+
 # --- tokens --------------------------------------------------------------------------------------
 
 
