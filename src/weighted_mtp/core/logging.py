@@ -7,6 +7,9 @@ import os
 import sys
 from typing import TextIO
 
+from weighted_mtp.core.terminal import printable
+from weighted_mtp.core.urls import without_credentials
+
 ROOT = "weighted_mtp"
 
 
@@ -21,6 +24,13 @@ class _StandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+class _Shown(logging.Formatter):
+    """Lines without credentials, and without control characters but line breaks and tabs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(without_credentials(super().format(record)), keep="\n\t")
+
+
 def get_logger(name: str) -> logging.Logger:
     """The library's logger for a module: `get_logger(__name__)`."""
     return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
@@ -33,7 +43,7 @@ def setup_logging(level: str = "INFO") -> None:
     handler = _StandardError()
     rank = int(os.environ.get("RANK", "0"))
     prefix = f"[rank {rank}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    handler.setFormatter(logging.Formatter(prefix + "%(message)s"))
+    handler.setFormatter(_Shown(prefix + "%(message)s"))
     root.addHandler(handler)
     root.setLevel(level if rank == 0 else logging.WARNING)
     root.propagate = False

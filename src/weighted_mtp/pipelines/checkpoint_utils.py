@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
@@ -34,8 +35,6 @@ from weighted_mtp.pipelines.optimization import Optimizer
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
-
-MARKER = "COMPLETE"
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -48,21 +47,11 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first; not one that was to be renamed yet."""
-    return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*[0-9]/{MARKER}"))
-
-
 def is_trained(run_dir: Path, steps: int) -> bool:
     """Whether the run's newest whole checkpoint is the one after its last step, its model in one
     piece."""
     last = checkpoint_path(run_dir, steps)
     return complete_checkpoints(run_dir)[-1:] == [last] and (last / "model").is_dir()
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether model and optimizer lie there in parts."""
-    return (checkpoint / "shards").is_dir()
 
 
 def save_checkpoint(
@@ -259,33 +248,3 @@ def damaged(path: Path, error: Exception) -> UserError:
         f"{path}: cannot be read ({one_line(error, 120)}); delete this checkpoint directory to "
         "resume from the one before it"
     )
-
-
-def resolve_model_dir(path: Path) -> Path:
-    """The model directory meant by `path`: a run means its newest checkpoint, a checkpoint its
-    `model/`, and any other directory is taken as it is.
-
-    Raises:
-        UserError: nothing is there, or the model lies in parts.
-    """
-    path = newest_checkpoint(path)
-    if is_sharded(path) and not (path / "model").is_dir():
-        raise UserError(
-            f"{path}: its model is in parts, one for each process; make it whole with "
-            f"weighted-mtp convert {path} DIRECTORY, and give that directory"
-        )
-    return path / "model" if (path / MARKER).exists() else path
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """The newest complete checkpoint of a run; any other directory as it is.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
-    newest = complete_checkpoints(path)
-    if not newest and (path / "config.yaml").exists():
-        raise UserError(f"{path}: this run has saved no complete checkpoint yet")
-    return newest[-1] if newest else path

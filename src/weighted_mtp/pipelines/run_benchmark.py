@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.data.processes import available_cores
 from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
-from weighted_mtp.evaluation.prompts import Prompting, choose_prompting
+from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting, choose_prompting
 from weighted_mtp.evaluation.result_files import (
     RESULTS,
     Attempt,
@@ -130,7 +132,10 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     if (request.path is None) == (request.completions is None):
         raise UserError("give a checkpoint, or --completions FILE: one of the two")
     asked = parse_ks(request.ks, request.n_samples) if request.path is not None else ()
+    if request.path is not None:
+        find_model(request.path)
     output = request.output or _default_output(request)
+    check_output_directory(output, "--output")
     benchmark = load_benchmark(request.dataset, request.problems, request.source, request.split)
     benchmark = benchmark.first(request.n_problems)
     trained = trained_template(request.path) if request.path is not None else None
@@ -152,6 +157,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         _say_what_is_left_out(benchmark)
         _judge_all(request, source, prompting, journal)
     seconds = time.monotonic() - start
+    _warn_of_fences(prompting, journal.attempts)
     order = {task_id: place for place, task_id in enumerate(source.samples)}
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
@@ -166,7 +172,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
 
 def _default_output(request: BenchmarkRequest) -> Path:
     if request.path is not None:
-        return request.path / "evaluation" / request.dataset
+        return results_folder(request.path) / "evaluation" / request.dataset
     given = str(request.completions)
     if given in (CANONICAL, MUTANTS):
         raise UserError(f"--completions {given}: name the folder of the results with --output")
@@ -180,6 +186,18 @@ def _say_what_is_left_out(benchmark: Benchmark) -> None:
         _log.warning("left out: %d problems in all", len(benchmark.left_out))
     if len(benchmark.problems) < benchmark.total:
         _log.warning("only the first %d of %d problems", len(benchmark.problems), benchmark.total)
+
+
+def _warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
+    """A model that answers in fenced blocks was tuned to be spoken to: the prompt is not its own."""
+    fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
+    if fenced and prompting.style != TEMPLATE:
+        _log.warning(
+            "%d failed completions hold fenced blocks, but the prompt style %s continues code: if "
+            "the model was tuned to answer, use --prompt template",
+            fenced,
+            prompting.style,
+        )
 
 
 def _open_source(

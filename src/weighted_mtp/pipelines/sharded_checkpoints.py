@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
@@ -33,7 +34,6 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     complete_checkpoint,
     damaged,
-    is_sharded,
     partial_path,
     save_checkpoint,
     save_model,
