@@ -13,16 +13,20 @@ from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import DISK_ERRORS
 from weighted_mtp.core.logging import get_logger, setup_logging
-from weighted_mtp.core.terminal import (
+from weighted_mtp.core.streams import (
     drop_unwritten_output,
     escaped_output,
     open_missing_streams,
-    printable,
+    tolerant_streams,
 )
+from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.urls import without_credentials
 
 DATA_ON_STDOUT = ("generate",)
 """What these commands print is data for other programs, so that it stays as it is in a pipe."""
+SHORT = ("generate", "inspect", "plan")
+"""These commands exist for what they print: they end when it cannot be written. The others go on
+with their work."""
 
 COMMANDS = {
     "train": "train a model by a recipe",
@@ -71,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_missing_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in argv if word in COMMANDS), None)
+    with tolerant_streams(output=command is not None and command not in SHORT):
+        return _main(command, argv)
+
+
+def _main(command: str | None, argv: Sequence[str]) -> int:
     try:
         args = build_parser(command).parse_args(argv)
         setup_logging(args.log_level)

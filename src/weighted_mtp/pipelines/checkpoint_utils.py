@@ -76,14 +76,13 @@ def save_checkpoint(
     def write() -> None:
         start_checkpoint(partial, step, state or {})
         save_model(adapter, tokenizer, partial / "model")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        save_torch(optimizer.state_dict(), partial / "optimizer.pt")
 
     with writing(partial):
         on_main(write)
     save_rng(partial)
-    if distributed.is_main_process():
-        complete_checkpoint(final, keep_last, keep_steps)
-    distributed.barrier()
+    with writing(partial):
+        on_main(lambda: complete_checkpoint(final, keep_last, keep_steps))
     return final
 
 
@@ -98,10 +97,20 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise unwritten(path, str(error)) from error
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        if "PytorchStreamWriter" not in str(error):
-            raise
-        raise unwritten(path, str(error)) from error
+
+
+def save_torch(state: object, path: Path) -> None:
+    """`torch.save`, whose zip writer reports a full disk as one of several RuntimeErrors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        torch.save(state, path)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise OSError(f"{path.name} is incomplete; is the disk full?") from error
 
 
 def unwritten(path: Path, reason: str) -> UserError:
@@ -121,7 +130,7 @@ def save_rng(partial: Path) -> None:
     failure: UserError | None = None
     try:
         with writing(partial):
-            torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+            save_torch(rng_state(), partial / f"rng-{distributed.rank()}.pt")
     except UserError as error:
         failure = error
     if distributed.any_rank(failure is not None, torch.device("cpu")):
@@ -136,6 +145,11 @@ def partial_path(final: Path) -> Path:
 def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None:
     """Make the directory, and in it `trainer.json`. One is written at a time: what else is partial
     was left by a run that was killed, and goes."""
+    run_dir = partial.parents[1]
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir}: was deleted or moved while the run wrote to it; step {step} is not saved"
+        )
     for left in {partial, *partial.parent.glob("step-*.partial")}:
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -11,7 +11,7 @@ from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
-from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.logging import get_logger, run_log
 from weighted_mtp.core.model_folder import (
     complete_checkpoints,
     find_model,
@@ -34,6 +34,7 @@ from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model,
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
 from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
+from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
@@ -79,7 +80,12 @@ def run(request: RunRequest) -> TrainResult:
     """
     recipe, run_dir = request.recipe, request.run_dir
     runtime, data = recipe.runtime, recipe.data
-    with distributed.naming_the_step(), environment_of(runtime) as env:
+    outermost = request if request.outer is None else request.outer
+    with (
+        distributed.naming_the_step(),
+        environment_of(runtime) as env,
+        writing_run(outermost.run_dir),
+    ):
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
@@ -130,6 +136,7 @@ def run(request: RunRequest) -> TrainResult:
         with (
             distributed.naming_the_step(trainer.current_step),
             naming_remedies(trainer.current_step, env.device),
+            run_log(run_dir / "train.log", env.is_main),
         ):
             return trainer.fit()
 

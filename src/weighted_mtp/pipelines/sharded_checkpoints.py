@@ -159,7 +159,8 @@ class ShardedSaver(WholeSaver):
             raise unwritten(partial_path(final), shards.reason(error)) from error
         if distributed.is_main_process():
             kept = {*keep_steps, *self.copies.pinned}
-            complete_checkpoint(final, self.copies.keep_last, kept)
+            with writing(final):
+                complete_checkpoint(final, self.copies.keep_last, kept)
             self.copies.offer(final, keep_steps)
 
 
@@ -186,7 +187,8 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
         tie(model.transformer)
         save_model(model, tokenizer, checkpoint / "model")
 
-    on_main(write)
+    with writing(checkpoint / "model"):
+        on_main(write)
 
 
 def sharded_model(checkpoint: Path) -> Start:
