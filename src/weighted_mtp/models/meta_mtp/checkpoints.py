@@ -19,6 +19,7 @@ import torch
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.huggingface import read_huggingface, write_huggingface
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
@@ -90,6 +91,8 @@ def load_meta_mtp_model(
 ) -> Transformer:
     """Load a checkpoint in any of the three layouts; the log says which it was.
 
+    `model_dir` may also be a run, a checkpoint of one, or a model of the hub (`find_model`).
+
     Keys, shapes and formats are checked before any weight is read. Peak memory is the model in its
     final `dtype`, one tensor, and a fortieth of the files.
 
@@ -102,7 +105,7 @@ def load_meta_mtp_model(
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
             architecture; the one line names file and key.
     """
-    directory = Path(model_dir)
+    directory = find_model(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = open_checkpoint(directory)
     if verify:
@@ -121,7 +124,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    directory = Path(path)
+    directory = find_model(path)
     source = open_checkpoint(directory)
     verified = ""
     if verify:
@@ -234,10 +237,7 @@ def open_checkpoint(directory: Path) -> Source:
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    if not directory.exists():
-        raise UserError(f"{directory}: no such directory; check the path")
-    if not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the directory that holds it")
+    directory = find_model(directory)
     layout = detect_layout(directory)
     if layout is None:
         raise UserError(
