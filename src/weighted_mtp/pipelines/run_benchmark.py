@@ -48,6 +48,7 @@ from weighted_mtp.pipelines.model_writer import (
     model_identity,
     sampling_identity,
     trained_template,
+    warn_of_chat_model,
 )
 
 _log = get_logger(__name__)
@@ -140,6 +141,8 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     benchmark = benchmark.first(request.n_problems)
     trained = trained_template(request.path) if request.path is not None else None
     prompting = choose_prompting(request.dataset, request.prompt, request.template, trained)
+    if request.path is not None and prompting.style == TEMPLATE:
+        warn_of_chat_model(request.path, prompting.template)
     source = _open_source(request, benchmark, prompting)
     fewest = min(source.samples.values())
     ks = asked or parse_ks(request.ks, fewest)
@@ -189,7 +192,7 @@ def _say_what_is_left_out(benchmark: Benchmark) -> None:
 
 
 def _warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
-    """A model that answers in fenced blocks was tuned to be spoken to: the prompt is not its own."""
+    """Warn if a prompt to be continued is answered in fenced blocks, as tuned models answer."""
     fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
     if fenced and prompting.style != TEMPLATE:
         _log.warning(
