@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
-    check_destination(destination, args.overwrite)
     _check_apart(source, destination)
+    check_destination(destination, args.overwrite)
     for place in (destination, destination.absolute().parent):
         check_output_directory(place, "DST")
     with _load(source, dtype) as found:

@@ -160,7 +160,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         _say_what_is_left_out(benchmark)
         _judge_all(request, source, prompting, journal)
     seconds = time.monotonic() - start
-    _warn_of_fences(prompting, journal.attempts)
+    warn_of_fences(prompting, journal.attempts)
     order = {task_id: place for place, task_id in enumerate(source.samples)}
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
@@ -191,7 +191,7 @@ def _say_what_is_left_out(benchmark: Benchmark) -> None:
         _log.warning("only the first %d of %d problems", len(benchmark.problems), benchmark.total)
 
 
-def _warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
+def warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
     """Warn if a prompt to be continued is answered in fenced blocks, as tuned models answer."""
     fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
     if fenced and prompting.style != TEMPLATE:

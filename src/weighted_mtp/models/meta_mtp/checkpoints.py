@@ -19,7 +19,7 @@ import torch
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.model_folder import MARKER, find_model
+from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.huggingface import read_huggingface, write_huggingface
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
@@ -257,15 +257,9 @@ def open_checkpoint(directory: Path) -> Source:
         raise UserError(
             f"{directory}: no checkpoint found; looked for configs/params.json and safetensors/ "
             "(native), params.json and consolidated*.pth (Meta), config.json and "
-            f"model*.safetensors (Hugging Face), but the folder holds {_listing(directory)}"
+            f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
     return _READERS[layout](directory)
-
-
-def _listing(directory: Path) -> str:
-    names = sorted(path.name for path in directory.iterdir())
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _verify_files(directory: Path, source: Source) -> str:
