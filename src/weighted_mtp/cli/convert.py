@@ -13,7 +13,7 @@ import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import given_path
+from weighted_mtp.core.files import check_output_directory, given_path
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
-    check_destination(destination, args.overwrite)
     _check_apart(source, destination)
+    check_destination(destination, args.overwrite)
+    for place in (destination, destination.absolute().parent):
+        check_output_directory(place, "DST")
     with _load(source, dtype) as found:
         model = found.model
         if args.add_heads:
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
     """Read a model directory, or the model of a run's checkpoint, on the CPU; whole in memory."""
-    place = newest_checkpoint(source) if source.is_dir() else source
+    place = newest_checkpoint(source)
     if is_sharded(place):
         with _put_together(place, dtype) as found:
             yield found

@@ -7,6 +7,7 @@ import argparse
 from weighted_mtp.cli.decoding_options import (
     DecodingOptions,
     add_decoding_arguments,
+    check_heads,
     decoding_options,
 )
 from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
@@ -102,7 +103,8 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
         raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
     if args.template not in (None, *TEMPLATES):
         raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
-    find_model(args.path)
+    model = find_model(args.path)
+    check_heads(args, model)
     folder = results_folder(args.path) / "evaluation"
     output = args.output or folder / f"{args.dataset}-{split}.jsonl"
     check_output_file(output, "--output")

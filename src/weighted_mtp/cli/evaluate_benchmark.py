@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 
 from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, write
-from weighted_mtp.cli.decoding_options import DecodingOptions
+from weighted_mtp.cli.decoding_options import DecodingOptions, check_heads
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_name, given_path
 from weighted_mtp.evaluation.prompts import TEMPLATE
@@ -67,6 +67,8 @@ def run_foreign(args: argparse.Namespace, options: DecodingOptions) -> int:
     for name in ("timeout", "workers"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise UserError(f"--{name} must be above 0")
+    if args.path is not None:
+        check_heads(args, args.path)
     defaults = BenchmarkRequest(args.dataset)
     result = run_benchmark(
         BenchmarkRequest(

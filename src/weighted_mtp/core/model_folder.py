@@ -28,6 +28,10 @@ HUB_FILES = (
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTERS = (".safetensors", ".bin", ".pth", ".json", ".model", ".jinja")
 _WEIGHTS = ("*.safetensors", "safetensors/*", "*.pth", "*.bin", "*.index.json")
+_GGUF = (
+    "GGUF files (of llama.cpp) are not read here: give the directory of the original model with "
+    "its safetensors files"
+)
 _NAMES = "give a run, a checkpoint, a model directory, or ORG/NAME of a model on the hub"
 
 
@@ -74,7 +78,7 @@ def newest_checkpoint(given: str | Path) -> Path:
     if not path.exists():
         return _of_the_hub(str(given))
     if not path.is_dir():
-        raise UserError(f"{path}: is {_kind_of_file(path)}")
+        raise UserError(f"{path}: {_kind_of_file(path)}")
     if path.name == "checkpoints" and (path.parent / "config.yaml").exists():
         path = path.parent
     newest = complete_checkpoints(path)
@@ -178,15 +182,15 @@ def _check_kind(path: Path) -> None:
             f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r}).merge_and_unload()"
             ".save_pretrained(DIRECTORY), and give that directory"
         )
-    gguf = sorted(path.glob("*.gguf"))
-    if gguf:
-        raise UserError(f"{path}: holds {gguf[0].name}, {_GGUF}")
+    if any(path.glob("*.gguf")):
+        raise UserError(f"{path}: no checkpoint found; {_GGUF}; the folder holds {listing(path)}")
 
 
-_GGUF = (
-    "a GGUF file (of llama.cpp), which is not read here; give the directory of the original model "
-    "with its safetensors files"
-)
+def listing(folder: Path) -> str:
+    """The first names in a folder, and how many more there are."""
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:5]) or "nothing"
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _base_of(config: Path) -> str:
@@ -202,10 +206,10 @@ def _kind_of_file(path: Path) -> str:
         with path.open("rb") as file:
             start = file.read(len(_LFS))
         if start == _LFS:
-            return f"a Git-LFS pointer, not the file itself; {_pull(path.parent)}"
+            return f"is a Git-LFS pointer, not the file itself; {_pull(path.parent)}"
         if start[:4] == b"GGUF" or path.suffix == ".gguf":
             return _GGUF
-    return "a file; give the directory that holds it"
+    return "is a file; give the directory that holds it"
 
 
 def _check_pointers(model_dir: Path) -> None:

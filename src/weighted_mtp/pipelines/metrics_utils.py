@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
     NaN, and so are the bare NaN of files written before."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+        if not isinstance(record, dict):
+            continue
+        kind, step = record.get("kind"), record.get("step")
+        if isinstance(kind, str) and isinstance(step, int) and not isinstance(step, bool):
             records.append(_each(record, lambda x: math.nan if x is None else x))
     return records
 
@@ -98,6 +101,26 @@ def curve(records: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[
     """Steps and values of one figure."""
     chosen = [r for r in records if r["kind"] == kind and key in r]
     return [r["step"] for r in chosen], [r[key] for r in chosen]
+
+
+def number(value: Any) -> float:
+    """A figure; NaN for one that is missing or null."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def head_figures(record: Mapping[str, Any], key: str) -> list[float]:
+    """A figure of every head; none if it is missing or null."""
+    values = record.get(key)
+    return [number(value) for value in values] if isinstance(values, list) else []
+
+
+def heads_curve(
+    records: Sequence[dict[str, Any]], kind: str, key: str
+) -> tuple[list[int], list[list[float]]]:
+    """Steps and the figures of every head, where there are some."""
+    found = [(r["step"], head_figures(r, key)) for r in records if r["kind"] == kind]
+    found = [(step, values) for step, values in found if values]
+    return [step for step, _ in found], [values for _, values in found]
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -12,12 +12,16 @@ from typing import Any
 from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, has_chat_template
+from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures
+
+_log = get_logger(__name__)
 
 
 class ModelWriter:
@@ -159,6 +163,20 @@ def run_data(path: Path) -> dict[str, Any]:
         if config.exists():
             return load_recipe_file(config).data.model_dump()
     return {}
+
+
+def warn_of_chat_model(path: Path, template: str) -> None:
+    """Warn if a model that was tuned on conversations, and not trained here with this template, is
+    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    trained = run_data(path).get("template")
+    if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
+        _log.warning(
+            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
+            "a model does not expect; write the prompt by its chat template and give it with "
+            "generate --template raw, or train the model with the template first",
+            path,
+            template,
+        )
 
 
 def trained_template(path: Path) -> str | None:

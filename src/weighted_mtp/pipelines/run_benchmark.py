@@ -48,6 +48,7 @@ from weighted_mtp.pipelines.model_writer import (
     model_identity,
     sampling_identity,
     trained_template,
+    warn_of_chat_model,
 )
 
 _log = get_logger(__name__)
@@ -143,6 +144,8 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     benchmark = benchmark.first(request.n_problems)
     trained = trained_template(request.path) if request.path is not None else None
     prompting = choose_prompting(request.dataset, request.prompt, request.template, trained)
+    if request.path is not None and prompting.style == TEMPLATE:
+        warn_of_chat_model(request.path, prompting.template)
     source = _open_source(request, benchmark, prompting)
     fewest = min(source.samples.values())
     ks = asked or parse_ks(request.ks, fewest)
@@ -161,7 +164,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         _say_what_is_left_out(benchmark)
         _judge_all(request, source, prompting, journal)
     seconds = time.monotonic() - start
-    _warn_of_fences(prompting, journal.attempts)
+    warn_of_fences(prompting, journal.attempts)
     order = {task_id: place for place, task_id in enumerate(source.samples)}
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
@@ -206,8 +209,8 @@ def _say_what_was_taken_out(attempts: Sequence[Attempt]) -> None:
         )
 
 
-def _warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
-    """Say that a model which answers in fenced blocks wants its own prompt template."""
+def warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
+    """Warn if a prompt to be continued is answered in fenced blocks, as tuned models answer."""
     fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
     if fenced and prompting.style != TEMPLATE:
         _log.warning(

@@ -26,7 +26,7 @@ from weighted_mtp.evaluation.result_files import write_all, write_json
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.evaluation.scores import score, tally
 from weighted_mtp.evaluation.statistics import Interval
-from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data, warn_of_chat_model
 from weighted_mtp.pipelines.training_data import micro_families
 
 
@@ -118,6 +118,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     if request.max_difficulty is not None:
         micro = MicroConfig(max_difficulty=request.max_difficulty)
     template = request.template or trained_on.get("template", "alpaca")
+    warn_of_chat_model(request.path, template)
     with Sandbox() as judge:
         rows = generate_micro(
             request.n_problems, request.seed, judge, request.split, families=micro_families(micro)

@@ -19,7 +19,7 @@ import torch
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.huggingface import read_huggingface, write_huggingface
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     GENERATION_CONFIG,  # holds the end-of-sequence token that transformers stops at
 )
+_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache")
+"""Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
 _READERS: dict[str, Callable[[Path], Source]] = {
     "native": read_native,
     "meta": read_meta,
@@ -192,7 +194,8 @@ def save_huggingface(
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` where a checkpoint must not be written: something is there and `overwrite`
-    is not set, or what is there is neither a checkpoint nor an empty folder."""
+    is not set, or what is there is neither a checkpoint nor an empty folder, holds other folders
+    (another checkpoint, an evaluation), or belongs to a run."""
     destination = Path(directory)
     if not overwrite:
         check_absent(destination)
@@ -204,6 +207,17 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> None:
         raise UserError(
             f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
         )
+    if (destination.parent / MARKER).exists():
+        raise UserError(
+            f"{destination}: is the model of a checkpoint that a run resumes from, so it is not "
+            "overwritten; choose another name"
+        )
+    for path in sorted(destination.iterdir()):
+        if path.is_dir() and path.name not in _FOLDERS:
+            raise UserError(
+                f"{path}: is not part of the checkpoint {destination}, with which it would be "
+                "deleted; move it away, or choose another destination"
+            )
 
 
 def find_tokenizer_files(model_dir: str | Path) -> list[Path]:
@@ -243,15 +257,9 @@ def open_checkpoint(directory: Path) -> Source:
         raise UserError(
             f"{directory}: no checkpoint found; looked for configs/params.json and safetensors/ "
             "(native), params.json and consolidated*.pth (Meta), config.json and "
-            f"model*.safetensors (Hugging Face), but the folder holds {_listing(directory)}"
+            f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
     return _READERS[layout](directory)
-
-
-def _listing(directory: Path) -> str:
-    names = sorted(path.name for path in directory.iterdir())
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _verify_files(directory: Path, source: Source) -> str:
