@@ -120,7 +120,8 @@ class HuggingFaceTokenizer:
 
         mark = secrets.token_hex(8)  # drawn for each load, so that no text can contain it
         hidden = {text: f"\ufdd0{mark}{number}" for text, number in private.items()}
-        backend = Backend.from_str(json.dumps(_content_only(state, hidden)))
+        unknown_ends = _unknown(state["model"]) in self.control
+        backend = Backend.from_str(json.dumps(_content_only(state, hidden, unknown_ends)))
         for token in state["added_tokens"]:
             text = token["content"]
             found = backend.token_to_id(hidden.get(text, text))
@@ -213,9 +214,13 @@ def _adds_bos(state: State, config: State, named: Mapping[str, str]) -> bool:
     return post is None and family in _BEGINS_WITH_BOS
 
 
-def _content_only(state: State, hidden: Mapping[str, str]) -> State:
+def _content_only(state: State, hidden: Mapping[str, str], unknown_ends: bool) -> State:
     """A tokenizer.json that encodes content: control tokens have the names in `hidden`, no merge
-    makes one, or the piece of a single byte, and nothing is added, cut or dropped at random."""
+    makes one, or the piece of a single byte, and nothing is added, cut or dropped at random.
+
+    Args:
+        unknown_ends: the unknown token is also a control token, such as EOS.
+    """
     model = dict(state["model"])
     vocab = model["vocab"]
     if isinstance(vocab, list):
@@ -226,6 +231,8 @@ def _content_only(state: State, hidden: Mapping[str, str]) -> State:
         model["unk_token"] = hidden[model["unk_token"]]
     bytewise, pre_tokenizer = model.get("byte_fallback", False), state.get("pre_tokenizer")
     if "merges" in model:
+        if unknown_ends:  # BPE can leave out what it does not know; EOS must not stand for it
+            model["unk_token"] = None
         pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         made = ((pair, {*pair, "".join(pair)}) for pair in pairs)
         model["merges"] = [
