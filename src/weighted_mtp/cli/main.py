@@ -70,6 +70,20 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _check_encoding(argv: Sequence[str]) -> None:
+    """Refuse bytes that the terminal's encoding cannot read: Python hands them on as surrogates,
+    which no tokenizer, file or log can hold."""
+    for number, word in enumerate(argv, 1):
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"argument {number} ({word[:60]!a}) is not valid "
+                f"{sys.getfilesystemencoding().upper()} at character {error.start + 1}; write it "
+                "in this encoding"
+            ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on anything a person can put right, 130 on Ctrl-C."""
     open_missing_streams()
@@ -81,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(command: str | None, argv: Sequence[str]) -> int:
     try:
+        _check_encoding(argv)
         args = build_parser(command).parse_args(argv)
         setup_logging(args.log_level)
         as_it_is = command in DATA_ON_STDOUT and not sys.stdout.isatty()

@@ -85,7 +85,8 @@ class ModelWriter:
 
         Args:
             row_seeds: one for each prompt, see `row_seed`.
-            stops: strings that end a text; they are not part of it.
+            stops: strings that end a text; they are not part of it. The name of a control token
+                stands for the token too.
             logprobs: keep the tokens' log-probabilities.
 
         Raises:
@@ -126,7 +127,11 @@ class ModelWriter:
             raise UserError(str(error)) from error
 
     def _stopping(self, stops: Sequence[str]) -> Stopping:
-        return Stopping(self._max_new_tokens, self.tokenizer.eos_id, tuple(stops), self._decode)
+        """Any end of sequence ends a text, and a control token that a stop string names: its name
+        is never in the text, because decoding leaves control tokens out."""
+        control = self.tokenizer.control
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        return Stopping(self._max_new_tokens, ends, tuple(stops), self._decode)
 
 
 def _heads_in_use(speculation: Speculation | None, heads: int) -> int:

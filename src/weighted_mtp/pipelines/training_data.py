@@ -24,6 +24,7 @@ from weighted_mtp.data.sampling import RowOrder
 from weighted_mtp.data.store import RowStore, open_rows
 from weighted_mtp.data.token_store import TokenisedRows, tokenise
 from weighted_mtp.data.token_stream import open_text
+from weighted_mtp.data.tokenizers import spelled_ends
 from weighted_mtp.data.windows import PackedWindows
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
@@ -123,8 +124,9 @@ def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> 
 def tokenise_rows(
     store: RowStore, wanted: Indices, collator: AlpacaCollator, recipe: Recipe
 ) -> TokenisedRows:
-    """Tokenise rows, once for all runs; say how many were cut, and how many have a prompt that
-    leaves no room at all: nothing can be learned from those, and they are passed over.
+    """Tokenise rows, once for all runs; say how many were cut, how many have a prompt that leaves
+    no room at all (nothing can be learned from those, and they are passed over), and how many
+    contain the name of BOS or EOS.
 
     Raises:
         UserError: no row has a response token within `data.max_length`.
@@ -140,6 +142,14 @@ def tokenise_rows(
             len(rows),
             collator.max_length,
             empty,
+        )
+    if rows.spelled:
+        log.warning(
+            "%d of %d rows contain %s as text, and so it stays: each row gets one BOS and one EOS "
+            "by itself; remove the text from the data if it was meant as these",
+            rows.spelled,
+            len(rows),
+            " or ".join(spelled_ends(collator.tokenizer)),
         )
     if empty == len(rows):
         raise UserError(f"data.max_length {collator.max_length} leaves no row a response; raise it")
