@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.types import DERIVED_FROM
 
 MICRO_VOCABULARY = Path(__file__).parent / "micro_tasks" / "vocabulary"
 """A small byte-level BPE tokenizer of the micro tasks, shipped with the package."""
@@ -258,7 +259,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     for folder in (model_dir / "tokenizer", model_dir):
         if (folder / "bytes.json").is_file():
             return ByteTokenizer()
-        if (folder / "tokenizer.json").is_file():
+        if (folder / "tokenizer.json").is_file() and not _is_derived(folder):
             return HuggingFaceTokenizer(folder)
         if (folder / "tokenizer.model").is_file():
             return SentencePieceTokenizer(folder / "tokenizer.model")
@@ -266,6 +267,16 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
         f"{model_dir}: holds no tokenizer (tokenizer.json, tokenizer.model or bytes.json); "
         "set tokenizer.kind and tokenizer.path"
     )
+
+
+def _is_derived(folder: Path) -> bool:
+    """Whether an export made tokenizer.json from the tokenizer.model beside it."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    source = config.get(DERIVED_FROM) if isinstance(config, dict) else None
+    return source == "tokenizer.model" and (folder / source).is_file()
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:

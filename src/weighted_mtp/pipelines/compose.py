@@ -242,17 +242,21 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
     """The model of a recipe, not yet in memory: from a checkpoint of this run, from `model.path`,
     or fresh."""
     objective, needed = recipe.objective, OBJECTIVES[recipe.objective.name].needs_value_head
-    if checkpoint is not None and is_sharded(checkpoint):
-        start = sharded_model(checkpoint)
-        check_length(recipe, start.adapter.args)
-        return start
+    sharded = checkpoint is not None and is_sharded(checkpoint)
     source = checkpoint / "model" if checkpoint is not None else recipe.model.path
-    if source is not None:
+    if checkpoint is not None and sharded:
+        start = sharded_model(checkpoint)
+    elif source is not None:
         start = stored_model(source, recipe.model)
         check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
     check_length(recipe, start.adapter.args)
+    side_files = start.adapter.side_files.stopping_at(tokenizer.eos_id)
+    own = recipe.tokenizer.kind == "auto"  # else the recipe names another tokenizer
+    start.adapter.side_files = side_files if own else side_files.without_tokenizer()
+    if sharded:
+        return start
     if needed:
         stored = stored_value_head(recipe, source)
         start = with_value_head(start, stored, objective.value.head_type)

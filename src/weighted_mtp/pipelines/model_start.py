@@ -18,6 +18,7 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
@@ -80,7 +81,9 @@ def stored_model(directory: Path, config: ModelConfig) -> Start:
             copy_whole(weight, weights[name])
         log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
 
-    return Start(MetaLlamaMTPAdapter(transformer), fill)
+    adapter = MetaLlamaMTPAdapter(transformer)
+    adapter.side_files = SideFiles.read(directory)
+    return Start(adapter, fill)
 
 
 def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
@@ -19,11 +20,16 @@ class MetaLlamaMTPAdapter(nn.Module):
     """Owns a `Transformer` and, for the critic and verifiable stages, a `ValueHead`.
 
     The value head reads the normalised hidden state of the next-token path.
+
+    Attributes:
+        side_files: tokenizer files and generation settings of the folder that the model came from;
+            they are saved with it.
     """
 
     def __init__(self, transformer: Transformer, value_head: ValueHead | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        self.side_files = SideFiles()
         self.value_head: ValueHead | None = None
         if value_head is not None:
             self.attach_value_head(value_head)
@@ -49,6 +55,7 @@ class MetaLlamaMTPAdapter(nn.Module):
         """
         transformer = load_meta_mtp_model(Path(model_path), device=device, dtype=dtype)
         adapter = cls(transformer)
+        adapter.side_files = SideFiles.read(Path(model_path))
         if initialize_value_head:
             stored = value_head_path(Path(model_path))
             adapter.attach_value_head(
