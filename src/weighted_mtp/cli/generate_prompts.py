@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.datasets import read_lines, unreadable
+from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 
@@ -99,6 +99,7 @@ def _of_record(line: bytes, where: str) -> Prompt:
     more = "" if more is None else more
     if not isinstance(text, str) or not isinstance(more, str):
         raise UserError(f"{where}: needs the field 'prompt' or 'instruction', a text")
+    refuse_half_pairs({"prompt": text, "input": more}, where)
     return Prompt(text, more)
 
 

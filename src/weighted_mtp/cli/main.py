@@ -42,11 +42,26 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _check_encoding(argv: Sequence[str]) -> None:
+    """Refuse bytes that the terminal's encoding cannot read: Python hands them on as surrogates,
+    which no tokenizer, file or log can hold."""
+    for number, word in enumerate(argv, 1):
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"argument {number} ({word[:60]!a}) is not valid "
+                f"{sys.getfilesystemencoding().upper()} at character {error.start + 1}; write it "
+                "in this encoding"
+            ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on anything a person can put right, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in argv if word in COMMANDS), None)
     try:
+        _check_encoding(argv)
         args = build_parser(command).parse_args(argv)
         setup_logging(args.log_level)
         return int(args.run(args) or 0)

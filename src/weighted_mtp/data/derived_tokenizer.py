@@ -20,7 +20,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from weighted_mtp.core.types import DERIVED_FROM
-from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from weighted_mtp.data.tokenizers import ByteTokenizer, Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
 _UNIGRAM, _BPE = 1, 2
@@ -40,18 +41,21 @@ _PROBES = (
 )
 
 
-def derived_files(tokenizer: Tokenizer) -> dict[str, str] | None:
+def derived_files(tokenizer: Tokenizer, source: Path) -> dict[str, str] | None:
     """`tokenizer.json` and `tokenizer_config.json` of a byte or SentencePiece tokenizer, by name.
+
+    Args:
+        source: the file that the tokenizer was loaded from.
 
     Returns:
         The files; None where Hugging Face's library cannot give the same ids.
     """
     if isinstance(tokenizer, ByteTokenizer):
-        backend, source = _byte_backend(tokenizer), "bytes.json"
+        backend = _byte_backend()
         names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
     elif isinstance(tokenizer, SentencePieceTokenizer):
-        model = _read_model(tokenizer.path)
-        backend, source = _sentencepiece_backend(model), "tokenizer.model"
+        model = _read_model(source)
+        backend = _sentencepiece_backend(model)
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": model.unk}
         if tokenizer.pad_id != tokenizer.eos_id:
             ids["pad_token"] = tokenizer.pad_id
@@ -66,7 +70,7 @@ def derived_files(tokenizer: Tokenizer) -> dict[str, str] | None:
     if any(_ids(backend, text) != tokenizer.encode(text) for text in _PROBES):
         return None
     config = {
-        DERIVED_FROM: source,
+        DERIVED_FROM: source.name,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **names,
@@ -82,7 +86,7 @@ def _ids(backend: Any, text: str) -> list[int]:
     return ids
 
 
-def _byte_backend(tokenizer: ByteTokenizer) -> Any:
+def _byte_backend() -> Any:
     """Bytes as byte-level BPE without merges."""
     alphabet = _byte_alphabet()
     backend = Backend(models.BPE({char: byte for byte, char in enumerate(alphabet)}, []))

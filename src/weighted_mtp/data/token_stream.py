@@ -24,9 +24,9 @@ from weighted_mtp.core.text_section import TextConfig
 from weighted_mtp.data.corpus import Corpus, held_out
 from weighted_mtp.data.document_ids import Ids, chunks, encode_all, id_type
 from weighted_mtp.data.processes import available_cores
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokenizers import Tokenizer, spelled_ends
 
-FORMAT = "weighted-mtp token stream v1"
+FORMAT = "weighted-mtp token stream v2"
 _META = "stream.json"
 _MUCH_TEXT = 64 << 20
 _REPORT_SECONDS = 10.0
@@ -121,6 +121,12 @@ def token_streams(
 
     meta = kept(folder, _read_meta, make, f"the tokens of {corpus.source}")
     _log.info(f"{corpus.source}: {_counts(meta)} ({folder})")
+    if meta["spelled"]:
+        _log.warning(
+            f"{corpus.source}: {meta['spelled']:,} documents contain "
+            f"{' or '.join(spelled_ends(tokenizer))} as text, and so it stays; where it separates "
+            "documents, set data.text.separator to it"
+        )
     _check_splits(corpus, meta, validation_fraction)
     return TokenStreams(
         TokenStream(folder, "train"),
@@ -191,6 +197,7 @@ def _write(
     """Read, split, tokenise and store all documents."""
     _log.info(f"{corpus.source}: tokenising, once (processes: {workers})")
     skipped: Counter[str] = Counter()
+    ends, spelled = spelled_ends(tokenizer), 0
     writers = {split: _Writer(folder, split) for split in ("train", "validation")}
     said = time.monotonic()
     documents = chunks(corpus.documents(skipped))
@@ -198,6 +205,7 @@ def _write(
         with closing(encode_all(tokenizer, documents, workers)) as parts:
             for chunk, encoded in parts:
                 for text, ids in zip(chunk, encoded, strict=True):
+                    spelled += any(end in text for end in ends)
                     writers["validation" if held_out(text, fraction) else "train"].add(ids)
                 if time.monotonic() - said > _REPORT_SECONDS:
                     said = time.monotonic()
@@ -217,6 +225,7 @@ def _write(
         "tokenizer": tokenizer.fingerprint,
         "dtype": id_type(tokenizer).name,
         "skipped": dict(skipped),
+        "spelled": spelled,
         **{x: {"documents": w.documents, "tokens": w.tokens} for x, w in writers.items()},
     }
     (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

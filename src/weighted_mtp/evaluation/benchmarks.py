@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.datasets import read_lines, unreadable
+from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.inputs import open_input
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
@@ -107,6 +107,7 @@ def load_benchmark(
     left_out = []
     for where, record in found:
         problem = _problem(record, where)
+        refuse_half_pairs(asdict(problem), where)
         if problem.task_id in kept:
             raise UserError(f"{where}: the task_id {problem.task_id!r} is given twice")
         reason = _unjudgeable(record, problem)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.data.datasets import file_digest, read_lines, unreadable
+from weighted_mtp.data.datasets import file_digest, read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 from weighted_mtp.evaluation.benchmarks import Benchmark, Problem
@@ -143,9 +143,11 @@ def _given(
             f"{len(benchmark.problems)} that are evaluated)"
         )
     whole = "completion" not in record
-    text = record.get("solution" if whole else "completion")
+    field = "solution" if whole else "completion"
+    text = record.get(field)
     if not isinstance(text, str):
         raise UserError(f"{where}: needs the field 'completion' or 'solution', a text")
+    refuse_half_pairs({field: text}, where)
     return problem, text, whole
 
 

@@ -27,7 +27,13 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     complete_checkpoints,
     is_sharded,
 )
-from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
+from weighted_mtp.pipelines.model_start import (
+    Start,
+    fresh_model,
+    stored_model,
+    warn_past_positions,
+    with_value_head,
+)
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
 from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
@@ -97,7 +103,14 @@ def run(request: RunRequest) -> TrainResult:
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
         parallel = parallelise(module, module.grouping_plan(), runtime, env, start.fill)
-        rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
+        rows = training_data(
+            recipe,
+            collator,
+            objective,
+            request.data_dir or run_dir,
+            checkpoint,
+            adapter.args.vocab_size,
+        )
         annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device)
@@ -248,13 +261,14 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
         start = sharded_model(checkpoint)
     elif source is not None:
         start = stored_model(source, recipe.model)
-        check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
+    check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source or "the model"))
     check_length(recipe, start.adapter.args)
-    side_files = start.adapter.side_files.stopping_at(tokenizer.eos_id)
-    own = recipe.tokenizer.kind == "auto"  # else the recipe names another tokenizer
-    start.adapter.side_files = side_files if own else side_files.without_tokenizer()
+    side_files = start.adapter.side_files
+    if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer
+        side_files = side_files.without_tokenizer()
+    start.adapter.side_files = side_files.stopping_at(tokenizer.eos_id)
     if sharded:
         return start
     if needed:
@@ -297,3 +311,4 @@ def check_length(recipe: Recipe, args: ModelArgs) -> None:
             f"data.max_length {recipe.data.max_length} exceeds the model's {longest} positions; "
             f"--set data.max_length={longest}, or give it more: --set {key}={half}"
         )
+    warn_past_positions(recipe.data.max_length, args, f"data.max_length {recipe.data.max_length}")

@@ -31,7 +31,8 @@ def hf_side_files(
         UserError: a configuration file cannot be read.
     """
     files, fields = find_tokenizer_files(model_dir), read_config_fields(model_dir)
-    if find_tokenizer(model_dir) is None:
+    source = find_tokenizer(model_dir)
+    if source is None:
         return files, fields
     try:
         tokenizer = load_tokenizer(model_dir)
@@ -40,7 +41,7 @@ def hf_side_files(
         return files, fields
     named = {key: x for key, x in _ids(tokenizer).items() if x is not None and x < vocab_size}
     if {"tokenizer.json", "tokenizer_config.json"}.isdisjoint(file.name for file in files):
-        derived = derived_files(tokenizer)
+        derived = derived_files(tokenizer, source)
         if derived is None:
             log.warning(
                 "%s: Hugging Face's library cannot give this tokenizer's ids, so the export has no "

@@ -18,6 +18,7 @@ from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures
+from weighted_mtp.pipelines.model_start import warn_past_positions
 
 
 class ModelWriter:
@@ -81,12 +82,14 @@ class ModelWriter:
 
         Args:
             row_seeds: one for each prompt, see `row_seed`.
-            stops: strings that end a text; they are not part of it.
+            stops: strings that end a text; they are not part of it. The name of a control token
+                stands for the token too.
             logprobs: keep the tokens' log-probabilities.
 
         Raises:
             UserError: a prompt leaves no room for the answer.
         """
+        self._warn_of_length(prompts)
         start = time.monotonic()
         try:
             completions, report = complete(
@@ -109,6 +112,7 @@ class ModelWriter:
         Raises:
             UserError: the prompt leaves no room for the answer.
         """
+        self._warn_of_length([prompt])
         try:
             return Stream(
                 self._model,
@@ -121,8 +125,17 @@ class ModelWriter:
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def _warn_of_length(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, prompts), default=0) + self._max_new_tokens
+        where = f"{self.model_dir}: a prompt with {self._max_new_tokens} new tokens"
+        warn_past_positions(longest, self._model.args, where)
+
     def _stopping(self, stops: Sequence[str]) -> Stopping:
-        return Stopping(self._max_new_tokens, self.tokenizer.eos_id, tuple(stops), self._decode)
+        """Any end of sequence ends a text, and a control token that a stop string names: its name
+        is never in the text, because decoding leaves control tokens out."""
+        control = self.tokenizer.control
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        return Stopping(self._max_new_tokens, ends, tuple(stops), self._decode)
 
 
 def _heads_in_use(speculation: Speculation | None, heads: int) -> int:

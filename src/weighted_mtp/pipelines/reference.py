@@ -37,6 +37,7 @@ from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.pipelines.model_start import warn_past_positions
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
 from weighted_mtp.pipelines.training_module import batch_loss, read_batch
@@ -74,6 +75,8 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
     store = open_rows(request.data)
     examples = tokenise(store, np.arange(len(store)), collator)
+    if tokenizer.vocab_size > transformer.args.vocab_size:
+        examples.check_ids(transformer.args.vocab_size)
     losses: list[Tensor] = [torch.zeros(0)] * len(store)
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
     with Progress(len(by_length), "row") as progress:
@@ -205,4 +208,5 @@ def _load(
     positions = adapter.transformer.max_positions
     if longest > positions:
         raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
+    warn_past_positions(longest, adapter.args, f"{setting} {longest} of the reference {model_dir}")
     return adapter.transformer

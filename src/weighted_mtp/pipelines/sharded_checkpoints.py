@@ -3,7 +3,6 @@
 RUN/checkpoints/step-00000300/
     shards/                              weights and optimizer state, one file for each process
     skeleton/params.json, tokenizer/     what they are the weights of
-    skeleton/configs/generation.json     token ids and settings that the model came with
     rng-0.pt …  trainer.json  COMPLETE   as in a whole one
     model/                               native layout; in the last checkpoint of a finished run
 
@@ -125,10 +124,10 @@ class ShardedSaver(WholeSaver):
             start_checkpoint(partial, step, state)
             (partial / "shards").mkdir()
             skeleton = partial / "skeleton"
-            (skeleton / CONFIG_FIELDS).parent.mkdir(parents=True)
+            skeleton.mkdir()
             write_json(skeleton / "params.json", write_params(self.adapter.args))
-            write_json(skeleton / CONFIG_FIELDS, dict(self.adapter.side_files.config_fields))
             save_tokenizer(self.adapter, self.tokenizer, skeleton / "tokenizer")
+            write_json(skeleton / CONFIG_FIELDS, dict(self.adapter.side_files.config_fields))
 
         with writing(partial):
             on_main(prepare)

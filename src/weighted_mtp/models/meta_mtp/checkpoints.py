@@ -1,8 +1,7 @@
 """Checkpoints in and out: three layouts read through one function, two written whole or not at all.
 
 - native: `configs/params.json`, `safetensors/model*.safetensors`, `tokenizer/`, `metadata.json`
-  (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained,
-  `configs/generation.json` where the model came with token ids or generation settings;
+  (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained;
 - Meta's: `params.json`, `consolidated*.pth`;
 - Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`; ours have
   the extra heads and the value head in `mtp/`.

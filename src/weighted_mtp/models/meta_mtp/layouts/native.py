@@ -67,12 +67,12 @@ def write_native(
     (directory / "configs").mkdir()
     (directory / "safetensors").mkdir()
     write_json(directory / "configs" / "params.json", write_params(model.args))
-    if config_fields:
-        write_json(directory / CONFIG_FIELDS, dict(config_fields))
     write_safetensors(state, directory / "safetensors", max_shard_bytes)
-    if tokenizer_files:
+    if tokenizer_files or config_fields:
         (directory / "tokenizer").mkdir()
         copy_files(tokenizer_files, directory / "tokenizer")
+    if config_fields:
+        write_json(directory / CONFIG_FIELDS, dict(config_fields))
     metadata = {
         "format_version": FORMAT_VERSION,
         "layout": "native",

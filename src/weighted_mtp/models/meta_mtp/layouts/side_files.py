@@ -1,14 +1,14 @@
 """Files that go with the weights: the tokenizer, its chat template, token ids, generation settings.
 
-A Hugging Face folder keeps them beside the weights. The native layout keeps the files, unchanged,
-in `tokenizer/`, and what `config.json` says of ids and generation in `configs/generation.json`.
+A Hugging Face folder keeps them beside the weights. The native layout keeps all in `tokenizer/`:
+the files unchanged, and in a `config.json` what that of the model said of ids and generation.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 
 GENERATION_CONFIG = "generation_config.json"
-CONFIG_FIELDS = Path("configs", "generation.json")
+CONFIG_FIELDS = Path("tokenizer", "config.json")
 
 _NAMES = (
     "tokenizer.model*",  # Mistral numbers the versions: tokenizer.model.v3
@@ -61,10 +61,9 @@ _GENERATION_KEYS = (
 def find_side_files(model_dir: Path) -> dict[str, Path]:
     """The files by name, a name being the path inside `tokenizer/` or, in a folder without one,
     beside the weights. Files that an export derived from others are left out."""
-    folder = model_dir / "tokenizer"
-    if folder.is_dir():
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-    else:
+    folder, fields = model_dir / "tokenizer", model_dir / CONFIG_FIELDS
+    paths = [path for path in folder.rglob("*") if path.is_file() and path != fields]
+    if not paths:
         folder = model_dir
         paths = [path for name in _NAMES for path in folder.glob(name) if path.is_file()]
     found = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
@@ -100,7 +99,7 @@ def read_config_fields(model_dir: Path) -> dict[str, Any]:
     return {
         key: value
         for key, value in fields.items()
-        if value is not None and (key.endswith("_token_id") or key in _GENERATION_KEYS)
+        if value is not None and (_is_id(key) or key in _GENERATION_KEYS)
     }
 
 
@@ -131,32 +130,33 @@ class SideFiles:
         return any(name in self.files for name in _LOADABLE)
 
     def without_tokenizer(self) -> SideFiles:
-        """The generation settings alone, for a model that gets another tokenizer."""
-        kept = {k: v for k, v in self.files.items() if k == GENERATION_CONFIG}
-        return replace(self, files=kept)
+        """The generation settings without ids, for a model that gets another tokenizer."""
+        generation = _parsed(self.files.get(GENERATION_CONFIG))
+        settings = {k: v for k, v in generation.items() if not _is_id(k)}
+        files = {GENERATION_CONFIG: _json(settings)} if settings else {}
+        return SideFiles(files, {k: v for k, v in self.config_fields.items() if not _is_id(k)})
 
     def stopping_at(self, eos_id: int) -> SideFiles:
         """The same, with `eos_id` among the ids that end a text: training ends responses with it.
-        Where nothing names such ids nothing changes: the tokenizer names them."""
-        generation = _parsed(self.files.get(GENERATION_CONFIG))
-        if generation.get("eos_token_id") is not None:
-            ids = _with(generation["eos_token_id"], eos_id)
-            if ids == generation["eos_token_id"]:
-                return self
-            text = json.dumps({**generation, "eos_token_id": ids}, indent=2) + "\n"
-            return replace(self, files={**self.files, GENERATION_CONFIG: text.encode()})
-        ids = self.config_fields.get("eos_token_id")
-        if ids is None:
-            return self
-        fields = {**self.config_fields, "eos_token_id": _with(ids, eos_id)}
-        return replace(self, config_fields=fields)
+        Where nothing names such ids nothing changes: they are the tokenizer's."""
+        files, fields = dict(self.files), dict(self.config_fields)
+        said = fields.get("eos_token_id")
+        if said is not None:
+            fields["eos_token_id"] = _with(said, eos_id)
+        generation = _parsed(files.get(GENERATION_CONFIG))
+        own = generation.get("eos_token_id")
+        if generation and (own is None or _with(own, eos_id) != own):  # it hides config.json's
+            ids = _with([] if own is None else own, eos_id)
+            files[GENERATION_CONFIG] = _json({**generation, "eos_token_id": ids})
+        return SideFiles(files, fields)
 
     def write(self, directory: Path) -> None:
-        """Write the files, bit for bit, into a directory that exists."""
+        """Write the files, bit for bit, into a directory that exists; what is there stays."""
         for name, content in self.files.items():
             path = directory / name
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
+            if not path.exists():
+                path.write_bytes(content)
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
@@ -167,6 +167,16 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def _json(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def _is_id(key: str) -> bool:
+    return key.endswith("_token_id")
+
+
 def _with(ids: Any, eos_id: int) -> Any:
     known = ids if isinstance(ids, list) else [ids]
-    return ids if eos_id in known else [*known, eos_id]
+    if eos_id in known:
+        return ids
+    return [*known, eos_id] if known else eos_id
