@@ -40,7 +40,7 @@ def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
         ("size", f"{info.bytes / 2**20:,.1f} MiB in {len(info.files)} file(s)"),
         ("blocks", f"{args.n_layers - extra} (the last is the next-token head) + {extra} heads"),
         ("shape", ", ".join(f"{key}={value}" for key, value in given.items())),
-        ("tokenizer", info.tokenizer or "no"),
+        ("tokenizer", f"yes ({info.tokenizer})" if info.tokenizer else "no"),
         ("also", ", ".join(others) or "nothing"),
         ("token ids", ids or "as the tokenizer has them"),
         ("value head", "yes" if info.has_value_head else "no"),
