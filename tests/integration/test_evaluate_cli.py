@@ -289,6 +289,14 @@ def test_completions_and_solutions_are_judged(tmp_path, capsys):
         ({"task_id": 3, "completion": ""}, ["line 1", "no problem 3"]),
         ({"task_id": "HumanEval/0"}, ["line 1", "'completion' or 'solution'"]),
         ({"task_id": "HumanEval/0", "completion": None}, ["line 1", "'completion' or"]),
+        (
+            {"task_id": "HumanEval/0", "completion": "\ud800"},
+            ["line 1", "'completion' holds half a surrogate"],
+        ),
+        (
+            {"task_id": "HumanEval/0", "solution": "x = '\udfff'"},
+            ["line 1", "'solution' holds half a surrogate"],
+        ),
         ({"task_id": "HumanEval/0", "completion": ""}, ["163 of 164", "HumanEval/1,", "--partial"]),
     ],
 )

@@ -74,9 +74,9 @@ class HuggingFaceTokenizer:
             state = _with_added(json.loads(files.contents[_FILE]), files)
             ids = _vocabulary(state)
             self._choose_ids(state, ids, files)
-            unknown = _unknown(state["model"])
-            private = {**self.control, **{text: ids[text] for text in ids if text == unknown}}
-            self._backend, self.fingerprint = self._build(state, private)
+            unknown = (files.named().get("unk"), _unknown(state["model"]))
+            private = {**self.control, **{text: ids[text] for text in unknown if text in ids}}
+            self._build(state, private)
         except UserError:
             raise
         except Exception as error:  # the Rust side raises plain Exception on a bad file
@@ -110,12 +110,13 @@ class HuggingFaceTokenizer:
             number = roles.get(role)
             if number is not None:
                 control[named[role]] = number
-        if _unknown(state["model"]) not in (named.get("bos"), named.get("eos")):
-            control.pop(_unknown(state["model"]) or "", None)  # text may well be unknown
+        for text in (_unknown(state["model"]), named.get("unk")):  # text may well be unknown
+            if text in control and text not in (named.get("bos"), named.get("eos")):
+                del control[text]
         self.control: Mapping[str, int] = control
 
-    def _build(self, state: State, private: Mapping[str, int]) -> tuple[Any, str]:
-        """The Rust tokenizer for content, and its fingerprint."""
+    def _build(self, state: State, private: Mapping[str, int]) -> None:
+        """Make the Rust tokenizer for content, and its fingerprint."""
         from tokenizers import Tokenizer as Backend
 
         mark = secrets.token_hex(8)  # drawn for each load, so that no text can contain it
@@ -135,19 +136,28 @@ class HuggingFaceTokenizer:
         own = json.loads(backend.to_str().replace(mark, ""))
         parts = [_CONTENT_VERSION, own, sorted(private.items()), self.bos_id, self.eos_id]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return backend, "huggingface-" + digest[:16]
+        self.fingerprint = "huggingface-" + digest[:16]
+        self._prefixes = _metaspace_prefix(own["pre_tokenizer"])
+        self._backend: Any = backend
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(well_formed(text), add_special_tokens=False).ids
-        return ids
+        return self.encode_with_ends(text)[0]
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        found = self._backend.encode(well_formed(text), add_special_tokens=False)
-        return found.ids, token_ends(found.offsets, len(text))
+        extra = self._prefix_is_lost(text)
+        text = " " * extra + well_formed(text)
+        found = self._backend.encode(text, add_special_tokens=False)
+        ends = token_ends(found.offsets, len(text))
+        return found.ids, [max(end - extra, 1) for end in ends] if extra else ends
 
     def encode_continuation(self, text: str) -> list[int]:
         ids: list[int] = self._unprefixed.encode(well_formed(text), add_special_tokens=False).ids
         return ids
+
+    def _prefix_is_lost(self, text: str) -> bool:
+        """Whether the tokenizer would not put its space before this text, because it begins with
+        one. SentencePiece does, and all decoders take one away: the text would lose its own."""
+        return self._prefixes and text.startswith((" ", "▁"))
 
     @cached_property
     def _unprefixed(self) -> Any:
@@ -212,6 +222,13 @@ def _adds_bos(state: State, config: State, named: Mapping[str, str]) -> bool:
             return bool(part["cls"][0] == named.get("bos"))
     family = str(config.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
     return post is None and family in _BEGINS_WITH_BOS
+
+
+def _metaspace_prefix(part: State | None) -> bool:
+    """Whether a pre-tokeniser puts "▁" before a text, unless there is one."""
+    if part is None or part["type"] == "Sequence":
+        return part is not None and any(map(_metaspace_prefix, part["pretokenizers"][:1]))
+    return bool(part["type"] == "Metaspace" and part["prepend_scheme"] != "never")
 
 
 def _content_only(state: State, hidden: Mapping[str, str], unknown_ends: bool) -> State:

@@ -81,7 +81,7 @@ class SentencePieceTokenizer:
         Where that cannot be done (without byte fallback, characters that the model does not know
         are joined) this is `encode`."""
         head, unknown = self._stranger, self._model.unk_id()
-        ids = self.encode(_STRANGER + text)
+        ids = self.encode(_STRANGER + well_formed(text))
         joined = unknown in head and unknown in self.encode(text[:1])
         return self.encode(text) if joined or ids[: len(head)] != head else ids[len(head) :]
 

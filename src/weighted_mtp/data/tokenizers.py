@@ -89,7 +89,7 @@ def spelled_ends(tokenizer: Tokenizer) -> tuple[str, ...]:
     """The names of BOS and of the ends of sequence. In text they are text; data that contains them
     was often meant for a program that parses them, and deserves a warning."""
     ends = {*tokenizer.stop_ids, tokenizer.bos_id}
-    return tuple(name for name, number in tokenizer.control.items() if number in ends)
+    return tuple(sorted(name for name, number in tokenizer.control.items() if number in ends))
 
 
 class ByteTokenizer:
