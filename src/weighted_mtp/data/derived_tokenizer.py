@@ -73,6 +73,8 @@ def derived_files(tokenizer: Tokenizer, source: Path) -> dict[str, str] | None:
         DERIVED_FROM: source.name,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        # transformers 4 also returns token_type_ids by default, which Llama's generate refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         **names,
     }
     return {
