@@ -247,6 +247,7 @@ def test_hf_export_of_one_head_is_plain_llama(tmp_path):
     assert {path.name for path in (tmp_path / "h").iterdir()} == {
         "config.json",
         "model.safetensors",
+        "model.safetensors.index.json",
     }
     config = AutoConfig.from_pretrained(tmp_path / "h")
     assert (getattr(config, "dtype", None) or config.torch_dtype) == torch.bfloat16

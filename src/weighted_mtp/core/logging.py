@@ -44,6 +44,16 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
 
 
+_said: set[str] = set()
+
+
+def warn_once(logger: logging.Logger, message: str) -> None:
+    """Log a warning on the first rank, once in the life of the process."""
+    if message not in _said and int(os.environ.get("RANK", "0")) == 0:
+        _said.add(message)
+        logger.warning("%s", message)
+
+
 def setup_logging(level: str = "INFO") -> None:
     """Send the library's log lines to standard error; ranks above 0 speak only of warnings."""
     root = logging.getLogger(ROOT)

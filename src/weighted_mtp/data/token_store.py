@@ -151,6 +151,22 @@ class TokenisedRows:
         """`[N]` tokens of each row."""
         return np.diff(self._offsets)
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse a row with a token that the model does not have.
+
+        Raises:
+            UserError: there is one; it is named.
+        """
+        strange = np.flatnonzero(self._ids >= vocab_size)
+        if strange.size:
+            place = int(np.searchsorted(self._offsets, strange[0], "right")) - 1
+            example = self[int(self.rows[place])]
+            raise UserError(
+                f"{self.source}: row {example.row} ({example.task_id}) has token "
+                f"{self._ids[strange[0]]}, and the model's vocabulary ends at {vocab_size - 1}; "
+                "remove the row, or use the tokenizer the model was trained with"
+            )
+
     @property
     def without_response(self) -> Indices:
         """Numbers of the rows whose prompt fills the whole length: nothing is left to predict."""

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Protocol
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import find_tokenizer
+from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from weighted_mtp.data.tokenizer_files import well_formed
+
+log = get_logger(__name__)
 
 MICRO_VOCABULARY = Path(__file__).parent / "micro_tasks" / "vocabulary"
 """A small byte-level BPE tokenizer of the micro tasks, shipped with the package."""
@@ -150,7 +154,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     for folder in (model_dir / "tokenizer", model_dir):
         if (folder / "bytes.json").is_file():
             return ByteTokenizer()
-        if (folder / "tokenizer.json").is_file():
+        if (folder / "tokenizer.json").is_file() and not _is_derived(folder):
             return HuggingFaceTokenizer(folder)
         if (folder / "tokenizer.model").is_file():
             return SentencePieceTokenizer(folder / "tokenizer.model")
@@ -160,14 +164,45 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     )
 
 
+def _is_derived(folder: Path) -> bool:
+    """Whether an export made tokenizer.json from the tokenizer.model beside it."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    source = config.get(DERIVED_FROM) if isinstance(config, dict) else None
+    return source == "tokenizer.model" and (folder / source).is_file()
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    """Refuse a tokenizer whose ids the model does not have.
+    """Compare a tokenizer with the model it is used with.
+
+    A model may have more tokens (padded to a round number): text never contains them. It may lack
+    control tokens, such as a padding token that was added to the tokenizer alone: then batches are
+    padded with EOS. Both get a warning.
 
     Raises:
-        UserError: the vocabulary of the model is the smaller one.
+        UserError: the model lacks other tokens.
     """
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens and the model only "
-            f"{vocab_size}; use the tokenizer this checkpoint was trained with"
+    own, excess = tokenizer.vocab_size, range(vocab_size, tokenizer.vocab_size)
+    if vocab_size > own:
+        warn_once(
+            log,
+            f"{where}: the model has {vocab_size} tokens, the tokenizer {own}; the others are "
+            "never read, and what the model writes of them is left out of texts",
         )
+    needed = {tokenizer.bos_id, tokenizer.eos_id}
+    names = {number: name for name, number in tokenizer.control.items() if number not in needed}
+    if any(number not in names for number in excess):
+        raise UserError(
+            f"{where}: the tokenizer has {own} tokens and the model only {vocab_size}; use the "
+            "tokenizer this checkpoint was trained with"
+        )
+    if excess:
+        warn_once(
+            log,
+            f"{where}: the model has {vocab_size} tokens and lacks the tokenizer's "
+            f"{', '.join(names[number] for number in excess[:3])}; it is never fed to it",
+        )
+    if tokenizer.pad_id >= vocab_size:
+        tokenizer.pad_id = tokenizer.eos_id

@@ -185,16 +185,31 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def save_tokenizer(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files, those of the model's own folder unchanged, and the generation
+    settings that came with the model."""
+    folder.mkdir(parents=True)
+    if not adapter.side_files.has_tokenizer:
+        tokenizer.save(folder)
+    adapter.side_files.write(folder)
+
+
 def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:
-    """The weights in native layout, with tokenizer and value head beside them."""
+    """Write the weights in native layout, with tokenizer, value head and generation settings."""
     with tempfile.TemporaryDirectory() as name:
         folder, head = Path(name) / "tokenizer", None
-        tokenizer.save(folder)
+        save_tokenizer(adapter, tokenizer, folder)
         files = sorted(folder.iterdir())
         if adapter.value_head is not None:
             head = Path(name) / value_head_path(directory).name
             adapter.value_head.save_checkpoint(head)
-        save_native(adapter.transformer, directory, tokenizer_files=files, value_head_file=head)
+        save_native(
+            adapter.transformer,
+            directory,
+            tokenizer_files=files,
+            value_head_file=head,
+            config_fields=adapter.side_files.config_fields,
+        )
 
 
 def restore_optimizer(path: Path, optimizer: Optimizer, state: Any) -> None:

@@ -30,7 +30,13 @@ from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
-from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
+from weighted_mtp.pipelines.model_start import (
+    Start,
+    fresh_model,
+    stored_model,
+    warn_past_positions,
+    with_value_head,
+)
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
 from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
@@ -107,7 +113,14 @@ def run(request: RunRequest) -> TrainResult:
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
         parallel = parallelise(module, module.grouping_plan(), runtime, env, start.fill)
-        rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
+        rows = training_data(
+            recipe,
+            collator,
+            objective,
+            request.data_dir or run_dir,
+            checkpoint,
+            adapter.args.vocab_size,
+        )
         annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device)
@@ -264,18 +277,23 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
     """The model of a recipe, not yet in memory: from a checkpoint of this run, from `model.path`,
     or fresh."""
     objective, needed = recipe.objective, OBJECTIVES[recipe.objective.name].needs_value_head
-    if checkpoint is not None and is_sharded(checkpoint):
-        start = sharded_model(checkpoint)
-        check_length(recipe, start.adapter.args)
-        return start
+    sharded = checkpoint is not None and is_sharded(checkpoint)
     source = checkpoint / "model" if checkpoint is not None else recipe.model.path
-    if source is not None:
+    if checkpoint is not None and sharded:
+        start = sharded_model(checkpoint)
+    elif source is not None:
         source = find_model(source)
         start = stored_model(source, recipe.model)
-        check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
+    check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source or "the model"))
     check_length(recipe, start.adapter.args)
+    side_files = start.adapter.side_files
+    if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer
+        side_files = side_files.without_tokenizer()
+    start.adapter.side_files = side_files.stopping_at(tokenizer.eos_id)
+    if sharded:
+        return start
     if needed:
         stored = stored_value_head(recipe, source)
         start = with_value_head(start, stored, objective.value.head_type)
@@ -316,3 +334,4 @@ def check_length(recipe: Recipe, args: ModelArgs) -> None:
             f"data.max_length {recipe.data.max_length} exceeds the model's {longest} positions; "
             f"--set data.max_length={longest}, or give it more: --set {key}={half}"
         )
+    warn_past_positions(recipe.data.max_length, args, f"data.max_length {recipe.data.max_length}")

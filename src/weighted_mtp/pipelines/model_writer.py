@@ -20,6 +20,7 @@ from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, S
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures
+from weighted_mtp.pipelines.model_start import warn_past_positions
 
 _log = get_logger(__name__)
 
@@ -92,6 +93,7 @@ class ModelWriter:
         Raises:
             UserError: a prompt leaves no room for the answer.
         """
+        self._warn_of_length(prompts)
         start = time.monotonic()
         try:
             completions, report = complete(
@@ -114,6 +116,7 @@ class ModelWriter:
         Raises:
             UserError: the prompt leaves no room for the answer.
         """
+        self._warn_of_length([prompt])
         try:
             return Stream(
                 self._model,
@@ -125,6 +128,11 @@ class ModelWriter:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def _warn_of_length(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, prompts), default=0) + self._max_new_tokens
+        where = f"{self.model_dir}: a prompt with {self._max_new_tokens} new tokens"
+        warn_past_positions(longest, self._model.args, where)
 
     def _stopping(self, stops: Sequence[str]) -> Stopping:
         """Any end of sequence ends a text, and a control token that a stop string names: its name

@@ -37,7 +37,8 @@ from weighted_mtp.data.token_store import tokenise
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.pipelines.model_start import warn_past_positions
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
 from weighted_mtp.pipelines.training_module import batch_loss, read_batch
@@ -77,6 +78,8 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
     store = open_rows(request.data)
     examples = tokenise(store, np.arange(len(store)), collator)
+    if tokenizer.vocab_size > transformer.args.vocab_size:
+        examples.check_ids(transformer.args.vocab_size)
     losses: list[Tensor] = [torch.zeros(0)] * len(store)
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
     with Progress(len(by_length), "row") as progress:
@@ -180,8 +183,8 @@ def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
             f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
             f"model ({tokenizer.fingerprint}); token losses cannot be compared"
         )
-    positions = 2 * inspect_checkpoint(model_dir).args.max_seq_len
-    _check_positions(model_dir, positions, "data.max_length", recipe.data.max_length)
+    args = inspect_checkpoint(model_dir).args
+    _check_positions(model_dir, args, "data.max_length", recipe.data.max_length)
     return model_dir
 
 
@@ -219,10 +222,12 @@ def _load(
         model_dir, device=device, dtype=torch.float32, initialize_value_head=False
     )
     check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
-    _check_positions(model_dir, adapter.transformer.max_positions, setting, longest)
+    _check_positions(model_dir, adapter.args, setting, longest)
     return adapter.transformer
 
 
-def _check_positions(model_dir: Path, positions: int, setting: str, longest: int) -> None:
+def _check_positions(model_dir: Path, args: ModelArgs, setting: str, longest: int) -> None:
+    positions = 2 * args.max_seq_len
     if longest > positions:
         raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
+    warn_past_positions(longest, args, f"{setting} {longest} of the reference {model_dir}")

@@ -56,9 +56,13 @@ def training_data(
     objective: Objective,
     data_dir: Path,
     checkpoint: Path | None = None,
+    vocab_size: int | None = None,
 ) -> TrainingData:
     """Open, draw and tokenise the data of a recipe; on resume what is still to be read, in the
     order that was planned when the run began.
+
+    Args:
+        vocab_size: of the model, if rows are to be checked for tokens that it lacks.
 
     Raises:
         UserError: a file is missing or bad, or holds nothing to learn from.
@@ -78,11 +82,11 @@ def training_data(
         planned,
         recipe.objective.value.max_pairs_per_problem if objective.group_size == 2 else None,
     )
-    tokenised = tokenise_rows(store, order.used(end), collator, recipe)
+    tokenised = tokenise_rows(store, order.used(end), collator, recipe, vocab_size)
     examples: Examples = tokenised
     if objective.needs_reference:
         examples = with_reference(recipe, collator, tokenised, store.digest)
-    validation = _held_out(recipe, collator, files["validation"])
+    validation = _held_out(recipe, collator, files["validation"], vocab_size)
     size = f"{len(tokenised):,} of {len(store):,} training rows"
     return TrainingData(RowGroups(order, examples), validation, size)
 
@@ -99,12 +103,14 @@ def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tup
     return state["reader"]["planned"], state["reader"]["position"] + left
 
 
-def _held_out(recipe: Recipe, collator: AlpacaCollator, path: Path | None) -> list[Group]:
+def _held_out(
+    recipe: Recipe, collator: AlpacaCollator, path: Path | None, vocab_size: int | None
+) -> list[Group]:
     """Every row of a file that has something to predict."""
     if path is None:
         return []
     store = open_rows(path, recipe.data.cache_dir, recipe.data.processes)
-    rows = tokenise_rows(store, np.arange(len(store)), collator, recipe)
+    rows = tokenise_rows(store, np.arange(len(store)), collator, recipe, vocab_size)
     return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
 
 
@@ -122,17 +128,24 @@ def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> 
 
 
 def tokenise_rows(
-    store: RowStore, wanted: Indices, collator: AlpacaCollator, recipe: Recipe
+    store: RowStore,
+    wanted: Indices,
+    collator: AlpacaCollator,
+    recipe: Recipe,
+    vocab_size: int | None = None,
 ) -> TokenisedRows:
     """Tokenise rows, once for all runs; say how many were cut, how many have a prompt that leaves
     no room at all (nothing can be learned from those, and they are passed over), and how many
     contain the name of BOS or EOS.
 
     Raises:
-        UserError: no row has a response token within `data.max_length`.
+        UserError: no row has a response token within `data.max_length`, or one has a token that
+            the model lacks.
     """
     data = recipe.data
     rows = tokenise(store, wanted, collator, data.cache_dir, data.processes or available_cores())
+    if vocab_size is not None and collator.tokenizer.vocab_size > vocab_size:
+        rows.check_ids(vocab_size)
     empty = len(rows.without_response)
     if rows.truncated or empty:
         log.warning(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
@@ -20,11 +21,16 @@ class MetaLlamaMTPAdapter(nn.Module):
     """Owns a `Transformer` and, for the critic and verifiable stages, a `ValueHead`.
 
     The value head reads the normalised hidden state of the next-token path.
+
+    Attributes:
+        side_files: tokenizer files and generation settings of the folder that the model came from;
+            they are saved with it.
     """
 
     def __init__(self, transformer: Transformer, value_head: ValueHead | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        self.side_files = SideFiles()
         self.value_head: ValueHead | None = None
         if value_head is not None:
             self.attach_value_head(value_head)
@@ -51,6 +57,7 @@ class MetaLlamaMTPAdapter(nn.Module):
         directory = find_model(model_path)
         transformer = load_meta_mtp_model(directory, device=device, dtype=dtype)
         adapter = cls(transformer)
+        adapter.side_files = SideFiles.read(Path(model_path))
         if initialize_value_head:
             stored = value_head_path(directory)
             adapter.attach_value_head(
