@@ -168,13 +168,12 @@ class TrainingModule(nn.Module):
         return read_batch(self.adapter.transformer, batch, all_heads and n > 1)[:n]
 
     def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
-        """`[B, S]` float32: what is to come is written in the small digits of a value."""
+        """`[B, S]`, in the value head's own format."""
         if not self.objective.needs_value_head or self.adapter.value_head is None:
             return None
         if not self.objective.gradient_to_trunk:
             hidden = hidden.detach()
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
+        values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
         return values if batch.packing is None else batch.packing.unpack(values, 0)
 
     def _weights(self, pool: Pool) -> Tensor:

@@ -154,4 +154,5 @@ class PairwiseCritic(Critic):
 def mean_value(values: Tensor, labels: Tensor) -> Tensor:
     """V̄ `[B]`: the mean over the states that predict response tokens."""
     before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S]
-    return (values * before).sum(1) / before.sum(1).clamp(min=1)
+    wide = values if values.dtype == torch.float64 else values.float()
+    return torch.where(before, wide, 0.0).sum(1) / before.sum(1).clamp(min=1)
