@@ -5,6 +5,7 @@ Letters: n future tokens (heads).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,11 @@ def _column(series: Series, head: int) -> list[float]:
 
 
 def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Exponential moving average, started at the first value."""
+    """Exponential moving average, started at the first value; NaN is a gap and leaves no trace."""
     smooth: list[float] = []
+    average = math.nan
     for value in values:
-        smooth.append(value if not smooth else keep * smooth[-1] + (1 - keep) * value)
+        if not math.isnan(value):
+            average = value if math.isnan(average) else keep * average + (1 - keep) * value
+        smooth.append(math.nan if math.isnan(value) else average)
     return smooth

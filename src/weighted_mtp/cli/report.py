@@ -15,7 +15,7 @@ from weighted_mtp.analysis.html_style import figure
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.evaluation.statistics import bootstrap_interval
-from weighted_mtp.pipelines.metrics_utils import curve, read_metrics
+from weighted_mtp.pipelines.metrics_utils import curve, read_metrics, shown
 from weighted_mtp.pipelines.traces import trace_pairs
 
 Records = Sequence[dict[str, Any]]
@@ -114,24 +114,27 @@ def summarise(
     held_out = _last(stages["main"], "validation")
     if "head_loss" in held_out:
         accuracy, loss = held_out["head_accuracy"][0], held_out["head_loss"][0]
-        lines.append(("next token right", f"{accuracy:.1%}", "on held-out correct programs"))
-        lines.append(("loss of head 1", f"{loss:.3f} nats", "the same, as cross-entropy a token"))
+        lines.append(("next token right", shown(accuracy, ".1%"), "on held-out correct programs"))
+        nats = f"{shown(loss, '.3f')} nats"
+        lines.append(("loss of head 1", nats, "the same, as cross-entropy a token"))
     if len(held_out.get("head_acceptance", ())) > 1:
-        gained = f"{held_out['tokens_per_forward']:.2f} of {len(held_out['head_acceptance'])}"
+        gained = shown(held_out["tokens_per_forward"], ".2f")
+        gained += f" of {len(held_out['head_acceptance'])}"
         meaning = "that greedy decoding gains on such text, with the heads' drafts to check"
         lines.append(("tokens a forward", gained, meaning))
     if "right_preferred" in held_out:
         meaning = "of a right and a wrong program of one problem, it finds the right one likelier"
-        lines.append(("right preferred", f"{held_out['right_preferred']:.1%}", meaning))
+        lines.append(("right preferred", shown(held_out["right_preferred"], ".1%"), meaning))
     judged = _last(stages["critic"], "validation") if "critic" in stages else held_out
     for at, words in (("50", "half a program"), ("100", "a whole program")):
         if f"auc_at_{at}" in judged:
             meaning = f"how surely the critic, after {words}, ranks a right one above a wrong one"
-            lines.append((f"critic's AUC at {at} %", f"{judged[f'auc_at_{at}']:.2f}", meaning))
-    step = _last(stages["main"], "train")
+            lines.append((f"critic's AUC at {at} %", shown(judged[f"auc_at_{at}"], ".2f"), meaning))
     for group, words in (("correct", "right"), ("incorrect", "wrong")):
-        if f"weight_{group}" in step:
-            weight = f"{step[f'weight_{group}']['mean']:.2f}"
+        means = [stats["mean"] for stats in curve(stages["main"], "train", f"weight_{group}")[1]]
+        if means:  # the last batch may have had no such program
+            known = [mean for mean in means if not math.isnan(mean)]
+            weight = shown(known[-1] if known else None, ".2f")
             meaning = f"how much a token of a {words} program counts, on average (1: as usual)"
             lines.append((f"weight, {words}", weight, meaning))
     return lines
@@ -181,11 +184,11 @@ def heads(held_out: Mapping[str, Any]) -> list[Table]:
         return []
     columns = {
         "loss (nats)": [figure(x) for x in held_out["head_loss"]],
-        "accuracy": [_percent(x) for x in held_out["head_accuracy"]],
-        "confidence": [_percent(x) for x in held_out["head_confidence"]],
-        "calibration error": [_percent(x) for x in held_out["head_calibration_error"]],
-        "drafts kept, greedy": [_percent(x) for x in held_out["head_acceptance"]],
-        "drafts kept, sampled": [_percent(x) for x in held_out["head_acceptance_sampled"]],
+        "accuracy": [shown(x, ".1%") for x in held_out["head_accuracy"]],
+        "confidence": [shown(x, ".1%") for x in held_out["head_confidence"]],
+        "calibration error": [shown(x, ".1%") for x in held_out["head_calibration_error"]],
+        "drafts kept, greedy": [shown(x, ".1%") for x in held_out["head_acceptance"]],
+        "drafts kept, sampled": [shown(x, ".1%") for x in held_out["head_acceptance_sampled"]],
     }
     caption = (
         "Head k predicts the token k places ahead. Confidence: the chance it gives its best token, "
@@ -193,8 +196,8 @@ def heads(held_out: Mapping[str, Any]) -> list[Table]:
         "how often head 1, which has then read the tokens between, would write the same (greedy) "
         "or keep what was drawn (sampled, temperature 1); head 1 drafts nothing. A draft is of use "
         "if those before it were kept, and so a forward pass gains "
-        f"{held_out['tokens_per_forward']:.2f} tokens greedy, "
-        f"{held_out['tokens_per_forward_sampled']:.2f} sampled."
+        f"{shown(held_out['tokens_per_forward'], '.2f')} tokens greedy, "
+        f"{shown(held_out['tokens_per_forward_sampled'], '.2f')} sampled."
     )
     if len(held_out["head_acceptance"]) == 1:  # nothing to draft with
         del columns["drafts kept, greedy"], columns["drafts kept, sampled"]
@@ -228,10 +231,6 @@ def card(attempt: Mapping[str, Any]) -> ProgramCard:
     failed = f"{attempt['status']}: {attempt['detail']}"
     verdict = "passes its tests" if attempt["passed"] else failed
     return ProgramCard(attempt["instruction"], attempt["completion"], verdict, attempt["passed"])
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}"
 
 
 def _last(records: Records, kind: str) -> dict[str, Any]:

@@ -81,13 +81,13 @@ class EvaluationResult:
     """What the programs did.
 
     Attributes:
-        pass_at_1: mean over problems.
+        pass_at_1: mean over problems; None without any.
         pass_at: pass@k for the k that were asked for, with 95 % intervals.
         by_family: pass@1 and number of problems of each family.
         decoding: what writing the programs took (`DecodingFigures.record`).
     """
 
-    pass_at_1: float
+    pass_at_1: float | None
     by_family: dict[str, tuple[float, int]]
     attempts: list[Attempt]
     pass_at: dict[int, Interval] = field(default_factory=dict)
@@ -161,7 +161,7 @@ def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> E
     for task, passed in scores.items():
         families[family_of[task]].append(passed)
     return EvaluationResult(
-        pass_at_1=sum(scores.values()) / max(1, len(scores)),
+        pass_at_1=sum(scores.values()) / len(scores) if scores else None,
         by_family={f: (sum(s) / len(s), len(s)) for f, s in sorted(families.items())},
         attempts=list(attempts),
         pass_at=score(problems, ks).pass_at if problems else {},
