@@ -265,7 +265,7 @@ def _paired(rows: Tensor, targeted: Tensor, S: int) -> Tensor:
 
 def _shares(part: Tensor, whole: Tensor) -> list[float]:
     pairs = zip(part.tolist(), whole.tolist(), strict=True)
-    return [float(f"{x / m:.8g}") if m else math.nan for x, m in pairs]
+    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]
 
 
 def _total(chains: Tensor, drafts: Tensor) -> float:

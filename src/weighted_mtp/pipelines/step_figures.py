@@ -115,4 +115,4 @@ def _pairwise_loss(means: Sequence[float], examples: Sequence[Example]) -> float
 
 def _means(total: Tensor, count: Tensor) -> list[float]:
     pairs = zip(total.tolist(), count.tolist(), strict=True)
-    return [float(f"{x / m:.8g}") if m else math.nan for x, m in pairs]  # small ones stay above 0
+    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]  # small ones stay above 0

@@ -235,7 +235,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.end_step(sums)
         figures = {**summarise(sums), **self.objective.summarise(sums)}
-        loss = loss if denominators.any() else math.nan  # there was nothing to learn
         return {**figures, "loss": loss, "learning_rate": rate, "grad_norm": norm}
 
     @torch.no_grad()
