@@ -100,7 +100,7 @@ def run(request: RunRequest) -> TrainResult:
         rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
         annotate = None
         if objective.needs_reference:
-            annotate = online_reference(recipe, tokenizer, env.device)
+            annotate = online_reference(recipe, tokenizer, env.device, objective.heads)
         log.info(
             "%s parameters, %s of them trained, on %s × %d · %s, %s held out",
             f"{size:,}",

@@ -80,7 +80,7 @@ def training_data(
     tokenised = tokenise_rows(store, order.used(end), collator, recipe)
     examples: Examples = tokenised
     if objective.needs_reference:
-        examples = with_reference(recipe, collator, tokenised, store.digest)
+        examples = with_reference(recipe, collator, tokenised, store.digest, objective.heads)
     validation = _held_out(recipe, collator, files["validation"])
     size = f"{len(tokenised):,} of {len(store):,} training rows"
     return TrainingData(RowGroups(order, examples), validation, size)
