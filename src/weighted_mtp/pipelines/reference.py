@@ -231,6 +231,16 @@ def online_reference(
     return annotate
 
 
+def reference_digest(recipe: Recipe) -> str:
+    """SHA-256 of the reference's weights, those that its stored losses were made with."""
+    rho1 = recipe.objective.rho1
+    if rho1.reference is not None:
+        return stored_fingerprint(rho1.reference).model
+    if rho1.reference_model is None:
+        raise ValueError("the recipe names no reference")
+    return model_digest(resolve_model_dir(rho1.reference_model))
+
+
 def model_digest(model_dir: Path) -> str:
     """SHA-256 over the weight files of a checkpoint."""
     digests = [file_digest(path) for path in sorted(inspect_checkpoint(model_dir).files)]
