@@ -173,9 +173,10 @@ def build_trainer(
 
 
 def with_reference(example: Example) -> Example:
-    """The example with made-up losses of a reference model, about as large as a byte's."""
+    """The example with made-up losses of a reference model, about as large as a byte's. It has two
+    heads, one fewer than the tiny models."""
     generator = torch.Generator().manual_seed(example.row)
-    losses = torch.rand(len(example.ids), generator=generator) * 6
+    losses = torch.rand(len(example.ids), 2, generator=generator) * 6
     losses[: example.prompt_length] = 0
     return example._replace(reference=losses)
 

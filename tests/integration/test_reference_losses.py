@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tests.helpers import tiny_args, tiny_model
 from tests.integration import helpers_training
 from tests.integration.helpers_training import (
@@ -14,19 +16,27 @@ from tests.integration.helpers_training import (
     records,
     reference_request,
     train,
+    train_arguments,
     train_curve,
     weights,
 )
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.types import IGNORE_INDEX
+from weighted_mtp.data.batches import pack_batch, pad_batch
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import file_digest, read_jsonl, write_jsonl
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 from weighted_mtp.models.meta_mtp.checkpoints import save_native as save_in_our_own
-from weighted_mtp.pipelines.reference import model_digest, prepare_reference_losses
+from weighted_mtp.pipelines.objectives.rho1 import Rho1
+from weighted_mtp.pipelines.reference import (
+    model_digest,
+    prepare_reference_losses,
+    token_losses,
+)
 
 rows_file = helpers_training.rows_file
 critic_model = helpers_training.critic_model
@@ -54,16 +64,23 @@ def open_losses(path: Path, data: Path, max_length: int = 64) -> ReferenceLosses
 
 
 def direct(model_dir: Path, data: Path, max_length: int) -> list[torch.Tensor]:
-    """Each row by itself, from whole logits: −log p(x_j | x_{<j}) of every response token."""
+    """Each row by itself, from whole logits: `[tokens, heads]` −log p_k(x_j | x_{≤ j−k}) of every
+    response token, by a loop over tokens and heads."""
     model = load_meta_mtp_model(model_dir, device="cpu").double()
     collator = AlpacaCollator(ByteTokenizer(), "short", max_length)
     found = []
     for i, row in enumerate(read_jsonl(data)):
         example = collator.encode(row, i)
         ids = torch.tensor(example.ids)
-        log_p = F.log_softmax(model(ids[None, :-1])[0, :, 0], dim=-1)
-        per_token = -log_p[torch.arange(len(ids) - 1), ids[1:]].detach()
-        found.append(per_token[example.prompt_length - 1 :])
+        logits = model(ids[None, :-1], return_all_heads=True)[0].detach()  # [S, n, V]
+        n = logits.shape[1]
+        losses = torch.zeros(len(ids) - example.prompt_length, n, dtype=torch.float64)
+        for j in range(example.prompt_length, len(ids)):
+            for k in range(1, n + 1):
+                if j >= k:
+                    log_p = F.log_softmax(logits[j - k, k - 1], dim=-1)
+                    losses[j - example.prompt_length, k - 1] = -log_p[ids[j]]
+        found.append(losses)
     return found
 
 
@@ -78,7 +95,8 @@ def test_stored_losses_are_the_cross_entropy_of_the_model(layout, max_length, tm
     stored = open_losses(prepare_reference_losses(request), rows_file, max_length)
     expected = direct(model, rows_file, max_length)
     assert len(stored) == len(expected) == 24
-    assert [len(stored[i]) for i in range(24)] == [len(x) for x in expected]
+    assert stored.heads == 3
+    assert [stored[i].shape for i in range(24)] == [x.shape for x in expected]
     gap = max(
         (float((stored[i] - x).abs().max()) for i, x in enumerate(expected) if len(x)), default=0
     )
@@ -114,14 +132,79 @@ def test_a_run_and_a_checkpoint_are_models_too(tmp_path, rows_file, critic_model
         assert stored.fingerprint == other.fingerprint
 
 
-def test_a_model_is_nowhere_behind_itself(tmp_path, rows_file, critic_model, reference_file):
-    """Aligned token by token: the first step's excess of head 1 is 0, of the others it is not."""
-    change = {"model__path": critic_model, "objective__rho1__reference": reference_file}
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("source", ["reference", "reference_model"])
+@pytest.mark.parametrize("heads", ["same", "next"])
+def test_a_model_is_nowhere_behind_itself(
+    heads, source, packing, tmp_path, rows_file, critic_model, reference_file
+):
+    """Aligned token by token: the first step's excess is 0 in every head. Against the next-token
+    loss it is 0 in the first alone."""
+    change = {
+        "model__path": critic_model,
+        f"objective__rho1__{source}": reference_file if source == "reference" else critic_model,
+        "objective__rho1__reference_heads": heads,
+        "data__packing": packing,
+    }
     assert train(tmp_path / "run", rows_file, "rho1", **change, training__steps=1) == 0
     rho1 = records(tmp_path / "run")[0]["rho1"]
-    assert abs(rho1["mean_excess_head_1"]) < 1e-6
-    assert abs(rho1["mean_excess_kept_head_1"]) < 1e-5
-    assert rho1["mean_excess_kept_head_2"] > 1e-3
+    for head in (1, 2, 3):
+        equal = head == 1 or heads == "same"
+        assert (abs(rho1[f"mean_excess_head_{head}"]) < 1e-6) == equal
+        assert (abs(rho1[f"mean_excess_kept_head_{head}"]) < 1e-5) == equal
+
+
+def test_packed_and_padded_batches_have_the_same_losses(rows_file, reference_model):
+    """Documents that share a row: no loss crosses from one into the other."""
+    model = load_meta_mtp_model(reference_model, device="cpu").double()
+    collator = AlpacaCollator(ByteTokenizer(), "short", 64)
+    examples = [collator.encode(row, i) for i, row in enumerate(read_jsonl(rows_file)[:8])]
+    padded = pad_batch(examples, collator.tokenizer.pad_id, 16)
+    packed = pack_batch([examples[:3], examples[3:4], examples[4:]], collator.tokenizer.pad_id)
+    one, other = (token_losses(model, batch, torch.float32) for batch in (padded, packed))
+    S = other.shape[1]
+    torch.testing.assert_close(one[:, :S], other, rtol=0, atol=1e-12)
+    assert float(one[:, S:].abs().max()) == 0  # padding
+    for i, expected in enumerate(direct(reference_model, rows_file, 64)[:8]):
+        start = examples[i].prompt_length
+        torch.testing.assert_close(one[i, start : start + len(expected)], expected)
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [(1, "has 1 head, the policy 3; heads 2 to 3"), (2, "has 2 heads, the policy 3; head 3")],
+)
+def test_a_reference_of_fewer_heads(n, words, online, tmp_path, rows_file, monkeypatch, capsys):
+    """Its own head k where it has one, else its next-token loss, which is said once."""
+    model = save(tmp_path / "reference", n_future_tokens=n)
+    request = reference_request(rows_file, model, tmp_path / "losses.safetensors")
+    path = model if online else prepare_reference_losses(request)
+    seen: list[torch.Tensor] = []
+    original = Rho1._losses
+
+    def losses(self, pool):
+        policy, reference, valid = original(self, pool)
+        for i, row in enumerate(pool.rows.tolist()):
+            own = expected[row]
+            labels = pool.labels[i]
+            start = int((labels != IGNORE_INDEX).int().argmax())
+            for t in range(policy.shape[1]):
+                for k in range(1, 4):
+                    if valid[i, t, k - 1]:
+                        column = k - 1 if k <= n else 0
+                        seen.append(reference[i, t, k - 1] - own[t + k - start, column])
+        return policy, reference, valid
+
+    expected = direct(model, rows_file, 64)
+    monkeypatch.setattr(Rho1, "_losses", losses)
+    source = "reference_model" if online else "reference"
+    change = {f"objective__rho1__{source}": path, "training__steps": 1}
+    assert train(tmp_path / "run", rows_file, "rho1", **change) == 0
+    assert float(torch.stack(seen).abs().max()) < 1e-5
+    told = [line for line in capsys.readouterr().err.splitlines() if "reference_heads" in line]
+    assert len(told) == 1
+    assert words in told[0]
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "step"])
@@ -144,6 +227,33 @@ def test_stored_and_on_line_are_one(scope, tmp_path, rows_file, reference_model)
 
 
 # --- what does not fit ---------------------------------------------------------------------------
+
+
+def test_losses_of_the_next_token_alone_are_refused(tmp_path, rows_file, reference_file, capsys):
+    """The format of earlier versions: `losses` had one column."""
+    path = tmp_path / "old.safetensors"
+    with safe_open(reference_file, framework="pt") as file:
+        header = {**file.metadata(), "format": "weighted-mtp reference losses v2"}
+        tensors = {name: file.get_tensor(name) for name in ("losses", "offsets")}
+    save_file({**tensors, "losses": tensors["losses"][:, 0].contiguous()}, path, metadata=header)
+    arguments = train_arguments(
+        tmp_path / "run", rows_file, "rho1", objective__rho1__reference=path
+    )
+    for more in ((), ("--dry-run",)):
+        assert main(["train", *arguments, *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {path}: written by another version (format 'weighted-mtp")
+        assert error.endswith("score the data again with: weighted-mtp prepare reference-losses")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["absolute", "difficult", "signed"])
+def test_modes_that_keep_noise_are_told(mode, tmp_path, rows_file, reference_file, capsys):
+    change = {"objective__rho1__mode": mode, "objective__rho1__reference": reference_file}
+    arguments = train_arguments(tmp_path / "run", rows_file, "rho1", **change)
+    assert main(["train", *arguments, "--dry-run"]) == 0
+    warned = f"objective.rho1.mode {mode} keeps nearly all noise" in capsys.readouterr().err
+    assert warned == (mode != "signed")
 
 
 def test_a_length_beyond_the_model(rows_file, reference_model):

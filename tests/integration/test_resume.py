@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import tiny_args, tiny_model
 from tests.integration import helpers_training
 from tests.integration.helpers_training import (
     CRITIC,
@@ -16,6 +17,7 @@ from tests.integration.helpers_training import (
     last_checkpoint,
     optimizer_tensors,
     records,
+    reference_request,
     resume,
     same,
     train,
@@ -25,7 +27,14 @@ from tests.integration.helpers_training import (
 )
 
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.config import load_recipe_file
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines import checkpoint_utils
+from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.reference import prepare_reference_losses
+from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.trainer import Trainer
 
 rows_file = helpers_training.rows_file
@@ -381,3 +390,223 @@ def test_a_full_disk_is_told_and_costs_nothing(
     assert "make room, then --resume" in error
     assert resume(tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", whole["baseline"])
+
+
+# --- with other settings, or other content under the same name -----------------------------------
+
+
+def told(capsys) -> list[str]:
+    """What was said of the run's changes, one line a key."""
+    return [line for line in capsys.readouterr().err.splitlines() if " → " in line]
+
+
+def test_nothing_is_said_where_nothing_changed(half_way, capsys):
+    capsys.readouterr()
+    assert resume(half_way) == 0
+    error = capsys.readouterr().err
+    assert " → " not in error
+    assert "fingerprint" not in error
+
+
+def test_every_change_is_told_and_comes_true(half_way, capsys):
+    capsys.readouterr()
+    more = ("--set", "training.steps=12", "--set", "training.learning_rate=0.5")
+    assert resume(half_way, *more) == 0
+    lines = told(capsys)
+    assert [line.split(": ")[1].split()[0] for line in lines] == [
+        "training.steps",
+        "training.learning_rate",
+    ]
+    rate = next(r["learning_rate"] for r in records(half_way) if r["step"] == 7)
+    assert all("the learning rate of step 7 changes from " in line for line in lines)
+    assert all(line.endswith(f" to {rate:.3g}") for line in lines)
+    assert resume(half_way) == 0  # the next resume finds what this one wrote
+    assert told(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("training.steps", 5, "6 steps are done already; set it to 6 or more"),
+        ("training.optimizer", "muon", "the saved state is the other optimizer's"),
+        ("data.template", "alpaca", "the model has learnt from other prompts"),
+        ("data.sampling.n_samples", 4, "a place in the order"),
+        ("runtime.seed", 1, "a place in the order"),
+        ("objective.heads", 1, "two objectives"),
+        ("model.architecture.dim", 64, "the weights are those of the checkpoint"),
+        ("tokenizer.kind", "micro", "the model's tokens would mean something else"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(key, value, words, half_way, capsys):
+    before = tree(half_way)
+    capsys.readouterr()
+    for more in ((), ("--dry-run",)):
+        assert resume(half_way, "--set", f"{key}={value}", *more) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {half_way}: cannot be resumed with {key} ")
+        assert words in error
+        assert f"--output-dir OTHER --set model.path={half_way}" in error
+    assert tree(half_way) == before
+
+
+def test_a_refusal_does_not_depend_on_the_command_line(half_way):
+    """Who calls the pipeline with a recipe of his own is refused as well."""
+    recipe = load_recipe_file(half_way / "config.yaml", ["data.template=alpaca"])
+    before = tree(half_way)
+    with pytest.raises(UserError, match=r"cannot be resumed with data\.template short → alpaca"):
+        run_baseline(RunRequest(recipe, half_way, resume=True))
+    assert tree(half_way) == before
+
+
+@pytest.mark.parametrize("step", [3, None])
+def test_other_rows_under_the_same_name(step, tmp_path, rows_file, monkeypatch, capsys):
+    """An added row, say, would shift every row that is still to be read."""
+    rows, run_dir = tmp_path / "rows.jsonl", tmp_path / "run"
+    shutil.copy(rows_file, rows)
+    with monkeypatch.context() as patch:
+        die_in_step(patch, 5 if step else 2)
+        with pytest.raises(Killed):
+            train(run_dir, rows, data__validation=rows_file)
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join([*lines, lines[0].replace("add", "sum")]))
+    before = tree(run_dir)
+    capsys.readouterr()
+    if step is None:  # nothing was saved: it begins again, with the rows as they are
+        assert resume(run_dir) == 0
+        return
+    assert resume(run_dir) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{run_dir}: the training data changed since step-00000003 was saved" in error
+    assert tree(run_dir) == before
+    rows.write_text("".join(lines))
+    assert resume(run_dir) == 0
+
+
+def test_rows_that_moved_are_the_same_rows(half_way, rows_file, whole, tmp_path, capsys):
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(rows_file, moved)
+    capsys.readouterr()
+    assert resume(half_way, "--set", f"data.train={moved}") == 0
+    (line,) = told(capsys)
+    assert f"data.train {rows_file} → {moved}: its content is compared" in line
+    assert same(weights(half_way), weights(whole["baseline"]))
+
+
+def test_other_held_out_rows_are_told(half_way, rows_file, tmp_path, capsys):
+    other = tmp_path / "held-out.jsonl"
+    other.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:9]))
+    capsys.readouterr()
+    assert resume(half_way, "--set", f"data.validation={other}") == 0
+    error = capsys.readouterr().err
+    assert "figures of validations are of other rows from step 7 on" in error
+    assert "the validation data has other content than when step-00000006 was saved" in error
+
+
+def test_other_text_under_the_same_name(tmp_path, rows_file, monkeypatch, capsys):
+    text, run_dir = tmp_path / "text.jsonl", tmp_path / "run"
+    shutil.copy(rows_file, text)
+    with monkeypatch.context() as patch:
+        die_in_step(patch, 5)
+        with pytest.raises(Killed):
+            train(run_dir, rows_file, "pretrain", **{**TEXT, "data__text__path": text})
+    before = tree(run_dir)
+    text.write_text(rows_file.read_text().replace("return 3", "return 4"))
+    assert resume(run_dir) == 2
+    assert "the training data changed since step-00000003" in capsys.readouterr().err
+    assert tree(run_dir) == before
+    moved = tmp_path / "folder" / "moved.jsonl"
+    moved.parent.mkdir()
+    shutil.copy(rows_file, moved)
+    assert resume(run_dir, "--set", f"data.text.path={moved.parent}") == 0
+
+
+@pytest.mark.parametrize("source", ["reference", "reference_model"])
+def test_another_reference_under_the_same_name(
+    source, tmp_path, rows_file, critic_model, reference_file, monkeypatch, capsys
+):
+    given, run_dir, other = tmp_path / "given", tmp_path / "run", tmp_path / "other"
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    args = tiny_args(vocab_size=259, max_seq_len=64, n_future_tokens=3)
+    files = sorted((tmp_path / "tokenizer").iterdir())
+    save_native(tiny_model(args, seed=9), other, tokenizer_files=files)
+    if source == "reference":
+        shutil.copy(reference_file, given)
+    else:
+        shutil.copytree(critic_model, given)
+    with monkeypatch.context() as patch:
+        die_in_step(patch, 5)
+        with pytest.raises(Killed):
+            train(run_dir, rows_file, "rho1", **{f"objective__rho1__{source}": given})
+    before = tree(run_dir)
+    if source == "reference":
+        prepare_reference_losses(reference_request(rows_file, other, given))
+    else:
+        given.rename(tmp_path / "kept")
+        shutil.copytree(other, given)
+    assert resume(run_dir) == 2
+    assert "the reference model changed since step-00000003" in capsys.readouterr().err
+    assert tree(run_dir) == before
+    where = reference_file if source == "reference" else tmp_path / "kept"
+    assert resume(run_dir, "--set", f"objective.rho1.{source}={where}") == 0
+
+
+def test_another_tokenizer_under_the_same_name(half_way, monkeypatch, capsys):
+    monkeypatch.setattr(ByteTokenizer, "fingerprint", "bytes-v0")
+    before = tree(half_way)
+    assert resume(half_way) == 2
+    assert "the tokenizer changed since step-00000006" in capsys.readouterr().err
+    assert tree(half_way) == before
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_fingerprints(half_way, whole, capsys):
+    path = last_checkpoint(half_way) / "trainer.json"
+    state = json.loads(path.read_text())
+    del state["sources"]
+    path.write_text(json.dumps(state))
+    capsys.readouterr()
+    assert resume(half_way) == 0
+    assert "kept no fingerprint of the data" in capsys.readouterr().err
+    assert same(weights(half_way), weights(whole["baseline"]))
+
+
+def test_a_recipe_that_is_not_read_is_told(half_way, tmp_path, capsys):
+    """--resume auto with a file that was edited since: the run keeps its own."""
+    edited = tmp_path / "edited.yaml"
+    edited.write_text((half_way / "config.yaml").read_text().replace("steps: 8", "steps: 12"))
+    capsys.readouterr()
+    arguments = ["train", "--resume=auto", "--recipe", str(edited)]
+    assert main([*arguments, "--output-dir", str(half_way)]) == 0
+    (line,) = told(capsys)
+    assert "a resumed run keeps its own recipe" in line
+    assert "is ignored: training.steps 8 → 12 (change a setting with --set)" in line
+    assert records(half_way)[-1]["step"] == 8
+
+
+def test_a_run_that_stopped_early_says_so(tmp_path, rows_file, monkeypatch, capsys):
+    run_dir, more = tmp_path / "run", ("--set", "training.steps=9")
+    change = {"training__early_stopping": "{patience: 1, min_delta: 9}", "training__steps": 8}
+    assert train(run_dir, rows_file, **change, training__validate_every=1) == 0
+    assert records(run_dir)[-1]["step"] == 2
+    capsys.readouterr()
+    assert resume(run_dir, *more) == 0
+    assert "training.early_stopping ended it after step 2" in capsys.readouterr().err
+    assert resume(run_dir, *more, "--set", "training.monitor=grad_norm") == 2  # no such figure
+    assert "training.monitor 'grad_norm' is no validation figure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_both_stages_are_told(first, tmp_path, arguments_of, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    where = run_dir / "critic" if first else run_dir
+    with monkeypatch.context() as patch:
+        die_in_step(patch, 4, lambda trainer: trainer.run_dir == where)
+        with pytest.raises(Killed):
+            main(["train", *arguments_of(run_dir, "two stages")])
+    before = tree(run_dir)
+    assert resume(run_dir, "--set", "critic_stage.steps=6") == 2
+    assert tree(run_dir) == before
+    capsys.readouterr()
+    assert resume(run_dir, "--set", "training.learning_rate=0.5") == 0
+    lines = [line.split(" 0.")[0] for line in told(capsys)]
+    main_stage, critic = (f"{d}: training.learning_rate" for d in (run_dir, run_dir / "critic"))
+    assert lines == ([main_stage, critic] if first else [main_stage])

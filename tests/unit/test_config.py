@@ -304,3 +304,15 @@ def test_packed_rows_need_no_whole_number_of_micro_batches():
     with pytest.raises(UserError, match="multiple of training"):
         load_recipe("baseline", "micro", sizes)
     load_recipe("baseline", "micro", (*sizes, "data.packing=true"))
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path):
+    """Its config.yaml has no `reference_heads`: it compared with the next-token loss."""
+    recipe = load_recipe("rho1", None, ["model.path=m", "data.train=t"])
+    assert recipe.objective.rho1.reference_heads == "same"
+    saved = tmp_path / "config.yaml"
+    saved.write_text(recipe.to_yaml())
+    assert load_recipe_file(saved) == recipe
+    saved.write_text(recipe.to_yaml().replace("    reference_heads: same\n", ""))
+    assert load_recipe_file(saved).objective.rho1.reference_heads == "next"
+    assert load_recipe(str(saved)).objective.rho1.reference_heads == "same"

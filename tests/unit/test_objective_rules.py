@@ -14,8 +14,10 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
-from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.objectives import Pool, make_objective
 from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training_module import pool_of
+from weighted_mtp.runtime.pooling import concat_rows
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer
@@ -107,9 +109,45 @@ def test_rho1_modes_choose_by_their_scores(make_trainer):
     }
 
 
-def weights_of(trainer: Trainer, batch: Batch) -> Tensor:
-    from weighted_mtp.pipelines.training_module import pool_of
+@pytest.mark.parametrize("heads", ["same", "next"])
+def test_rho1_keeps_what_a_loop_over_rows_and_heads_keeps(heads, make_trainer):
+    """In float64; the reference has two heads, the model three. `next`: its first head alone."""
+    change = {"objective__rho1__reference_heads": heads, "objective__rho1__k_percent": 0.4}
+    trainer = make_trainer("rho1", dtype=torch.float64, **change)
+    batch = trainer.collator(trainer.examples[:5])
+    found = weights_of(trainer, batch)
+    with torch.no_grad():
+        logits = trainer.module.adapter.full_forward(batch.tokens)["logits"]
+    for k in (1, 2, 3):
+        scores = {}
+        for b in range(5):
+            for t in range(batch.length):
+                j = t + k
+                if j < batch.labels.shape[1] and batch.labels[b, j] != IGNORE_INDEX:
+                    ce = -logits[b, t, k - 1].log_softmax(-1)[batch.labels[b, j]]
+                    column = k - 1 if heads == "same" and k <= 2 else 0
+                    scores[b, t] = float(ce.float() - batch.reference[b, j, column])
+        kept = sorted(scores, key=scores.__getitem__, reverse=True)[: -(-4 * len(scores) // 10)]
+        expected = torch.zeros_like(found[:, :, k - 1])
+        for at in kept:
+            expected[at] = 1
+        assert torch.equal(found[:, :, k - 1], expected)
 
+
+def test_a_batch_without_rows_agrees_on_the_references_heads(make_trainer):
+    """A rank that has nothing left to read pools with those that have."""
+    trainer = make_trainer("rho1")
+    full, empty = trainer.collator(trainer.examples[:2]), trainer.collator([])
+    with torch.no_grad():
+        pools = [pool_of(b, trainer.module(b, "score").signal) for b in (full, empty)]
+    whole = Pool.of(concat_rows(pools))
+    S = full.length
+    weights = trainer.objective.weights(whole)
+    assert torch.equal(weights[:2, :S], trainer.objective.weights(pools[0]))
+    assert float(weights[2:].sum()) == 0
+
+
+def weights_of(trainer: Trainer, batch: Batch) -> Tensor:
     with torch.no_grad():
         return trainer.objective.weights(pool_of(batch, trainer.module(batch, "score").signal))
 

@@ -217,6 +217,23 @@ def test_the_reference_is_aligned_as_the_targets_are(length):
     assert torch.equal(align_reference(labels.float(), 3, length), targets.clamp(min=0).float())
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n=st.integers(1, 4), h=st.integers(1, 5), length=st.integers(1, 9), wide=st.integers(1, 9))
+def test_head_k_is_compared_with_the_references_head_k(n, h, length, wide):
+    """By a loop: the reference's head k on token t + k, its first head where it has no head k."""
+    reference = torch.rand(2, wide, h, dtype=torch.float64)
+    aligned = align_reference(reference, n, length)
+    assert aligned.shape == (2, length, n)
+    for b in range(2):
+        for t in range(length):
+            for k in range(1, n + 1):
+                column = k - 1 if k <= h else 0
+                expected = reference[b, t + k, column] if t + k < wide else 0
+                assert aligned[b, t, k - 1] == expected
+    if h == 1:
+        assert torch.equal(align_reference(reference[:, :, 0], n, length), aligned)
+
+
 # --- statistics ----------------------------------------------------------------------------------
 
 

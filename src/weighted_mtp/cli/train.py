@@ -10,10 +10,14 @@ from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.config import Recipe, available, load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory, command_line, given_path
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import complete_checkpoints
 from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.remote import Remote
 from weighted_mtp.pipelines.remote_runs import has_run, saved_recipe
+from weighted_mtp.pipelines.resume_rules import Resume
+from weighted_mtp.pipelines.resuming import changes, tell_changes
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
@@ -21,6 +25,8 @@ from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
 from weighted_mtp.pipelines.trainer import TrainResult
 from weighted_mtp.runtime import distributed
+
+log = get_logger(__name__)
 
 PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
     "baseline": run_baseline,
@@ -59,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = read_recipe(args, run_dir, resume)
     if args.dry_run:
         check_output_directory(run_dir, "--output-dir")
+        if resume:
+            tell_changes(run_dir, recipe, next(reversed(complete_checkpoints(run_dir)), None))
         print(recipe.to_yaml())
         print("\n".join(estimate(recipe).lines()))
         if recipe.training.remote is not None:
@@ -99,10 +107,30 @@ def read_recipe(args: argparse.Namespace, run_dir: Path, resume: bool) -> Recipe
         asked = Path(args.recipe).stem if args.recipe else recipe.pipeline
         if asked in PIPELINES and asked != recipe.pipeline:
             raise UserError(f"{run_dir} is a {recipe.pipeline} run; it cannot resume as {asked}")
+        tell_ignored(args, run_dir, recipe)
         return recipe
     if args.recipe is None:
         raise UserError("name a recipe: --recipe " + " | ".join(available()))
     return load_recipe(args.recipe, args.preset, args.overrides)
+
+
+def tell_ignored(args: argparse.Namespace, run_dir: Path, recipe: Recipe) -> None:
+    """Warn where --recipe and --preset, which a resumed run does not read, say something else."""
+    try:
+        given = load_recipe(args.recipe, args.preset, args.overrides) if args.recipe else recipe
+    except UserError:  # a shipped recipe alone, say, names no data
+        return
+    found = [str(change) for change in changes(Resume(recipe, given, 0))]
+    if found and distributed.is_main_process():
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        log.warning(
+            "%s: a resumed run keeps its own recipe; of --recipe %s is ignored: %s%s (change a "
+            "setting with --set)",
+            run_dir,
+            args.recipe,
+            "; ".join(found[:5]),
+            more,
+        )
 
 
 def report(result: TrainResult, run_dir: Path) -> None:

@@ -33,6 +33,8 @@ from weighted_mtp.core.sections import (
 )
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+_FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
+"""What versions did that had no such key, where it is not today's default."""
 
 
 class Recipe(Section):
@@ -108,12 +110,17 @@ def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str]
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it.
+    """Read a resolved recipe, as a run directory keeps it. It names every key, so one that is
+    missing did not exist yet: the run did what is now `_FORMER`.
 
     Raises:
         UserError: as for `load_recipe`.
     """
-    return _validate(_override(_read_yaml(path), overrides), str(path))
+    saved = _read_yaml(path)
+    objective = saved.get("objective")
+    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is no resolved recipe
+        saved = _merge(_FORMER, saved)
+    return _validate(_override(saved, overrides), str(path))
 
 
 def _find(name: str, folder: Path, what: str) -> Path:

@@ -160,13 +160,17 @@ class Rho1Config(Section):
     """Which tokens Rho-1 keeps, and where the reference's losses come from.
 
     Attributes:
+        reference_heads: what head k is compared with: the reference's own head k (`same`; heads
+            that the reference does not have are compared as by `next`), or its next-token loss on
+            the same token.
         reference: stored losses (`weighted-mtp prepare reference-losses`).
-        reference_model: a checkpoint that scores every batch on line instead.
+        reference_model: a checkpoint that scores every batch online instead.
     """
 
     k_percent: Annotated[float, Field(gt=0, le=1)] = 0.6
     mode: Literal["signed", "absolute", "difficult"] = "signed"
     first_head_always: bool = False
+    reference_heads: Literal["same", "next"] = "same"
     reference: Path | None = None
     reference_model: Path | None = None
 

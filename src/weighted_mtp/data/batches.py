@@ -27,8 +27,8 @@ class Example(NamedTuple):
         truncated: the response's end was cut off, so that its last token is not terminal.
         row: index of the row it came from, in its file.
         task_id, is_correct: of that row.
-        reference: `[len(ids)]` a reference model's cross-entropy of each token, given those before
-            it; None where no objective asks for it.
+        reference: `[len(ids), h]` the cross-entropy of each token under each head of a reference
+            model (`[len(ids)]`: under the first alone); None where no objective asks for it.
         inputs: how many of the ids the model reads; the others are targets only. None: all but the
             last.
     """
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
         truncated: `[B]` whose end was cut off.
         rows: `[B]` row indices, −1 for a row that only fills the batch.
         correct: `[B]` whose solution is right.
-        reference: `[B, S + 1]` a reference model's cross-entropy of each token, if examples had it.
+        reference: `[B, S + 1, h]` (or without h) as the examples had it, 0 on padding.
         packing: how the examples lie in `tokens`; None if each has a row of its own.
     """
 
@@ -214,7 +214,10 @@ def _row_table(examples: Sequence[Example], S: int, pad_id: int) -> _RowTable:
     ids = torch.full((B, width), pad_id)
     labels = torch.full((B, width), IGNORE_INDEX)
     losses = [e.reference for e in examples]
-    reference = None if any(x is None for x in losses) else torch.zeros(B, width)
+    reference = None
+    if all(x is not None for x in losses):
+        heads = next((x.shape[1:] for x in losses if x is not None), ())
+        reference = torch.zeros(B, width, *heads)
     for i, example in enumerate(examples):
         end = len(example.ids)
         ids[i, :end] = torch.as_tensor(example.ids)

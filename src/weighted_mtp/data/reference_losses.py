@@ -1,7 +1,8 @@
 """A reference model's token losses, stored beside the data set they belong to.
 
-One safetensors file: `losses` float32, the response tokens of every row one after the other (EOS
-included), `offsets` int64 `[rows + 1]`, and in its header what they depend on.
+One safetensors file: `losses` float32 `[tokens, heads]`, the response tokens of every row one after
+the other (EOS included), `offsets` int64 `[rows + 1]`, and in its header what they depend on.
+Column k − 1 of token x_j is the loss of head k, which predicts it from x_{≤ j−k}.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.tensors import save_file
 
-FORMAT = "weighted-mtp reference losses v2"
+FORMAT = "weighted-mtp reference losses v3"
+_COMMAND = "weighted-mtp prepare reference-losses"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ def default_path(data: Path) -> Path:
 
 
 def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerprint) -> None:
-    """Store one tensor for each row of the data file, whole or not at all."""
+    """Store one tensor `[tokens, heads]` for each row of the data file, whole or not at all."""
     lengths = torch.tensor([0, *map(len, losses)])
     tensors = {
-        "losses": torch.cat([x.float() for x in losses]) if losses else torch.zeros(0),
+        "losses": torch.cat([x.float() for x in losses]) if losses else torch.zeros(0, 1),
         "offsets": lengths.cumsum(0),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +62,43 @@ def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerpri
     partial.replace(path)
 
 
-def check_there(path: Path) -> None:
-    """Raise `UserError` where there is no such file."""
+def stored_fingerprint(path: Path) -> Fingerprint:
+    """What the losses in a file depend on, from its header alone.
+
+    Raises:
+        UserError: missing, damaged, or written by another version.
+    """
+    return _opened(path)[1]
+
+
+def _opened(path: Path) -> tuple[Any, Fingerprint]:
+    """The file, and its fingerprint."""
     if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with: {_COMMAND}")
+    try:
+        file: Any = safe_open(path, framework="pt")
+        header = file.metadata() or {}
+        found = Fingerprint(**json.loads(header.get("fingerprint", "")))
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise _damaged(path) from error
+    if header.get("format") != FORMAT:
         raise UserError(
-            f"{path}: no such file; make it with: weighted-mtp prepare reference-losses"
+            f"{path}: written by another version (format {header.get('format')!r}; this version "
+            f"reads {FORMAT!r}, which holds the losses of every head); score the data again with: "
+            f"{_COMMAND}"
         )
+    return file, found
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: no reference losses, or damaged; make them again with: {_COMMAND}")
 
 
 class ReferenceLosses:
     """Random access to stored losses; the file stays on disk.
+
+    Attributes:
+        heads: of the reference, each with losses of its own.
 
     Raises:
         UserError: missing, damaged, or stale: made for another tokenizer, data file, template or
@@ -78,35 +107,29 @@ class ReferenceLosses:
 
     def __init__(self, path: Path, expected: Fingerprint) -> None:
         self.path = path
-        check_there(path)
+        file, found = _opened(path)  # stays open as long as its slices
         try:
-            file: Any = safe_open(path, framework="pt")  # stays open as long as its slices
-            header = file.metadata() or {}
-            found = Fingerprint(**json.loads(header.get("fingerprint", "")))
-            if header.get("format") != FORMAT:
-                raise ValueError("another format")
             self._losses: Any = file.get_slice("losses")
             self._offsets: list[int] = file.get_tensor("offsets").tolist()
+            tokens, self.heads = self._losses.get_shape()
+            if self._offsets[-1:] != [tokens]:
+                raise ValueError("tokens are missing")
         except (SafetensorError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}: no reference losses, or damaged; make them anew with: weighted-mtp "
-                "prepare reference-losses"
-            ) from error
+            raise _damaged(path) from error
         self.fingerprint = found
         for name in ("tokenizer", "data", "template", "max_length", "joint"):
             stored, wanted = getattr(found, name), getattr(expected, name)
             if stored != wanted:
                 raise UserError(
                     f"{path}: these losses were made with another {name} ({_short(stored)}, "
-                    f"training has {_short(wanted)}); make them anew with: weighted-mtp prepare "
-                    "reference-losses"
+                    f"training has {_short(wanted)}); make them anew with: {_COMMAND}"
                 )
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> Tensor:
-        """`[response tokens]` float32 of a row of the data file."""
+        """`[response tokens, heads]` float32 of a row of the data file."""
         losses: Tensor = self._losses[self._offsets[row] : self._offsets[row + 1]]
         return losses
 

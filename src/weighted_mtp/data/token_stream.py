@@ -22,6 +22,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.text_section import TextConfig
 from weighted_mtp.data.corpus import Corpus, held_out
+from weighted_mtp.data.datasets import file_digest
 from weighted_mtp.data.document_ids import Ids, chunks, encode_all, id_type
 from weighted_mtp.data.processes import available_cores
 from weighted_mtp.data.tokenizers import Tokenizer, spelled_ends
@@ -43,8 +44,9 @@ class TokenStream:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
-        dtype = json.loads((folder / _META).read_text(encoding="utf-8"))["dtype"]
-        self.tokens: Ids = np.memmap(folder / f"{split}.tokens", dtype, "r")
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        self.tokens: Ids = np.memmap(folder / f"{split}.tokens", meta["dtype"], "r")
+        self._digest: str | None = meta[split].get("digest")
         self.offsets: np.ndarray[Any, np.dtype[np.int64]] = np.memmap(
             folder / f"{split}.offsets", np.int64, "r"
         )
@@ -55,6 +57,11 @@ class TokenStream:
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokens."""
+        return self._digest or file_digest(self.folder / f"{self.split}.tokens")  # an older cache
 
     def __reduce__(self) -> tuple[type[TokenStream], tuple[Path, str]]:
         return TokenStream, (self.folder, self.split)
@@ -179,10 +186,13 @@ class _Writer:
         self._tokens = (folder / f"{split}.tokens").open("wb")
         self._offsets = (folder / f"{split}.offsets").open("wb")
         self.documents, self.tokens = 0, 0
+        self.sha256 = hashlib.sha256()
         self._offsets.write(np.int64(0).tobytes())
 
     def add(self, ids: Ids) -> None:
-        self._tokens.write(ids.tobytes())
+        content = ids.tobytes()
+        self._tokens.write(content)
+        self.sha256.update(content)
         self.documents, self.tokens = self.documents + 1, self.tokens + len(ids)
         self._offsets.write(np.int64(self.tokens).tobytes())
 
@@ -226,6 +236,13 @@ def _write(
         "dtype": id_type(tokenizer).name,
         "skipped": dict(skipped),
         "spelled": spelled,
-        **{x: {"documents": w.documents, "tokens": w.tokens} for x, w in writers.items()},
+        **{
+            name: {
+                "documents": writer.documents,
+                "tokens": writer.tokens,
+                "digest": writer.sha256.hexdigest(),
+            }
+            for name, writer in writers.items()
+        },
     }
     (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

@@ -78,8 +78,13 @@ class Best:
         return step in self.steps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ranking": self.ranking, "top": self.top, "stale": self.stale}
+        watched = [self.config.monitor, self.config.monitor_mode]
+        return {"ranking": self.ranking, "top": self.top, "stale": self.stale, "watched": watched}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state, unless it is that of another figure."""
+        watched = [self.config.monitor, self.config.monitor_mode]
+        if state.get("watched", watched) != watched:
+            return
         self.ranking = [(float(score), int(step)) for score, step in state["ranking"]]
         self.top, self.stale = state["top"], int(state["stale"])

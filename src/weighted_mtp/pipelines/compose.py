@@ -39,7 +39,8 @@ from weighted_mtp.pipelines.model_start import (
 )
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
-from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
+from weighted_mtp.pipelines.remote_runs import meet, share_recipe
+from weighted_mtp.pipelines.resuming import check_sources, is_same_run, tell_changes
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
@@ -95,6 +96,10 @@ def run(request: RunRequest) -> TrainResult:
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
+        if (
+            request.record is None
+        ):  # else this is the second stage, and it was told before the first
+            tell_changes(run_dir, recipe, checkpoint)
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
         start = start_model(recipe, tokenizer, checkpoint)
@@ -103,12 +108,8 @@ def run(request: RunRequest) -> TrainResult:
         collator = AlpacaCollator(
             tokenizer, data.template, data.max_length, data.pad_to_multiple, data.joint
         )
-        module = TrainingModule(
-            adapter,
-            objective,
-            DTYPES[runtime.compute_dtype],
-            recipe.training.loss_chunk_rows,
-        )
+        dtype, chunk_rows = DTYPES[runtime.compute_dtype], recipe.training.loss_chunk_rows
+        module = TrainingModule(adapter, objective, dtype, chunk_rows)
         size = sum(p.numel() for p in adapter.parameters())
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
@@ -121,9 +122,10 @@ def run(request: RunRequest) -> TrainResult:
             checkpoint,
             adapter.args.vocab_size,
         )
+        on_main(lambda: check_sources(run_dir, checkpoint, rows.sources))
         annotate = None
         if objective.needs_reference:
-            annotate = online_reference(recipe, tokenizer, env.device)
+            annotate = online_reference(recipe, tokenizer, env.device, objective.heads)
         log.info(
             "%s parameters, %s of them trained, on %s × %d · %s, %s held out",
             f"{size:,}",
@@ -144,6 +146,7 @@ def run(request: RunRequest) -> TrainResult:
             env,
             checkpoint,
             annotate,
+            rows.sources,
         )
         record_recipe(request)
         with (
@@ -218,7 +221,7 @@ def was_restarted(request: RunRequest) -> bool:
     if distributed.is_main_process() and mark.exists():
         asked = request.record or request.recipe
         mine = mark.read_text(encoding="utf-8") == distributed.launch()
-        mine = mine and changed_section(load_recipe_file(config), asked) is None
+        mine = mine and is_same_run(load_recipe_file(config), asked)
     return distributed.any_rank(mine, torch.device("cpu"))
 
 

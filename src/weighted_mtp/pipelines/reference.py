@@ -1,6 +1,6 @@
-"""Rho-1's reference model: scored once and stored, or asked for every batch.
+"""Rho-1's reference model: scored once and stored, or run on every batch.
 
-Letters: B batch, S sequence.
+Letters: B batch, S sequence, h heads of the reference.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
+from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import IGNORE_INDEX
@@ -28,8 +29,8 @@ from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.reference_losses import (
     Fingerprint,
     ReferenceLosses,
-    check_there,
     default_path,
+    stored_fingerprint,
     write_reference,
 )
 from weighted_mtp.data.store import open_rows
@@ -42,6 +43,9 @@ from weighted_mtp.pipelines.model_start import warn_past_positions
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
 from weighted_mtp.pipelines.training_module import batch_loss, read_batch
+from weighted_mtp.runtime import distributed
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     examples = tokenise(store, np.arange(len(store)), collator)
     if tokenizer.vocab_size > transformer.args.vocab_size:
         examples.check_ids(transformer.args.vocab_size)
-    losses: list[Tensor] = [torch.zeros(0)] * len(store)
+    losses: list[Tensor] = [torch.zeros(0, transformer.args.n_future_tokens)] * len(store)
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
     with Progress(len(by_length), "row") as progress:
         for start in range(0, len(by_length), request.batch_size):
@@ -107,15 +111,28 @@ def fingerprint(collator: AlpacaCollator, template: str, data_digest: str) -> Fi
 
 
 @torch.no_grad()
-def token_losses(transformer: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """`[B, S + 1]` cross-entropy of every response token, given all before it; 0 elsewhere."""
+def token_losses(
+    transformer: Transformer, batch: Batch, dtype: torch.dtype, heads: int | None = None
+) -> Tensor:
+    """`[B, S + 1, h]` cross-entropy of every response token under each head: head k predicts it
+    from all that stands k or more tokens before it. 0 elsewhere, and where nothing does.
+
+    Args:
+        heads: h; None takes all that the model has.
+    """
     device_type = batch.tokens.device.type
+    h = heads or transformer.args.n_future_tokens
     with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
-        states = read_batch(transformer, batch)
-        targets = plain_targets(batch, 1)  # [B, S, 1]
-        ones = torch.ones(1, device=batch.tokens.device)
-        ce = batch_loss(batch, states, transformer.output.weight, targets, ones).ce[:, :, 0]
-    return F.pad(ce.masked_fill(targets[:, :, 0] == IGNORE_INDEX, 0.0), (1, 0))
+        states = read_batch(transformer, batch, all_heads=h > 1)[:h]
+        targets = plain_targets(batch, h)  # [B, S, h]
+        ones = torch.ones(h, device=batch.tokens.device)
+        ce = batch_loss(batch, states, transformer.output.weight, targets, ones).ce
+    ce = ce.masked_fill(targets == IGNORE_INDEX, 0.0)
+    S = batch.length
+    losses = ce.new_zeros(len(ce), S + 1, h)  # from the predicting position to the token itself
+    for k in range(1, min(h, S) + 1):
+        losses[:, k:, k - 1] = ce[:, : S + 1 - k, k - 1]
+    return losses
 
 
 def check_reference(recipe: Recipe) -> None:
@@ -129,32 +146,32 @@ def check_reference(recipe: Recipe) -> None:
             "batch)"
         )
     if rho1.reference is not None:
-        check_there(rho1.reference)
+        stored_fingerprint(rho1.reference)
     if rho1.reference_model is not None:
         find_model(rho1.reference_model)
 
 
 class StoredReference:
-    """Rows with the losses that were stored for them.
+    """Rows with the losses that were stored for them, those of the first `heads` heads."""
 
-    Raises:
-        UserError: the losses are missing, damaged or stale.
-    """
-
-    def __init__(self, path: Path, examples: Examples, expected: Fingerprint) -> None:
-        self.examples, self.losses = examples, ReferenceLosses(path, expected)
+    def __init__(self, losses: ReferenceLosses, examples: Examples, heads: int) -> None:
+        self.examples, self.losses, self.heads = examples, losses, heads
 
     def __getitem__(self, row: int) -> Example:
         example, losses = self.examples[row], self.losses[row]
         if len(losses) != len(example.ids) - example.prompt_length:
             raise UserError(f"{self.losses.path}: row {row} has another length; make it anew")
-        return example._replace(reference=F.pad(losses, (example.prompt_length, 0)))
+        losses = F.pad(losses[:, : self.heads], (0, 0, example.prompt_length, 0))
+        return example._replace(reference=losses)
 
 
 def with_reference(
-    recipe: Recipe, collator: AlpacaCollator, examples: Examples, data_digest: str
+    recipe: Recipe, collator: AlpacaCollator, examples: Examples, data_digest: str, heads: int
 ) -> Examples:
-    """Give every row its stored losses; the rows as they are, if a model scores on line.
+    """Give every row its stored losses; the rows as they are, if a model scores online.
+
+    Args:
+        heads: of the policy.
 
     Raises:
         UserError: neither or both are named, or the stored losses are stale.
@@ -163,7 +180,27 @@ def with_reference(
     path = recipe.objective.rho1.reference
     if path is None:
         return examples
-    return StoredReference(path, examples, fingerprint(collator, recipe.data.template, data_digest))
+    expected = fingerprint(collator, recipe.data.template, data_digest)
+    losses = ReferenceLosses(path, expected)
+    return StoredReference(losses, examples, compared_heads(recipe, losses.heads, heads))
+
+
+def compared_heads(recipe: Recipe, available: int, heads: int) -> int:
+    """How many of the reference's heads are compared with `heads` heads of the policy; warn where
+    it has fewer than `reference_heads: same` asks for."""
+    if recipe.objective.rho1.reference_heads == "next":
+        return 1
+    if available < heads and distributed.is_main_process():
+        which = f"head {heads}" if available + 1 == heads else f"heads {available + 1} to {heads}"
+        log.warning(
+            "objective.rho1.reference_heads same: the reference has %d head%s, the policy %d; %s "
+            "will be compared with the reference's next-token loss",
+            available,
+            "" if available == 1 else "s",
+            heads,
+            which,
+        )
+    return min(available, heads)
 
 
 def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
@@ -188,8 +225,13 @@ def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
     return model_dir
 
 
-def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Annotate | None:
+def online_reference(
+    recipe: Recipe, tokenizer: Tokenizer, device: torch.device, heads: int
+) -> Annotate | None:
     """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
+
+    Args:
+        heads: of the policy.
 
     Raises:
         UserError: as for `check_online`.
@@ -201,11 +243,22 @@ def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device)
     transformer = _load(model_dir, tokenizer, device, "data.max_length", longest)
     transformer.requires_grad_(False)
     dtype = DTYPES[recipe.runtime.compute_dtype]
+    compared = compared_heads(recipe, transformer.args.n_future_tokens, heads)
 
     def annotate(batch: Batch) -> Batch:
-        return batch._replace(reference=token_losses(transformer, batch, dtype))
+        return batch._replace(reference=token_losses(transformer, batch, dtype, compared))
 
     return annotate
+
+
+def reference_digest(recipe: Recipe) -> str:
+    """SHA-256 of the reference's weights, those that its stored losses were made with."""
+    rho1 = recipe.objective.rho1
+    if rho1.reference is not None:
+        return stored_fingerprint(rho1.reference).model
+    if rho1.reference_model is None:
+        raise ValueError("the recipe names no reference")
+    return model_digest(find_model(rho1.reference_model))
 
 
 def model_digest(model_dir: Path) -> str:

@@ -25,21 +25,16 @@ from weighted_mtp.pipelines.checkpoint_utils import (
 )
 from weighted_mtp.pipelines.remote import Remote, RemoteError
 from weighted_mtp.pipelines.remote_copies import MB, stored_files, stored_folder, stored_steps
+from weighted_mtp.pipelines.resume_rules import Resume
+from weighted_mtp.pipelines.resuming import refuse_changes, refused_changes
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
-FIXED = ("pipeline", "objective", "model", "tokenizer", "critic_stage")
-"""Sections of a recipe that a checkpoint depends on: they stay as they are when it is resumed."""
 REMEDY = (
     "check its name, your credentials and the network, or go without: --set training.remote=null"
 )
-
-
-def changed_section(one: Recipe, other: Recipe) -> str | None:
-    """The first of the fixed sections that is not the same in both."""
-    return next((name for name in FIXED if getattr(one, name) != getattr(other, name)), None)
 
 
 @contextmanager
@@ -117,11 +112,9 @@ def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: `run_dir` holds no run, or an override would change what the checkpoint fixes.
     """
-    with newest_config(run_dir, overrides) as config:
+    with newest_config(run_dir, overrides) as (config, step):
         saved, changed = load_recipe_file(config), load_recipe_file(config, overrides)
-    section = changed_section(saved, changed)
-    if section is not None:
-        raise UserError(f"{run_dir}: {section} cannot change when a run is resumed; start anew")
+    refuse_changes(run_dir, Resume(saved, changed, step))
     return changed
 
 
@@ -139,9 +132,9 @@ def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
 
 
 @contextmanager
-def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[Path]:
-    """The config.yaml of the run to resume: the remote directory's where that is further on, for
-    which `run_dir` need not be there.
+def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    """The config.yaml of the run to resume, and the steps that are done: the remote directory's
+    where that is further on, for which `run_dir` need not be there.
 
     Args:
         overrides: `section.key=value`, among which training.remote may be.
@@ -151,15 +144,18 @@ def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[Path]:
     """
     local = run_dir / CONFIG
     url = _url(local, overrides)
-    remote, content = None if url is None else Remote(url), None
+    remote, content, newer = None if url is None else Remote(url), None, None
     with telling(url, "read"):
-        if remote is not None and (not local.exists() or _newer(remote, run_dir) is not None):
-            content = remote.read(CONFIG)
+        if remote is not None:
+            newer = _newer(remote, run_dir)
+            if newer is not None or not local.exists():
+                content = remote.read(CONFIG)
     if content is not None:
         with _as_file(content) as fetched:
-            yield fetched
+            yield fetched, newer or 0
     elif local.exists():
-        yield local
+        complete = complete_checkpoints(run_dir)
+        yield local, checkpoint_step(complete[-1]) if complete else 0
     else:
         where = "" if url is None else f", and none in {url}"
         hint = ", or say where it is: --set training.remote=URL" if url is None else ""
@@ -246,11 +242,11 @@ def _check_owner(remote: Remote, run_dir: Path, resume: bool) -> None:
             )
         return
     with _as_file(content) as fetched:
-        section = changed_section(load_recipe_file(local), load_recipe_file(fetched))
-    if section is not None:
+        fixed = refused_changes(Resume(load_recipe_file(local), load_recipe_file(fetched), 0))
+    if fixed:
         raise UserError(
-            f"training.remote {remote.url} holds another run than {run_dir}: {section} is not the "
-            "same; give another URL"
+            f"training.remote {remote.url} holds another run than {run_dir}: {fixed[0].key} is not "
+            "the same; give another URL"
         )
 
 

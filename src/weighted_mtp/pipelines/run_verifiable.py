@@ -11,6 +11,7 @@ from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, is_trained
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.pipelines.remote_runs import meet
+from weighted_mtp.pipelines.resuming import tell_changes
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.trainer import TrainResult
@@ -41,7 +42,8 @@ def run_verifiable(request: RunRequest) -> TrainResult:
 
 
 def _both_stages(request: RunRequest) -> TrainResult:
-    find_checkpoint(request)  # refuses what must not be started here
+    checkpoint = find_checkpoint(request)  # refuses what must not be started here
+    tell_changes(request.run_dir, request.recipe, checkpoint)
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
     recipe = critic_recipe(request.recipe)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,7 @@ class Trainer:
         run_dir: where metrics and checkpoints go.
         resume_from: a complete checkpoint of this run, whose weights `module` already holds.
         annotate: adds to a batch what the objective needs and the data did not bring.
+        sources: fingerprints of what is read, saved with every checkpoint.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Trainer:
         env: Environment,
         resume_from: Path | None = None,
         annotate: Annotate | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.config, self.env = recipe, recipe.training, env
         self.module, self.objective, self.tokenizer = module, module.objective, tokenizer
         self.parallel, self.wrapped, self.parameters = parallel, parallel.module, parallel.trained
         self.validation, self.run_dir, self.annotate = validation, run_dir, annotate
+        self.sources = dict(sources or {})
         self.cutter = Cutter(
             tokenizer.pad_id,
             recipe.data.max_length - 1,
@@ -263,7 +266,7 @@ class Trainer:
     def save(self) -> Path:
         """Save everything the next step depends on."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return self.saver.save(self.step, self.best.steps, parts)
+        return self.saver.save(self.step, self.best.steps, parts | {"sources": self.sources})
 
     @contextmanager
     def _trackers_closed(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ from weighted_mtp.data.windows import PackedWindows
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.objectives import Objective
-from weighted_mtp.pipelines.reference import with_reference
+from weighted_mtp.pipelines.reference import reference_digest, with_reference
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
@@ -43,11 +43,13 @@ class TrainingData:
         train: an endless sequence.
         validation: held-out groups, each of one row.
         size: what there is to train on, in words.
+        sources: fingerprints of the content of what was read, see `resuming`.
     """
 
     train: Groups
     validation: Sequence[Group]
     size: str
+    sources: dict[str, str]
 
 
 def training_data(
@@ -85,10 +87,17 @@ def training_data(
     tokenised = tokenise_rows(store, order.used(end), collator, recipe, vocab_size)
     examples: Examples = tokenised
     if objective.needs_reference:
-        examples = with_reference(recipe, collator, tokenised, store.digest)
-    validation = _held_out(recipe, collator, files["validation"], vocab_size)
+        examples = with_reference(recipe, collator, tokenised, store.digest, objective.heads)
+    sources = {"train": store.digest, "tokenizer": collator.tokenizer.fingerprint}
+    if objective.needs_reference and distributed.is_main_process():  # which alone compares
+        sources["reference"] = reference_digest(recipe)
+    validation: list[Group] = []
+    if files["validation"] is not None:
+        held_out = open_rows(files["validation"], recipe.data.cache_dir, recipe.data.processes)
+        sources["validation"] = held_out.digest
+        validation = _held_out(recipe, collator, held_out, vocab_size)
     size = f"{len(tokenised):,} of {len(store):,} training rows"
-    return TrainingData(RowGroups(order, examples), validation, size)
+    return TrainingData(RowGroups(order, examples), validation, size, sources)
 
 
 def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tuple[int, int]:
@@ -104,12 +113,9 @@ def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tup
 
 
 def _held_out(
-    recipe: Recipe, collator: AlpacaCollator, path: Path | None, vocab_size: int | None
+    recipe: Recipe, collator: AlpacaCollator, store: RowStore, vocab_size: int | None
 ) -> list[Group]:
-    """Every row of a file that has something to predict."""
-    if path is None:
-        return []
-    store = open_rows(path, recipe.data.cache_dir, recipe.data.processes)
+    """Every row that has something to predict."""
     rows = tokenise_rows(store, np.arange(len(store)), collator, recipe, vocab_size)
     return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
 
@@ -120,11 +126,13 @@ def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> 
     streams = open_text(data.text, collator.tokenizer, data.cache_dir, data.processes)
     length, n = data.max_length, objective.heads
     train = PackedWindows(streams.train, length, n)
+    sources = {"train": streams.train.digest, "tokenizer": collator.tokenizer.fingerprint}
     held_out: Sequence[Group] = []
     if streams.validation is not None:
         held_out = PackedWindows(streams.validation, length, n)
+        sources["validation"] = streams.validation.digest
     size = f"{len(streams.train):,} training tokens in {len(train):,} windows"
-    return TrainingData(ShuffledGroups(train, recipe.runtime.seed), held_out, size)
+    return TrainingData(ShuffledGroups(train, recipe.runtime.seed), held_out, size, sources)
 
 
 def tokenise_rows(

@@ -24,6 +24,7 @@ from weighted_mtp.pipelines.objectives import Objective, Pool, Sums
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.objectives.critic import mean_value
 from weighted_mtp.runtime.pooling import gather_rows
+from weighted_mtp.value_weighting.rho1_weighting import reference_per_head
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Of the response: where held-out values are read."""
@@ -254,13 +255,17 @@ def pool_of(batch: Batch, signal: Tensor | None, with_reference: bool = True) ->
     """The rows of a batch with their signal."""
     if signal is None:
         raise ValueError("the objective weighs tokens by values, but there is no value head")
+    reference = batch.reference if with_reference else None  # an empty batch always has one
+    if reference is not None and signal.ndim == 3:
+        # Batches are put together: they must agree on the heads, empty ones too.
+        reference = reference_per_head(reference, signal.shape[2])
     return Pool(
         batch.labels,
         batch.correct,
         batch.truncated,
         batch.rows,
         signal.detach().float(),
-        batch.reference if with_reference else None,  # an empty batch always has one
+        reference,
     )
 
 

@@ -1,11 +1,15 @@
 """Rho-1: train on the tokens with the highest excess loss (Lin et al. 2024, arXiv 2404.07965).
 
-    excess[b, t, k] = CE_policy[b, t, k] − CE_ref(x_{t+k} | x_{<t+k})
+    excess[b, t, k] = CE_policy[b, t, k] − CE_ref[b, t, k']
+
+k' is the reference's own head k where it has one (both models then predict x_{t+k} from x_{≤t}),
+else its first head, which predicts the same token from all tokens before it.
 
 Each head keeps exactly ⌈k · N⌉ of its N valid tokens. Pure tensor functions without a gradient;
 nothing leaves the device but `rho1_stats`. Cross-entropies are in nats.
 
-Letters: B batch, S sequence, L reference positions (L ≥ S), n future tokens (heads).
+Letters: B batch, S sequence, L reference positions (L ≥ S), n future tokens (heads), h heads of the
+reference.
 """
 
 from __future__ import annotations
@@ -62,19 +66,31 @@ def kept_count(count: Count, k_percent: float) -> Count:
     return (product + digits * N + rest).to(count.dtype)
 
 
+def reference_per_head(reference: Tensor, n: int) -> Tensor:
+    """`[B, L, n]` from `[B, L]` or `[B, L, h]`: head k's column, or the first one if k > h."""
+    if reference.ndim == 2:
+        reference = reference.unsqueeze(2)
+    missing = max(0, n - reference.shape[2])
+    first = reference[:, :, :1].expand(-1, -1, missing)
+    return torch.cat([reference[:, :, :n], first], dim=2) if missing else reference[:, :, :n]
+
+
 def align_reference(reference: Tensor, n: int, length: int) -> Tensor:
     """The reference's loss on the token each head predicts, aligned as the targets are.
 
     Args:
-        reference: `[B, L]` CE_ref(x_j | x_{<j}) at position j.
+        reference: at position j the reference's loss on x_j: `[B, L]` of its first head, or
+            `[B, L, h]` of each of its heads (head k predicts x_j from x_{≤ j−k}).
         n: number of heads.
         length: positions S that predict.
 
     Returns:
-        `[B, S, n]`, `out[b, t, k − 1] = reference[b, t + k]`, 0 past the end.
+        `[B, S, n]`, `out[b, t, k − 1]` is the loss on x_{t+k} of the reference's head k, or of its
+        first head if it has fewer; 0 past the end.
     """
-    ahead = F.pad(reference.detach(), (0, max(0, length + n - reference.shape[1])))
-    return torch.stack([ahead[:, k : k + length] for k in range(1, n + 1)], dim=2)
+    columns = reference_per_head(reference.detach(), n)
+    ahead = F.pad(columns, (0, 0, 0, max(0, length + n - reference.shape[1])))
+    return torch.stack([ahead[:, k : k + length, k - 1] for k in range(1, n + 1)], dim=2)
 
 
 def compute_mtp_selective_weights(

@@ -33,7 +33,8 @@ class Pool(NamedTuple):
         correct, truncated, rows: `[R]`.
         signal: what the weights come from: values `[R, S]`, or the policy's cross-entropy
             `[R, S, n]`.
-        reference: `[R, S + 1]` the reference model's cross-entropy, if there is one.
+        reference: `[R, S + 1, n]` (or without n) the reference model's cross-entropy of each token
+            under each head, if there is one.
     """
 
     labels: Tensor

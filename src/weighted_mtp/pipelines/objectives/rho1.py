@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.sections import ObjectiveConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.losses import shift_labels
 from weighted_mtp.pipelines.objectives.base import Objective, Pool, Sums
+from weighted_mtp.runtime import distributed
 from weighted_mtp.value_weighting.rho1_weighting import (
     align_reference,
     compute_mtp_selective_weights,
@@ -24,6 +26,8 @@ from weighted_mtp.value_weighting.rho1_weighting import (
     rho1_stats,
     rho1_sums,
 )
+
+log = get_logger(__name__)
 
 
 class Rho1(Objective):
@@ -36,6 +40,12 @@ class Rho1(Objective):
         super().__init__(config, heads, seed)
         self.rho1 = config.rho1
         self.needs_reference = self.rho1.mode != "difficult"
+        if self.rho1.mode != "signed" and distributed.is_main_process():
+            log.warning(
+                "objective.rho1.mode %s keeps nearly all noise (tokens that no model can predict "
+                "have a high loss); mode signed drops most of it",
+                self.rho1.mode,
+            )
 
     def denominators(self, counts: Tensor) -> Tensor:
         """The tokens that will be kept: known before any of them is chosen."""
@@ -73,4 +83,7 @@ class Rho1(Objective):
                     "objective.rho1.reference_model"
                 )
             return pool.signal, None, valid
-        return pool.signal, align_reference(pool.reference, self.heads, S), valid
+        reference = pool.reference
+        if self.rho1.reference_heads == "next" and reference.ndim == 3:
+            reference = reference[:, :, :1]
+        return pool.signal, align_reference(reference, self.heads, S), valid
