@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from glob import glob
 
 from weighted_mtp.evaluation import _sandbox_kernel as kernel
@@ -66,24 +68,118 @@ def change_root(root: str) -> None:
         pass
 
 
+class Workspace:
+    """The place where one program after another works, each in a new directory.
+
+    Args:
+        base: holds the directories; no program may keep a change to it.
+        owner: the user that programs become, or None if they stay the present user.
+    """
+
+    def __init__(self, base: str, owner: int | None = None) -> None:
+        self.base, self.owner, self._count = base, owner, 0
+
+    def new(self) -> str:
+        """Create an empty directory that no program has touched, mode and attributes included.
+
+        Raises:
+            OSError: the file system does not allow it.
+        """
+        self._restore_base()
+        self._count += 1
+        path = os.path.join(self.base, f"{self._count}")
+        os.mkdir(path, 0o700)
+        if self.owner is not None:
+            os.chown(path, self.owner, self.owner)
+        return path
+
+    def clear(self) -> None:
+        """Delete everything that programs left."""
+        self._restore_base()
+        empty(self.base)
+
+    def _restore_base(self) -> None:
+        """Undo what a program of the same user can do to the directory above its own."""
+        if stat.S_IMODE(os.stat(self.base).st_mode) != 0o711:
+            os.chmod(self.base, 0o711)
+        if hasattr(os, "listxattr"):
+            with suppress(OSError):  # not every file system has them
+                for name in os.listxattr(self.base):
+                    if name.startswith(("user.", "system.posix_acl")):
+                        os.removexattr(self.base, name)
+
+
+def holds_more_than(directory: str, count: int) -> bool:
+    """Whether there are more files and directories below, or they are too deep to be named."""
+    found, waiting = 0, [directory]
+    while waiting:
+        path = waiting.pop()
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    found += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    if found > count:
+                        return True
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True
+    return False
+
+
 def empty(directory: str) -> None:
-    """Delete all that is in a directory, however deep, whatever its permissions."""
-    fresh = (f"{secrets.token_hex(16)}-{number}" for number in itertools.count())
-    while names := os.listdir(directory):
-        for name in names:
-            path = os.path.join(directory, name)
-            if not _open_up(path):
-                os.unlink(path)
+    """Delete all that is in a directory, however deep, whatever its permissions.
+
+    What is found in a subdirectory moves up by one level, so no path grows long; calls go through
+    descriptors, because looking up a path costs more than the deletion.
+    """
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        names = os.listdir(top)
+        number = 0
+        while names:
+            name = names.pop()
+            try:
+                os.unlink(name, dir_fd=top)
                 continue
-            for below in os.listdir(path):  # up by one level: no path ever grows long
-                _open_up(os.path.join(path, below))
-                os.rename(os.path.join(path, below), os.path.join(directory, next(fresh)))
-            os.rmdir(path)
+            except IsADirectoryError:
+                pass
+            except PermissionError:  # what some systems say of a directory
+                if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
+                    raise
+            below = _open_directory(name, top)
+            try:
+                for inner in os.listdir(below):
+                    try:
+                        os.unlink(inner, dir_fd=below)
+                    except (IsADirectoryError, PermissionError):
+                        _allow(inner, below)
+                        number += 1
+                        moved = f"{_UNUSED}{number}"
+                        os.rename(inner, moved, src_dir_fd=below, dst_dir_fd=top)
+                        names.append(moved)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
 
 
-def _open_up(path: str) -> bool:
-    """Whether this is a directory; if so it may be changed from now on."""
-    if os.path.islink(path) or not os.path.isdir(path):
-        return False
-    os.chmod(path, 0o700)
-    return True
+_UNUSED = secrets.token_hex(16)
+"""Begins names that no program has given to anything here."""
+
+
+def _allow(name: str, where: int) -> None:
+    """Make a directory accessible: moving it needs the permission to write in it."""
+    if stat.S_ISDIR(os.lstat(name, dir_fd=where).st_mode):
+        os.chmod(name, 0o700, dir_fd=where)
+
+
+def _open_directory(name: str, where: int) -> int:
+    if os.geteuid() != 0:
+        _allow(name, where)
+    return os.open(name, _DIRECTORY, dir_fd=where)
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

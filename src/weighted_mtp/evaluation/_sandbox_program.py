@@ -176,12 +176,13 @@ def play_program(line: Line, run_code: RunCode) -> int:
     task = line.receive()
     side = ProgramSide(line)
     reply = side.run(task["source"], run_code)
-    if task["script"]:
+    failed = "raised" in reply and reply.get("code") != 0
+    if task["script"] and not failed:  # a failure is told first: nothing that follows may hide it
         _finish(sys.stdout, sys.__stdout__)
     line.send(reply)
     if not task["script"]:
         side.serve()
-    return 0
+    return 1 if failed else 0
 
 
 def _finish(*streams: _Flushes | None) -> None:
