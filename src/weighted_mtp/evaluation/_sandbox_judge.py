@@ -240,7 +240,7 @@ class Judge:
         line = Line(here.fileno())
         message: dict[str, Any] = {}
         with suppress(GoneError):
-            line.send({"source": request["source"], "script": True})
+            line.send({"source": request["source"], "script": True, "main": True})
             here.setblocking(False)  # what the program sends must not keep this process waiting
             while not _failed(message) and watch.wait(here.fileno(), deadline):
                 message = line.receive()  # to the end: one that says it is done may still fail

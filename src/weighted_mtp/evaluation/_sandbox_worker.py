@@ -58,7 +58,7 @@ def tests_child() -> int:
     gc.disable()  # it lives for moments only
     report = Line(REPORT)
     task = report.receive()
-    status, detail = play_tests(Line(LINE), task["source"], task["tests"], run_code)
+    status, detail = play_tests(Line(LINE), task, run_code)
     report.send({"status": status, "detail": detail})
     return 0
 
