@@ -19,6 +19,8 @@ from weighted_mtp.evaluation._sandbox_mirror import is_mirror
 PYTHONS = frozenset(vars(builtins)) | sys.stdlib_module_names
 HELPER, KEEP = "__sandbox_helper__", "__sandbox_keep__"
 FILE = "<tests>"
+PREDICATES = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint"}
+"""Methods that tell something and change nothing."""
 
 
 class Tests:
@@ -76,7 +78,9 @@ class Tests:
             made |= {n.id: name for n in node.targets if isinstance(n, ast.Name)}
         elif isinstance(node, ast.With):
             for item in node.items:
-                if isinstance(item.optional_vars, ast.Name) and (name := _called(item.context_expr)):
+                if isinstance(item.optional_vars, ast.Name) and (
+                    name := _called(item.context_expr)
+                ):
                     made[item.optional_vars.id] = name
         elif isinstance(node, ast.BinOp | ast.Compare):
             sides = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.left]
@@ -103,23 +107,22 @@ class _Rewrite(ast.NodeTransformer):
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             if isinstance(test.ops[0], ast.Eq):
                 return [*self._keep(test, node), node]
-        elif self._tests.is_program(test):
-            assert isinstance(test, ast.Call)
-            assert isinstance(test.func, ast.Name)
-            others = {
-                inner.func.id
-                for arg in test.args
-                for inner in ast.walk(arg)
-                if self._tests.is_program(inner)
-                and isinstance(inner, ast.Call)
-                and isinstance(inner.func, ast.Name)
-            }
-            if others - {test.func.id}:
-                helper = ast.copy_location(ast.Name(HELPER, ast.Load()), test)
-                node.test = ast.copy_location(
-                    ast.Call(helper, [test.func, *test.args], test.keywords), test
-                )
+        elif isinstance(test, ast.Call) and self._asks_helper(test):
+            helper = ast.copy_location(ast.Name(HELPER, ast.Load()), test)
+            call = ast.Call(helper, [test.func, *test.args], test.keywords)
+            node.test = ast.copy_location(call, test)
         return node
+
+    def _asks_helper(self, test: ast.Call) -> bool:
+        """Whether the program decides here what is said of its own results."""
+        if isinstance(test.func, ast.Attribute):
+            return test.func.attr in PREDICATES
+        if not self._tests.is_program(test):
+            return False
+        inner = [node for arg in test.args for node in ast.walk(arg)]
+        return any(
+            self._tests.is_program(node) and _called(node) != _called(test) for node in inner
+        )
 
     def _keep(self, test: ast.Compare, node: ast.Assert) -> list[ast.stmt]:
         """What is expected of an argument is said of the argument as it was before the call."""
@@ -217,6 +220,37 @@ def ask_helper(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 if other is not None:
                     return found
     raise AssertionError("the program's helper says yes to anything")
+
+
+def both(python: Callable[..., Any], program: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Python's that the program defines too, applied to another such: they must agree.
+
+    Which of the two is tested, nothing says.
+    """
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        found = python(*args, **kwargs)
+        if program(*args, **kwargs) != found:
+            raise AssertionError(f"the program's {python.__name__} is not Python's")
+        return found
+
+    return function
+
+
+def python_first(python: Callable[..., Any], program: Any) -> Callable[..., Any]:
+    """A function of Python's that the program defines too, where tests use other names of it.
+
+    It is Python's, or a program could decide what its results are compared by, except for
+    arguments that Python's does not take.
+    """
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return python(*args, **kwargs)
+        except TypeError:
+            return program(*args, **kwargs)
+
+    return function
 
 
 def decoys(value: Any) -> list[Any]:

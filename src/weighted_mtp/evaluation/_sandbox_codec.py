@@ -151,8 +151,7 @@ class Codec:
         found = [
             number
             for number, shared in self._shared.items()
-            if not shared.kept
-            and (sys.getrefcount(shared.value) <= 2 or _size(shared) > MAX_PARTS)
+            if not shared.kept and (sys.getrefcount(shared.value) <= 2 or _size(shared) > MAX_PARTS)
         ]
         over = len(self._shared) - len(found) - MAX_SHARED
         if over > 0:
@@ -181,6 +180,8 @@ class Codec:
             return ["type", TYPES[value]]
         if kind in _VIEWS:
             return ["view", _VIEWS[kind], [self.encode(item) for item in value]]
+        if kind is types.TracebackType:  # each side has its own
+            return None
         if kind is slice:
             return ["slice", [self.encode(v) for v in (value.start, value.stop, value.step)]]
         if kind is re.Pattern:
@@ -290,9 +291,7 @@ class Codec:
         kind.fill(
             shared.value,
             *[
-                bytes.fromhex(part)
-                if type(part) is str
-                else [self._decode(item) for item in part]
+                bytes.fromhex(part) if type(part) is str else [self._decode(item) for item in part]
                 for part in parts
             ],
         )
@@ -312,7 +311,7 @@ class Codec:
             data = ["error", None, ["yours", number_of(error)], more]
         elif ERRORS.get(kind.__name__) is kind:
             data = ["error", [kind.__name__], [self.encode(arg) for arg in error.args], more]
-        elif kind.__module__ in sys.stdlib_module_names:
+        elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
             builtin = next(base.__name__ for base in kind.__mro__ if base in TYPES)
             names = [builtin, kind.__module__, kind.__qualname__]
             data = ["error", names, [self.encode(arg) for arg in error.args], more]
@@ -345,7 +344,7 @@ def standard_error(names: list[str]) -> type[BaseException]:
     Args:
         names: the built-in class; of one that is not built-in, module and name.
     """
-    if len(names) == 3 and names[1] in sys.stdlib_module_names:
+    if len(names) == 3 and names[1].partition(".")[0] in sys.stdlib_module_names:
         found = getattr(sys.modules.get(names[1]), names[2], None)
         if isinstance(found, type) and issubclass(found, ERRORS[names[0]]):
             return found
@@ -360,7 +359,7 @@ def new_error(kind: type[BaseException], args: list[Any]) -> BaseException:
         except TypeError:
             pass
     error = kind.__new__(kind, *args)
-    error.args = tuple(args)
+    BaseException.__setattr__(error, "args", tuple(args))
     return error
 
 

@@ -303,5 +303,3 @@ def _input(text: str | None) -> IO[bytes]:
     file.write(text.encode("utf-8", "replace"))
     file.seek(0)
     return file
-
-

@@ -58,6 +58,10 @@ DATA: tuple[type, ...] = (
 """Kinds of data, which cross as what they are."""
 
 
+_QUERIES = frozenset({"count", "get", "index", "isdisjoint", "issubset", "issuperset"})
+"""Methods of data that only tell something: what they tell of the data here, they cannot make up."""
+
+
 class RemoteType(type):
     """The type of mirrored classes."""
 
@@ -108,7 +112,10 @@ class RemoteObject(metaclass=RemoteType):
         return self._remote_side.ask("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._remote_side.ask("setattr", self, name, value)
+        if isinstance(self, BaseException) and name[:2] == "__":  # its traceback, its cause
+            BaseException.__setattr__(self, name, value)
+        else:
+            self._remote_side.ask("setattr", self, name, value)
 
     def __delattr__(self, name: str) -> None:
         self._remote_side.ask("delattr", self, name)
@@ -234,10 +241,12 @@ def _send(self: Any, value: Any) -> Any:
 class _Forward:
     """An attribute that a class of the other side defines, though its base here has one too."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, base: type | None = None) -> None:
+        self._name, self._base = name, base
 
     def __get__(self, mirror: Any, kind: Any) -> Any:
+        if mirror is not None and self._base is not None and not mirror._remote_side.shows(mirror):
+            return getattr(self._base, self._name).__get__(mirror)
         owner = kind if mirror is None else mirror
         return owner._remote_side.ask("getattr", owner, self._name)
 
@@ -296,7 +305,8 @@ def make_class(
             space["__hash__"] = None
     for name in own:
         if not name.startswith(("__", "_remote")):
-            space[name] = _Forward(name)
+            asks = base is None or base.__hash__ is not None or name in _QUERIES
+            space[name] = _Forward(name, base if asks else None)
     if "__await__" in special and like is not None:
         space["send"] = _send
     if like is not None:

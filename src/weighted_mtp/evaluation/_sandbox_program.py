@@ -87,6 +87,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 class ProgramSide(Side):
     """Answers requests about the objects of the program."""
 
+    forgets = True
+
     def __init__(self, line: Line) -> None:
         super().__init__(line, first=1)
         self.space: dict[str, Any] = {}
@@ -134,6 +136,8 @@ class ProgramSide(Side):
         """Do one operation."""
         if do == "name":
             return (True, self.space[args[0]]) if args[0] in self.space else (False, None)
+        if do == "defined":
+            return [name for name in args[0] if name in self.space]
         if do == "streams":
             return self._streams(*args)
         return _OPERATIONS[do](*args, **kwargs)

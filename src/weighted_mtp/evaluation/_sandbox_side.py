@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import re
+import sys
 import types
 from typing import Any
 
@@ -42,7 +43,13 @@ _DOC = 2000
 
 
 class Side(Codec):
-    """What both sides have in common."""
+    """What both sides have in common.
+
+    Attributes:
+        forgets: whether the other side says which containers it no longer needs.
+    """
+
+    forgets = False
 
     def __init__(self, line: Line, first: int) -> None:
         super().__init__(first)
@@ -61,7 +68,10 @@ class Side(Codec):
         self, message: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Send a request and wait for the reply, answering what is asked in between."""
-        self._line.send(self.write(message, args=args, kwargs=kwargs))
+        self.write(message, args=args, kwargs=kwargs)
+        if not self.forgets and (unneeded := self.unneeded()):
+            message["forget"] = unneeded
+        self._line.send(message)
         while "do" in (reply := self.receive()):
             self._line.send(self.answer(reply))
         return reply
@@ -89,11 +99,11 @@ class Side(Codec):
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what the other side asks; return the reply."""
         try:
-            for number in request.get("forget", ()):
-                self.forget(number)
             self.read_changes(request)
             args = [self.decode(data) for data in request["args"]]
             kwargs = {name: self.decode(data) for name, data in request["kwargs"].items()}
+            for number in request.get("forget", ()) if self.forgets else ():
+                self.forget(number)
             return self.write({}, value=self.perform(request["do"], args, kwargs))
         except GoneError:
             raise
@@ -160,13 +170,16 @@ class Side(Codec):
             for name in vars(above)
             if name[:2] != "__" and hasattr(base, name)
         }
+        bases = [
+            b
+            for b in kind.__bases__
+            if b is not object and (b in local or _is_error(b) or not _is_standard(b))
+        ]
+        if base is not object and not any(issubclass(b, base) for b in bases):
+            bases.append(base)  # what a class of the standard library stands between
         return {
             "class": [kind.__name__, kind.__qualname__, str(kind.__module__)],
-            "bases": [
-                ["type", TYPES[b]] if b in local else self.refer(b)
-                for b in kind.__bases__
-                if b is not object and (b in local or kind.__module__ != "builtins")
-            ],
+            "bases": [["type", TYPES[b]] if b in local else Side.refer(self, b) for b in bases],
             "special": [n for n, owner in owners.items() if owner and owner not in local],
             "own": sorted(own),
             "doc": kind.__doc__[:_DOC] if isinstance(kind.__doc__, str) else None,
@@ -232,6 +245,10 @@ class Side(Codec):
             static,
             like,
         )
+
+
+def _is_standard(kind: type) -> bool:
+    return str(kind.__module__).partition(".")[0] in sys.stdlib_module_names
 
 
 def _is_error(kind: Any) -> bool:

@@ -25,11 +25,12 @@ from weighted_mtp.evaluation._sandbox_checks import (
     FILE,
     HELPER,
     KEEP,
-    PYTHONS,
     Tests,
     ask_helper,
+    both,
     decoys,
     keep,
+    python_first,
 )
 from weighted_mtp.evaluation._sandbox_mirror import SPECIALS, RemoteType, is_mirror, number_of
 from weighted_mtp.evaluation._sandbox_side import Side
@@ -102,8 +103,6 @@ class TestsSide(Side):
         """Send a request and wait for the reply."""
         if self.gone is not None:
             raise self.gone
-        if unneeded := self.unneeded():
-            message["forget"] = unneeded
         try:
             return super().exchange(message, args, kwargs)
         except GoneError as error:
@@ -114,7 +113,9 @@ class TestsSide(Side):
         """Wait for a message; show what was printed meanwhile."""
         message = super().receive()
         try:
-            for stream, text in zip((sys.stdout, sys.stderr), message.get("printed", ()), strict=False):
+            for stream, text in zip(
+                (sys.stdout, sys.stderr), message.get("printed", ()), strict=False
+            ):
                 if text and stream is not None:
                     stream.write(text)
         except TypeError:
@@ -316,25 +317,38 @@ class Names(dict[str, Any]):
 
     A program that defines `abs` or `math` does not thereby decide what a test means by it, unless
     the tests use no other name of the program: then that one is what they test, if it is not
-    applied to another such.
+    applied to another such. A function that is named like a module is called, not read.
     """
 
     def __init__(self, side: TestsSide, tests: Tests) -> None:
         super().__init__({"__name__": "__main__", HELPER: ask_helper, KEEP: keep})
         self._side, self._tests = side, tests
+        asked = [name for name in tests.free if name in vars(builtins)]
+        self._shadowed = set(side.ask("defined", asked)) if asked else set()
 
     def __missing__(self, name: str) -> Any:
-        if name[:2] == "__" or (self._tests.guarded and name in vars(builtins)):
-            raise KeyError(name)
-        if name in PYTHONS and any(
-            self._side.name(inner)[0] for inner in self._tests.wraps.get(name, ())
-        ):
+        if name[:2] == "__" or (name in vars(builtins) and name not in self._shadowed):
             raise KeyError(name)
         known, value = self._side.name(name)
         if not known:
             raise KeyError(name)
-        if self._tests.guarded and name in sys.stdlib_module_names:
+        if name in self._shadowed:
+            return self._choose(name, vars(builtins)[name], value)
+        if name in sys.stdlib_module_names and self._tests.guarded and name in self._tests.classes:
             return importlib.import_module(name)
+        return value
+
+    def _choose(self, name: str, python: Any, value: Any) -> Any:
+        """What a name of Python's means that the program defines too."""
+        is_type = isinstance(python, type)
+        if self._tests.guarded:
+            if is_type and issubclass(python, BaseException) and isinstance(value, RemoteType):
+                return value
+            if is_type or not callable(python) or not callable(value):
+                return python
+            return python_first(python, value)
+        if any(self._side.name(inner)[0] for inner in self._tests.wraps.get(name, ())):
+            return both(python, value) if callable(value) else python
         return value
 
 

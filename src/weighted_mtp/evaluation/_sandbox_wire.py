@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import builtins
+import dataclasses
 import datetime
 import importlib
 import os
@@ -146,7 +147,11 @@ _BY_NAME: dict[str, tuple[str, ...]] = {
 """Classes outside the modules loaded here whose objects are what `str` says of them."""
 TAGS = {kind: kind.__name__ for kind in VALUES}
 _KINDS = {name: kind for kind, name in TAGS.items()}
-CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented}
+CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented} | {
+    name: getattr(dataclasses, name)  # what tells fields apart, by identity
+    for name in ("MISSING", "_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR")
+    if hasattr(dataclasses, name)
+}
 
 
 def value_text(value: Any, kind: type) -> Any:
