@@ -4,6 +4,7 @@ Each is a name, a source, and tests; or, for a program that reads and prints, a 
 reads and what it should print. `judge_verdicts.py` judges them.
 """
 
+# ruff: noqa: E501  (programs, as compact as can be)
 from __future__ import annotations
 
 Case = tuple[str, str, str | tuple[str, str]]

@@ -19,7 +19,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_programs import RIGHT, WRONG, Case
-
 from weighted_mtp.core.types import Program
 from weighted_mtp.evaluation.sandbox import Sandbox
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.evaluation import _sandbox_tests
 from weighted_mtp.evaluation._sandbox_codec import Codec
-from weighted_mtp.evaluation._sandbox_tests import TestsSide
 from weighted_mtp.evaluation._sandbox_wire import GoneError
 from weighted_mtp.evaluation.sandbox import Isolation, Sandbox
 
@@ -309,7 +309,7 @@ def test_plain_data_crosses_unchanged(value):
 @example([])
 def test_nonsense_is_recognised(data):
     with suppress(GoneError):
-        TestsSide(None).decode(data)
+        _sandbox_tests.TestsSide(None).decode(data)
 
 
 # --- programs that read and print ----------------------------------------------------------------

@@ -23,7 +23,7 @@ PREDICATES = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint"}
 """Methods that tell something and change nothing."""
 
 
-class Tests:
+class Checks:
     """Tests, parsed.
 
     Attributes:
@@ -32,6 +32,7 @@ class Tests:
             Python's then means Python's.
         wraps: Python's functions, with those of its names that are used in their arguments.
         classes: names that are used as classes are.
+        values: names that are used for more than calling them.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,6 +46,9 @@ class Tests:
         made: dict[str, str] = {}
         for node in ast.walk(self.tree):
             self._look_at(node, made)
+        called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
+        names = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name)]
+        self.values = {name.id for name in names if id(name) not in called}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self.classes.add(made.get(node.value.id, node.value.id))
@@ -82,27 +86,36 @@ class Tests:
                     name := _called(item.context_expr)
                 ):
                     made[item.optional_vars.id] = name
-        elif isinstance(node, ast.BinOp | ast.Compare):
-            sides = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.left]
-            names = {name for side in sides if (name := _called(side))}
-            self.classes |= {name for name in names if _looks_like_a_class(name)}
+        elif isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub):
+            self.classes |= _class_operands(node)
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            operands = [_class_operands(side) for side in sides if isinstance(side, ast.BinOp)]
+            self.classes |= set().union(*operands) & {_called(side) for side in sides}
+        self._look_for_stop(node)
+
+    def _look_for_stop(self, node: ast.AST) -> None:
+        """Note the lines where the tests expect a StopIteration."""
         if isinstance(node, ast.Try):
-            handlers = [handler.type for handler in node.handlers if handler.type is not None]
-            if any(_mentions(handler, "StopIteration") for handler in handlers):
-                self._catches.append((node.lineno, node.body[-1].end_lineno or node.lineno))
-        elif isinstance(node, ast.With) and any(_mentions(i, "StopIteration") for i in node.items):
-            self._catches.append((node.lineno, node.end_lineno or node.lineno))
-        elif isinstance(node, ast.Call) and any(_mentions(a, "StopIteration") for a in node.args):
-            self._catches.append((node.lineno, node.end_lineno or node.lineno))
+            where: list[Any] = [handler.type for handler in node.handlers if handler.type]
+            last = node.body[-1].end_lineno or node.lineno
+        elif isinstance(node, ast.With):
+            where, last = list(node.items), node.end_lineno or node.lineno
+        elif isinstance(node, ast.Call):
+            where, last = list(node.args), node.end_lineno or node.lineno
+        else:
+            return
+        if any(_mentions(part, "StopIteration") for part in where):
+            self._catches.append((node.lineno, last))
 
 
 class _Rewrite(ast.NodeTransformer):
     """Makes assertions see through helpers and arguments that the program has in its hands."""
 
-    def __init__(self, tests: Tests) -> None:
+    def __init__(self, tests: Checks) -> None:
         self._tests = tests
 
-    def visit_Assert(self, node: ast.Assert) -> Any:  # noqa: N802  (the base class names it)
+    def visit_Assert(self, node: ast.Assert) -> Any:
         test = node.test
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             if isinstance(test.ops[0], ast.Eq):
@@ -180,8 +193,10 @@ def _mentions(tree: ast.AST, name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree))
 
 
-def _looks_like_a_class(name: str) -> bool:
-    return name[:1].isupper() and "_" not in name and not name.isupper()
+def _class_operands(node: ast.BinOp) -> set[str]:
+    """Operands that are calls of what looks like a class: no one subtracts what is expected so."""
+    names = (_called(side) for side in (node.left, node.right))
+    return {name for name in names if name and name[:1].isupper() and "_" not in name}
 
 
 # --- while the tests run -------------------------------------------------------------------------
@@ -223,7 +238,7 @@ def ask_helper(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def both(python: Callable[..., Any], program: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Python's that the program defines too, applied to another such: they must agree.
+    """A function of Python's that the program defines too, applied to another: they must agree.
 
     Which of the two is tested, nothing says.
     """
@@ -265,7 +280,8 @@ def decoys(value: Any) -> list[Any]:
     elif isinstance(value, bytes):
         found = [value + b"\0x", b""]
     elif isinstance(value, list | tuple):
-        found = [value + value[:1], value[::-1] + type(value)([None]), type(value)()]
+        changes = [[*value, *value[:1]], [*value[::-1], None], []]
+        found = [type(value)(change) for change in changes]
     elif isinstance(value, dict):
         found = [{**value, "\0": None}, {}]
     elif isinstance(value, set | frozenset):

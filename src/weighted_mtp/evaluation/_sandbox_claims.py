@@ -70,7 +70,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def blind(value: Any) -> bool:
     """Whether a comparison says that an object equals one with all attributes changed."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind.__eq__ is object.__eq__ or kind in DATA:
         return False
     try:

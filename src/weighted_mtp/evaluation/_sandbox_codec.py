@@ -8,34 +8,28 @@ would be in one process. The side of the tests says which it no longer needs.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
-from operator import is_
 from typing import Any
 
+from weighted_mtp.evaluation._sandbox_errors import decode_error, encode_error
 from weighted_mtp.evaluation._sandbox_mirror import is_mirror, number_of
-from weighted_mtp.evaluation._sandbox_wire import (
-    ERRORS,
-    FORGED,
+from weighted_mtp.evaluation._sandbox_values import (
     KIND_OF,
     KINDS,
     SMALL,
     TYPES,
-    GoneError,
     text_value,
     value_text,
 )
+from weighted_mtp.evaluation._sandbox_wire import FORGED, GoneError
 
-MAX_SHARED, MAX_PARTS = 1000, 200_000
+MAX_SHARED, MAX_PARTS = 300, 200_000
 """Containers that are kept in step, and the entries of one."""
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values"}
 _VIEWS[type({}.items())] = "items"
-_FLAT: tuple[type, ...] = (int, float, str, bytes)
-_FLATTEN = {
-    int: int.__int__, float: float.__float__, str: str.__str__,
-    bytes: lambda value: bytes.__getitem__(value, slice(None)),
-}  # fmt: skip
 
 
 class Shared:
@@ -47,18 +41,9 @@ class Shared:
         self.value, self.tag, self.kept = value, tag, kept
         self.seen: tuple[Any, ...] | None = None
 
-    def changed(self) -> tuple[Any, ...] | None:
-        """Its contents, if they are others than at the last message."""
-        if self.seen is None:
-            return None
-        parts = KINDS[self.tag].parts(self.value)
-        for now, then in zip(parts, self.seen, strict=True):
-            if type(now) is bytes:
-                if now != then:
-                    return parts
-            elif len(now) != len(then) or not all(map(is_, now, then)):
-                return parts
-        return None
+    def changed(self) -> bool:
+        """Whether its contents are others than at the last message."""
+        return self.seen is not None and not KINDS[self.tag].same(self.value, self.seen)
 
 
 class Codec:
@@ -74,7 +59,6 @@ class Codec:
         self._shared_ids: dict[int, int] = {}
         self._new: list[int] = []  # shared first in the message that is being written
         self._seen: list[tuple[Shared, tuple[Any, ...]]] = []
-        self._flattens = False
 
     # --- what each side does in its own way ------------------------------------------------------
 
@@ -111,7 +95,8 @@ class Codec:
         try:
             changed = []
             for number, shared in list(self._shared.items()):
-                if (parts := shared.changed()) is not None:
+                if shared.changed():
+                    parts = KINDS[shared.tag].parts(shared.value)
                     changed.append([number, self._parts(shared, parts)])
             for name, value in values.items():
                 if name == "args":
@@ -186,17 +171,11 @@ class Codec:
             return ["slice", [self.encode(v) for v in (value.start, value.stop, value.step)]]
         if kind is re.Pattern:
             return ["pattern", self.encode(value.pattern), value.flags]
-        if kind is types.ModuleType and value.__name__ in sys.modules:
-            if value.__name__.partition(".")[0] in sys.stdlib_module_names:
+        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
+            top = value.__name__.partition(".")[0]
+            if top in sys.stdlib_module_names and top != "builtins":
                 return ["module", value.__name__]
-        if self._flattens:
-            for plain in _FLAT:
-                if isinstance(value, plain):
-                    return self.encode(_FLATTEN[plain](value))
-            for tag, shape in KINDS.items():
-                if isinstance(value, shape.type):
-                    return self.container(tag, value)
-        return self.error(value) if isinstance(value, BaseException) else self.refer(value)
+        return encode_error(self, value) if isinstance(value, BaseException) else self.refer(value)
 
     def container(self, tag: str, value: Any, number: int | None = None) -> list[Any]:
         """Encode a container: by its number if the other side has it, else with its contents."""
@@ -260,7 +239,7 @@ class Codec:
         if tag == "type":
             return _BUILTIN[data[1]]
         if tag == "error":
-            return self._error(data)
+            return decode_error(self, data)
         if tag == "view":
             items = [self._decode(item) for item in data[2]]
             if data[1] == "values":
@@ -270,9 +249,8 @@ class Codec:
             return slice(*[self._decode(item) for item in data[1]])
         if tag == "pattern":
             return re.compile(self._decode(data[1]), data[2])
-        if tag == "module" and data[1].partition(".")[0] in sys.stdlib_module_names:
-            __import__(data[1])
-            return sys.modules[data[1]]
+        if tag == "module":
+            return sys.modules.get(data[1]) or _import_standard(data[1])
         if tag == "standard":
             return self.standard(data[1], data[2])
         return text_value(data)
@@ -301,66 +279,11 @@ class Codec:
         """Keep an object of the other side that is a container too in step with it."""
         self._fill(self._share(number, value, tag, kept=True), parts)
 
-    # --- exceptions ------------------------------------------------------------------------------
 
-    def error(self, error: BaseException, depth: int = 3) -> list[Any]:
-        """Encode an exception, with what caused it."""
-        kind = type(error)
-        more: dict[str, Any] = {}
-        if is_mirror(error):
-            data = ["error", None, ["yours", number_of(error)], more]
-        elif ERRORS.get(kind.__name__) is kind:
-            data = ["error", [kind.__name__], [self.encode(arg) for arg in error.args], more]
-        elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
-            builtin = next(base.__name__ for base in kind.__mro__ if base in TYPES)
-            names = [builtin, kind.__module__, kind.__qualname__]
-            data = ["error", names, [self.encode(arg) for arg in error.args], more]
-            more["state"] = [[key, self.encode(item)] for key, item in vars(error).items()]
-        else:
-            data = ["error", None, self.refer(error), more]
-        if depth and kind is not MemoryError:
-            for attribute in ("__cause__", "__context__"):
-                if (other := getattr(error, attribute)) is not None:
-                    more[attribute] = self.error(other, depth - 1)
-        return data
-
-    def _error(self, data: list[Any]) -> BaseException:
-        error: BaseException
-        if data[1] is None:
-            error = self._decode(data[2])
-        else:
-            error = new_error(standard_error(data[1]), [self._decode(arg) for arg in data[2]])
-            for key, item in data[3].get("state", ()):
-                setattr(error, key, self._decode(item))
-        for attribute in ("__cause__", "__context__"):
-            if attribute in data[3]:
-                setattr(error, attribute, self._error(data[3][attribute]))
-        return error
-
-
-def standard_error(names: list[str]) -> type[BaseException]:
-    """A class of exceptions of the standard library, or else the built-in one it is derived from.
-
-    Args:
-        names: the built-in class; of one that is not built-in, module and name.
-    """
-    if len(names) == 3 and names[1].partition(".")[0] in sys.stdlib_module_names:
-        found = getattr(sys.modules.get(names[1]), names[2], None)
-        if isinstance(found, type) and issubclass(found, ERRORS[names[0]]):
-            return found
-    return ERRORS[names[0]]
-
-
-def new_error(kind: type[BaseException], args: list[Any]) -> BaseException:
-    """An exception with these arguments; a class that wants others is not asked."""
-    if kind in TYPES:
-        try:
-            return kind(*args)
-        except TypeError:
-            pass
-    error = kind.__new__(kind, *args)
-    BaseException.__setattr__(error, "args", tuple(args))
-    return error
+def _import_standard(name: str) -> types.ModuleType:
+    if name not in sys.stdlib_module_names:
+        raise ImportError(name)
+    return importlib.import_module(name)
 
 
 _BUILTIN = {name: kind for kind, name in TYPES.items()}

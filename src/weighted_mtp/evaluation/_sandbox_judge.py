@@ -19,9 +19,10 @@ from contextlib import suppress
 from typing import IO, Any
 
 from weighted_mtp.evaluation import _sandbox_kernel as kernel
+from weighted_mtp.evaluation._sandbox_errors import rebuild_error
 from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL, outcome
 from weighted_mtp.evaluation._sandbox_watch import Watch, compare, how_it_ended
-from weighted_mtp.evaluation._sandbox_wire import GoneError, Line, rebuild_error
+from weighted_mtp.evaluation._sandbox_wire import GoneError, Line
 from weighted_mtp.evaluation._sandbox_zygote import (
     END,
     LAST_FD,

@@ -10,10 +10,10 @@ lie.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
-from weighted_mtp.evaluation._sandbox_wire import KINDS, VALUES
+from weighted_mtp.evaluation._sandbox_values import KINDS, VALUES
 
 
 class Asks(Protocol):
@@ -56,17 +56,15 @@ DATA: tuple[type, ...] = (
     bool, str, float, tuple, frozenset, *(kind.type for kind in KINDS.values()), *VALUES,
 )  # fmt: skip
 """Kinds of data, which cross as what they are."""
+_FIXED = (bool, str, float, tuple, frozenset, *VALUES)
 
 
 _QUERIES = frozenset({"count", "get", "index", "isdisjoint", "issubset", "issuperset"})
-"""Methods of data that only tell something: what they tell of the data here, they cannot make up."""
+"""Methods of data that only tell something, which they tell of the data here."""
 
 
 class RemoteType(type):
-    """The type of mirrored classes."""
-
-    _remote_side: Any
-    _remote_number: int
+    """The type of mirrored classes. Each has `_remote_side` and `_remote_number`."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls._remote_side.ask("call", cls, *args, **kwargs)
@@ -98,15 +96,12 @@ class RemoteType(type):
     def __instancecheck__(cls, value: Any) -> bool:
         if type.__instancecheck__(cls, value):
             return True
-        known = is_mirror(value) and not isinstance(type(value), type(RemoteType))
+        known = isinstance(type(value), RemoteType)
         return known and cls._remote_side.ask("isinstance", value, cls) is True
 
 
 class RemoteObject(metaclass=RemoteType):
-    """An object in the other process."""
-
-    _remote_side: Any
-    _remote_number: int
+    """An object in the other process. It has `_remote_number`."""
 
     def __getattr__(self, name: str) -> Any:
         return self._remote_side.ask("getattr", self, name)
@@ -229,9 +224,9 @@ def _contains(self: Any, value: Any) -> bool:
     return any(item is value or item == value for item in self)  # decided here, not there
 
 
-def _await(self: Any) -> Any:
+def _await(self: Any) -> Generator[Any, None, Any]:
+    yield from ()  # a generator, as `await` wants one
     return self._remote_side.ask("await", self)
-    yield  # a generator, as `await` wants
 
 
 def _send(self: Any, value: Any) -> Any:
@@ -259,7 +254,7 @@ def _method(name: str, base: type | None) -> Any:
         return _binary(name, base)
     if name in ORDERS:
         return _order(name, base)
-    made = {
+    made: dict[str, Callable[..., Any]] = {
         "__eq__": _equal,
         "__ne__": _unequal,
         "__contains__": _contains,
@@ -305,8 +300,8 @@ def make_class(
             space["__hash__"] = None
     for name in own:
         if not name.startswith(("__", "_remote")):
-            asks = base is None or base.__hash__ is not None or name in _QUERIES
-            space[name] = _Forward(name, base if asks else None)
+            tells = base in _FIXED or name in _QUERIES
+            space[name] = _Forward(name, base if tells else None)
     if "__await__" in special and like is not None:
         space["send"] = _send
     if like is not None:

@@ -201,7 +201,7 @@ def _allow_big_stacks() -> None:
                 resource.setrlimit(resource.RLIMIT_AS, (min(soft + size, hard), hard))
         return set_size(size)
 
-    _thread.stack_size = threading.stack_size = stack_size  # type: ignore[assignment]
+    _thread.stack_size = threading.stack_size = stack_size
 
 
 def play_program(line: Line, run_code: RunCode) -> int:

@@ -7,10 +7,17 @@ import io
 import itertools
 import re
 import sys
+import threading
 import types
 from typing import Any
 
-from weighted_mtp.evaluation._sandbox_codec import Codec, new_error, standard_error
+from weighted_mtp.evaluation._sandbox_codec import Codec
+from weighted_mtp.evaluation._sandbox_errors import (
+    describe_error,
+    new_error,
+    rebuild_error,
+    standard_error,
+)
 from weighted_mtp.evaluation._sandbox_mirror import (
     DATA,
     SPECIALS,
@@ -19,17 +26,8 @@ from weighted_mtp.evaluation._sandbox_mirror import (
     make_class,
     set_number,
 )
-from weighted_mtp.evaluation._sandbox_wire import (
-    ERRORS,
-    FORGED,
-    KIND_OF,
-    KINDS,
-    TYPES,
-    GoneError,
-    Line,
-    describe_error,
-    rebuild_error,
-)
+from weighted_mtp.evaluation._sandbox_values import ERRORS, KIND_OF, KINDS, TYPES
+from weighted_mtp.evaluation._sandbox_wire import FORGED, GoneError, Line
 
 _LIKE = {
     (kind.__module__, kind.__qualname__): kind
@@ -54,6 +52,7 @@ class Side(Codec):
     def __init__(self, line: Line, first: int) -> None:
         super().__init__(first)
         self._line = line
+        self._lock = threading.RLock()
         self._mine: dict[int, Any] = {}
         self._mine_ids: dict[int, int] = {}
         self._theirs: dict[int, Any] = {}
@@ -62,7 +61,8 @@ class Side(Codec):
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
         """Have an operation done by the other side."""
-        return self.result(self.exchange({"do": do}, args, kwargs))
+        with self._lock:  # one thread at a time
+            return self.result(self.exchange({"do": do}, args, kwargs))
 
     def exchange(
         self, message: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,21 +198,22 @@ class Side(Codec):
         if number in self._theirs or number % 2 == self._next % 2:
             raise ValueError("no number of a new object")
         if "class" in description:
-            made = self._theirs[number] = self._class(number, description)
-            return made
+            self._theirs[number] = self._class(number, description)
+            return self._theirs[number]
         kind = self._decode(description["of"])
         if not isinstance(kind, RemoteType) and kind not in ERRORS.values():
             raise TypeError("no class of the other side")
         content = description.get("content")
+        made: Any
         if "args" in description:
-            made: Any = new_error(kind, [self._decode(arg) for arg in description["args"]])
+            made = new_error(kind, [self._decode(arg) for arg in description["args"]])
         elif content is None:
             made = object.__new__(kind)
         elif type(content) is list and content[0] in KINDS:
             made = KINDS[content[0]].new(kind, self._decode(content[3]))
         else:
             value = self._decode(content)
-            made = kind.__new__(kind, value)  # type: ignore[call-arg]  # a kind of data
+            made = kind.__new__(kind, value)
         self._theirs[number] = made
         if is_mirror(made):
             set_number(made, number)
@@ -227,7 +228,7 @@ class Side(Codec):
             if not (isinstance(base, RemoteType) or base in DATA or _is_error(base)):
                 raise TypeError("no class of the other side")
         error = next((b for b in bases if not isinstance(b, RemoteType) and _is_error(b)), None)
-        if error in ERRORS.values():
+        if error is not None and error in ERRORS.values():
             known = standard_error([error.__name__, names[2], names[1]])
             if known is not error and known.__module__ == names[2]:
                 return known
@@ -266,7 +267,7 @@ def _owner(kind: type, name: str) -> type | None:
 def _underneath(base: type, value: Any) -> Any:
     """An object of a kind derived from data as that data."""
     if base is tuple or base is frozenset:
-        return base(base.__iter__(value))  # type: ignore[attr-defined]
+        return base(base.__iter__(value))
     if base is str:
         return str.__str__(value)
     if base in (int, bool):
@@ -275,4 +276,4 @@ def _underneath(base: type, value: Any) -> Any:
         return float.__float__(value)
     if base is bytes:
         return bytes.__getitem__(value, slice(None))
-    return base.__new__(base, value)  # type: ignore[call-arg]
+    return base.__new__(base, value)

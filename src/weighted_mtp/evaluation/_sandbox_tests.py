@@ -12,27 +12,29 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import inspect
-import io
 import linecache
-import operator
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from weighted_mtp.evaluation._sandbox_checks import (
     FILE,
     HELPER,
     KEEP,
-    Tests,
+    Checks,
     ask_helper,
     both,
     decoys,
     keep,
     python_first,
 )
-from weighted_mtp.evaluation._sandbox_mirror import SPECIALS, RemoteType, is_mirror, number_of
+from weighted_mtp.evaluation._sandbox_mirror import RemoteType, is_mirror, number_of
+from weighted_mtp.evaluation._sandbox_rights import (
+    do_for_program,
+    may_be_handed_over,
+    standard_name,
+)
 from weighted_mtp.evaluation._sandbox_side import Side
 from weighted_mtp.evaluation._sandbox_wire import GoneError, Line
 
@@ -40,24 +42,12 @@ MAX_DETAIL = 300
 RunCode = Callable[[types.CodeType, dict[str, Any]], None]
 _STREAMS = (sys.stdout, sys.stderr, sys.stdin)
 _REPLACED = ("input", "print", "open")
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType)
-_OF_A_FUNCTION = {
-    "__name__", "__qualname__", "__doc__", "__module__", "__defaults__", "__kwdefaults__",
-    "__annotations__",
-}  # fmt: skip
-_OF_ITS_CODE = (
-    "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_varnames", "co_flags", "co_name",
-)  # fmt: skip
-
-
-class _Code:
-    """What a program may know of the code of a test's function: its parameters."""
 
 
 class TestsSide(Side):
     """Asks the program's process, and answers what that may ask of the tests' own objects."""
 
-    def __init__(self, line: Line, tests: Tests | None = None) -> None:
+    def __init__(self, line: Line, tests: Checks | None = None) -> None:
         super().__init__(line, first=2)
         self.tests = tests
         self.gone: GoneError | None = None
@@ -73,7 +63,9 @@ class TestsSide(Side):
         except GoneError as error:
             self.gone = error
             raise
-        if isinstance(path, str):  # for `inspect`, which finds no such file here
+        if isinstance(path, str) and path.endswith(
+            "/program.py"
+        ):  # for `inspect`, which finds no such file here
             linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
 
     def name(self, name: str) -> tuple[bool, Any]:
@@ -82,7 +74,8 @@ class TestsSide(Side):
         if type(found) is not tuple or len(found) != 2:
             raise self._forged()
         known, value = found
-        if isinstance(value, RemoteType) and self.tests and name in self.tests.classes:
+        named = self.tests is not None and name in self.tests.classes and name[:1].isupper()
+        if named and isinstance(value, RemoteType):
             self._trusted.add(number_of(value))
         return known is True, value
 
@@ -192,51 +185,16 @@ class TestsSide(Side):
 
     def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Do one operation on an object of the tests that the program was given."""
-        if do == "special":
-            name, target, *rest = args
-            if id(target) in self._mine_ids and name in SPECIALS and _is_open(target, walk=True):
-                return getattr(type(target), name)(target, *rest, **kwargs)
-        elif id(args[0]) in self._mine_ids:
-            target, *rest = args
-            if do == "call" and _may_be_called(target):
-                return target(*rest, **kwargs)
-            if do == "iter" and _is_open(target, walk=True):
-                return iter(target)
-            if do == "isinstance" or (do == "getattr" and isinstance(rest[0], str)):
-                return self._read(do, target, *rest)
-            if do in ("setattr", "delattr") and rest[0][:1] != "_" and _is_open(target):
-                return {"setattr": setattr, "delattr": delattr}[do](target, *rest)
-        raise TypeError(f"the tests do not allow {do!s:.20} on what they handed over")
-
-    def _read(self, do: str, target: Any, *rest: Any) -> Any:
-        if do == "isinstance":
-            return isinstance(target, rest[0])
-        name = rest[0]
-        if isinstance(target, types.FunctionType):
-            if name in _OF_A_FUNCTION:
-                return getattr(target, name)
-            if name == "__code__":
-                code = _Code()
-                vars(code).update({item: getattr(target.__code__, item) for item in _OF_ITS_CODE})
-                return code
-        elif name in ("__name__", "__qualname__", "__doc__") and callable(target):
-            return getattr(target, name)
-        elif name[:1] != "_" and _is_open(target):
-            return getattr(target, name)
-        elif inspect.isgenerator(target) and name in ("send", "close", "throw"):
-            return getattr(target, name)
-        raise AttributeError(f"{type(target).__name__!r} object has no attribute {name!r:.100}")
+        target = args[1] if do == "special" else args[0]
+        if id(target) not in self._mine_ids:
+            raise TypeError("this is no object of the tests")
+        return do_for_program(do, target, args, kwargs)
 
     def refer(self, value: Any) -> list[Any]:
         """Encode an object of the tests, if the program may have it."""
-        if (name := _standard_name(value)) is not None:
+        if (name := standard_name(value)) is not None:
             return ["standard", *name]
-        if isinstance(value, type):
-            allowed = value.__module__ == "__main__" or issubclass(value, BaseException)
-        else:
-            allowed = callable(value) or _is_open(value, walk=True)
-            allowed = allowed or isinstance(value, BaseException)
-        if not allowed:
+        if not may_be_handed_over(value):
             kind = type(value).__name__
             raise TypeError(f"a {kind} of the tests cannot be handed to the program")
         return super().refer(value)
@@ -279,39 +237,6 @@ class TestsSide(Side):
 _PRISTINE = {name: getattr(builtins, name) for name in _REPLACED}
 
 
-def _is_open(value: Any, walk: bool = False) -> bool:
-    """Whether a program may use the public attributes of an object, or (`walk`) at least step
-    through it."""
-    kind = type(value)
-    if kind.__module__ in ("__main__", "unittest.mock") or isinstance(value, _Code):
-        return True
-    if isinstance(value, io.StringIO | io.BytesIO):
-        return True
-    return walk and isinstance(value, Iterator)
-
-
-def _may_be_called(value: Any) -> bool:
-    if isinstance(value, type):
-        return value.__module__ == "__main__"
-    return callable(value)
-
-
-def _standard_name(value: Any) -> tuple[str, str] | None:
-    """Where a function or class of the standard library is found."""
-    if not isinstance(value, (*_FUNCTIONS, type)) or isinstance(value, types.MethodType):
-        return None
-    module, name = getattr(value, "__module__", None), value.__qualname__
-    if isinstance(value, types.MethodDescriptorType):
-        module = value.__objclass__.__module__
-    if not isinstance(module, str) or module.partition(".")[0] not in sys.stdlib_module_names:
-        return None
-    try:
-        found = operator.attrgetter(name)(sys.modules[module])
-    except (LookupError, AttributeError):
-        return None
-    return (module, name) if found is value and module != "__main__" else None
-
-
 class Names(dict[str, Any]):
     """The globals of the tests: their own, then Python's, then the program's.
 
@@ -320,7 +245,7 @@ class Names(dict[str, Any]):
     applied to another such. A function that is named like a module is called, not read.
     """
 
-    def __init__(self, side: TestsSide, tests: Tests) -> None:
+    def __init__(self, side: TestsSide, tests: Checks) -> None:
         super().__init__({"__name__": "__main__", HELPER: ask_helper, KEEP: keep})
         self._side, self._tests = side, tests
         asked = [name for name in tests.free if name in vars(builtins)]
@@ -340,13 +265,12 @@ class Names(dict[str, Any]):
 
     def _choose(self, name: str, python: Any, value: Any) -> Any:
         """What a name of Python's means that the program defines too."""
-        is_type = isinstance(python, type)
         if self._tests.guarded:
-            if is_type and issubclass(python, BaseException) and isinstance(value, RemoteType):
+            is_error = isinstance(python, type) and issubclass(python, BaseException)
+            if is_error and isinstance(value, RemoteType):
                 return value
-            if is_type or not callable(python) or not callable(value):
-                return python
-            return python_first(python, value)
+            called = callable(python) and callable(value) and name not in self._tests.values
+            return python_first(python, value) if called else python
         if any(self._side.name(inner)[0] for inner in self._tests.wraps.get(name, ())):
             return both(python, value) if callable(value) else python
         return value
@@ -362,7 +286,7 @@ def play_tests(line: Line, task: dict[str, Any], run_code: RunCode) -> tuple[str
     side = TestsSide(line)
     try:
         side.start(task["source"], main=not tests)
-        side.tests = Tests(tests)
+        side.tests = Checks(tests)
         checks = compile(side.tests.tree, FILE, "exec", dont_inherit=True)
         run_code(checks, Names(side, side.tests))
     except BaseException as error:
