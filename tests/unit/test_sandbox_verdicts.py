@@ -126,7 +126,7 @@ def test_no_forged_addition_passes(sandbox, also):
 
 ASK = """
 def f(given):
-    side = type(given)._remote_side
+    side = (given if isinstance(given, type) else type(given))._remote_side
     found = []
     for do, *args in {asked}:
         try:

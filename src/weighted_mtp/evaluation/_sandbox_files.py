@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import math
 import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from glob import glob
@@ -14,6 +15,8 @@ from glob import glob
 from weighted_mtp.evaluation import _sandbox_kernel as kernel
 
 MAX_STORED = "size=64m,nr_inodes=4096,mode=700"
+CLEAR_TIME = 1.0
+"""Seconds for deleting what a program left; the rest goes after the next one."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -94,9 +97,13 @@ class Workspace:
         return path
 
     def clear(self) -> None:
-        """Delete everything that programs left."""
+        """Delete everything that programs left, or hide what takes too long until the next time."""
         self._restore_base()
-        empty(self.base)
+        if not empty(self.base, CLEAR_TIME):
+            for name in os.listdir(self.base):
+                if len(name) < len(_UNUSED):  # the others have been hidden
+                    hidden = f"{secrets.token_hex(16)}-{name}"
+                    os.rename(os.path.join(self.base, name), os.path.join(self.base, hidden))
 
     def _restore_base(self) -> None:
         """Undo what a program of the same user can do to the directory above its own."""
@@ -109,77 +116,71 @@ class Workspace:
                         os.removexattr(self.base, name)
 
 
-def holds_more_than(directory: str, count: int) -> bool:
-    """Whether there are more files and directories below, or they are too deep to be named."""
-    found, waiting = 0, [directory]
+def holds_more_than(directory: str, count: int, deep: int) -> bool:
+    """Whether there are more files and directories below, or directories deeper in each other."""
+    found, waiting = 0, [(directory, 0)]
     while waiting:
-        path = waiting.pop()
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    found += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    if found > count:
-                        return True
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return True
+        path, depth = waiting.pop()
+        with suppress(OSError), os.scandir(path) as entries:
+            for entry in entries:
+                found += 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, depth + 1))
+                if found > count or depth >= deep:
+                    return True
     return False
 
 
-def empty(directory: str) -> None:
-    """Delete all that is in a directory, however deep, whatever its permissions.
-
-    What is found in a subdirectory moves up by one level, so no path grows long; calls go through
-    descriptors, because looking up a path costs more than the deletion.
-    """
-    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        names = os.listdir(top)
-        number = 0
-        while names:
-            name = names.pop()
-            try:
-                os.unlink(name, dir_fd=top)
-                continue
-            except IsADirectoryError:
-                pass
-            except PermissionError:  # what some systems say of a directory
-                if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
-                    raise
-            below = _open_directory(name, top)
-            try:
-                for inner in os.listdir(below):
-                    try:
-                        os.unlink(inner, dir_fd=below)
-                    except (IsADirectoryError, PermissionError):
-                        _allow(inner, below)
-                        number += 1
-                        moved = f"{_UNUSED}{number}"
-                        os.rename(inner, moved, src_dir_fd=below, dst_dir_fd=top)
-                        names.append(moved)
-            finally:
-                os.close(below)
-            os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-
-
+_AT_ONCE = 12
+"""Directories in each other that are open at the same time."""
 _UNUSED = secrets.token_hex(16)
 """Begins names that no program has given to anything here."""
-
-
-def _allow(name: str, where: int) -> None:
-    """Make a directory accessible: moving it needs the permission to write in it."""
-    if stat.S_ISDIR(os.lstat(name, dir_fd=where).st_mode):
-        os.chmod(name, 0o700, dir_fd=where)
-
-
-def _open_directory(name: str, where: int) -> int:
-    if os.geteuid() != 0:
-        _allow(name, where)
-    return os.open(name, _DIRECTORY, dir_fd=where)
-
-
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def empty(directory: str, seconds: float | None = None) -> bool:
+    """Delete all that is in a directory, however deep, whatever its permissions.
+
+    Returns whether that took less than so many seconds; if not, something is left.
+
+    Calls go through descriptors, because looking up a long path costs more than the deletion. What
+    lies too deep moves to the top first.
+    """
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    open_ = [("", top, _entries(top))]
+    moved = 0
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            name, here, entries = open_[-1]
+            if entries:
+                below, is_directory = entries.pop()
+                if not is_directory:
+                    os.unlink(below, dir_fd=here)
+                    continue
+                if os.geteuid() != 0:  # its owner needs the permission to open or to move it
+                    os.chmod(below, 0o700, dir_fd=here)
+                if len(open_) > _AT_ONCE:
+                    moved += 1
+                    os.rename(below, f"{_UNUSED}{moved}", src_dir_fd=here, dst_dir_fd=top)
+                    continue
+                inside = os.open(below, _DIRECTORY, dir_fd=here)
+                open_.append((below, inside, _entries(inside)))
+            elif len(open_) > 1:
+                open_.pop()
+                os.close(here)
+                os.rmdir(name, dir_fd=open_[-1][1])
+            else:
+                entries += _entries(top)
+                if not entries:
+                    return True
+        return False
+    finally:
+        for _, descriptor, _ in open_:
+            os.close(descriptor)
+
+
+def _entries(descriptor: int) -> list[tuple[str, bool]]:
+    """Names in an open directory, and whether they are directories."""
+    with os.scandir(descriptor) as found:
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]

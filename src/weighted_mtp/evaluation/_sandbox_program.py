@@ -102,16 +102,16 @@ class ProgramSide(Side):
         own = types.ModuleType("builtins")  # what the program does to these reaches no one else
         own.__dict__.update(vars(builtins), exit=sys.exit, quit=sys.exit)
         path = os.path.join(os.getcwd(), NAME)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(source)
-        os.mkdir("work")  # an empty one
-        os.chdir("work")
         module.__dict__.update({"__builtins__": own, "__file__": path})
         sys.modules.update({"__main__": module, name: module, "builtins": own})
         sys.argv, sys.orig_argv = [path], [path]
-        sys.path.insert(0, os.getcwd())
         self.space = module.__dict__
         try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(source)
+            os.mkdir("work")  # an empty one
+            os.chdir("work")
+            sys.path.insert(0, os.getcwd())
             code = compile(source, path, "exec", dont_inherit=True)
             run_code(code, self.space)
         except BaseException as error:

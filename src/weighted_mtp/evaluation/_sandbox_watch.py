@@ -16,6 +16,8 @@ from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL
 MAX_PRINTED = 64 << 20
 MAX_FILES = 20_000
 """Files and directories a program may have where no file system of its own limits it."""
+MAX_DEPTH = 200
+"""Directories it may have in each other there."""
 LOOK_AGAIN = 0.2
 """Seconds after which its files are counted again."""
 
@@ -73,7 +75,7 @@ class Watch:
                 if report in ready:
                     return True
                 if self.files is not None and time.monotonic() >= look:
-                    if holds_more_than(self.files, MAX_FILES):
+                    if holds_more_than(self.files, MAX_FILES, MAX_DEPTH):
                         self.littered = True
                         return False
                     look = time.monotonic() + LOOK_AGAIN
@@ -125,7 +127,7 @@ def how_it_ended(watch: Watch, wait_status: int, reason: str) -> tuple[str, str]
     if watch.flooded:
         return "killed", f"printed more than {MAX_PRINTED >> 20} MiB"
     if watch.littered:
-        return "killed", f"made more than {MAX_FILES} files, or directories too deep to name"
+        return "killed", f"made more than {MAX_FILES} files, or directories too deep in each other"
     if wait_status == STILL_RUNNING or reason:
         return "exited", reason or "cut the line to its tests"
     detail = watch.last_line()
