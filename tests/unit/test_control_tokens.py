@@ -6,6 +6,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.unit.test_tokenizers import CODE, write_huggingface, write_llama_like
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
@@ -14,7 +15,11 @@ from transformers import convert_slow_tokenizer  # noqa: F401  # the module, see
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.corpus import Corpus
 from weighted_mtp.data.document_ids import encode_all
+from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.token_store import tokenise
+from weighted_mtp.data.token_stream import token_streams
 from weighted_mtp.data.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -283,7 +288,7 @@ def test_a_fingerprint_tells_tokenizers_that_parse_from_those_that_do_not(tmp_pa
         json.dumps({"additional_special_tokens": ["<think>"]})
     )
     assert load_tokenizer(folder).fingerprint != first.fingerprint
-    assert make_tokenizer("micro").fingerprint != "huggingface-43baa9e2e3a2b1de"  # before
+    assert make_tokenizer("micro").fingerprint != "huggingface-541f26656fcbeedf"  # before
 
 
 # --- sequences -----------------------------------------------------------------------------------
@@ -321,6 +326,24 @@ def test_prompts_and_documents_have_one_bos_and_one_eos(tokenizer_of):
             assert one[-1] == tokenizer.eos_id
             assert [list(one).count(i) for i in (tokenizer.bos_id, tokenizer.eos_id)] == [1, 1]
     assert spelled_ends(tokenizer) == ("</s>", "<s>")
+
+
+def test_rows_and_documents_that_spell_eos_are_counted(tmp_path, tokenizer_of, caplog):
+    tokenizer = tokenizer_of("plain")
+    plain = {**LITERAL, "instruction": "Add", "input": "", "output": "a < b > c"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (LITERAL, plain, LITERAL, plain)))
+    store, collator = open_rows(path, tmp_path / "cache"), AlpacaCollator(tokenizer, "short")
+    for _ in range(2):  # made, and from the cache
+        assert tokenise(store, np.arange(4), collator, tmp_path / "cache").spelled == 2
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("one</s>two")
+    corpus = Corpus(tmp_path / "text", "text", (".txt",), None)
+    for _ in range(2):
+        caplog.clear()
+        token_streams(corpus, tokenizer, cache=tmp_path / "cache")
+        assert "1 documents contain </s> or <s> as text" in caplog.text
+        assert "data.text.separator" in caplog.text
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -1,14 +1,24 @@
-"""The optimizers of a recipe: who holds which parameter, and that their state survives."""
+"""The optimizers of a recipe: who holds which parameter, that their state survives, and the rate of
+every step."""
+
+import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
+from tests.integration import helpers_training
 from torch import nn
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.optimization import Optimizers, make_optimizer
+from weighted_mtp.pipelines.optimization import Optimizers, learning_rate, make_optimizer
+
+rows_file = helpers_training.rows_file
+make_trainer = helpers_training.make_trainer
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
 
@@ -79,3 +89,73 @@ def test_muon_without_a_muon_is_a_clear_error(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UserError, match=r"muon needs PyTorch 2\.9"):
         make_optimizer(adapter(), TrainingConfig(optimizer="muon"))
+
+
+# --- learning rate -------------------------------------------------------------------------------
+
+
+def rates(steps: int, **changes) -> list[float]:
+    config = TrainingConfig(steps=steps, **{"learning_rate": 1.0, "warmup_fraction": 0, **changes})
+    return [learning_rate(step, config) for step in range(steps)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    schedule=st.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    steps=st.integers(1, 60),
+    warmup=st.sampled_from([0.0, 0.03, 0.1, 0.5, 0.9, 0.999]),
+    decay=st.sampled_from([1e-9, 0.01, 0.2, 0.5, 1.0]),
+    peak=st.sampled_from([3e-4, 0.1, 1.0]),
+    final=st.sampled_from([0.0, 1e-5, 0.07]),
+)
+def test_every_schedule_rises_to_the_peak_once_and_ends_at_the_final_rate(
+    schedule, steps, warmup, decay, peak, final
+):
+    final = min(final, peak)
+    settings = {"schedule": schedule, "warmup_fraction": warmup, "decay_fraction": decay}
+    found = rates(steps, learning_rate=peak, final_learning_rate=final, **settings)
+    assert found[-1] == (peak if schedule == "constant" else final)  # exactly
+    top = min(max(1, round(warmup * steps)) - 1, steps - 1)
+    if top < steps - 1:
+        assert found[top] == max(found) == peak
+    assert found[:top] == pytest.approx([peak * (s + 1) / (top + 1) for s in range(top)])
+    falling = found[top:]
+    assert all(a >= b for a, b in pairwise(falling))
+    if schedule in ("cosine", "linear") and steps - 1 > top and final < peak:
+        assert found.count(peak) == 1
+
+
+def test_rates_by_hand():
+    assert rates(5, schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
+    assert rates(3, schedule="cosine") == pytest.approx([1, 0.5, 0])
+    half = 0.5 + math.sqrt(0.125)
+    assert rates(5, schedule="cosine") == pytest.approx([1, half, 0.5, 1 - half, 0])
+    wsd = {"schedule": "wsd", "final_learning_rate": 0.2}
+    assert rates(11, decay_fraction=0.4, **wsd) == pytest.approx([1] * 7 + [0.8, 0.6, 0.4, 0.2])
+    assert rates(10, **wsd) == pytest.approx([1] * 8 + [0.2 + 0.8 * 5 / 9, 0.2])
+    assert rates(3, **wsd) == [1, 1, 0.2]
+    assert rates(2, **wsd) == [1, 0.2]
+    for name in ("cosine", "linear", "wsd"):
+        assert rates(1, schedule=name, final_learning_rate=0.3) == [0.3]
+    assert rates(3, schedule="constant", final_learning_rate=0.2) == [1, 1, 1]
+    warm = rates(4, schedule="linear", warmup_fraction=0.5)
+    assert warm == [0.5, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_every_group_ends_at_its_share_of_the_final_rate(kind, make_trainer):
+    rates = {"training__learning_rate": 0.01, "training__final_learning_rate": 0.001}
+    trainer = make_trainer(
+        "verifiable",
+        training__steps=3,
+        training__optimizer=kind,
+        training__warmup_fraction=0,
+        objective__value__learning_rate=0.03,
+        **rates,
+    )
+    for expected in (0.01, 0.0055, 0.001):
+        figures = trainer.train_step()
+        trainer.step += 1
+        assert figures["learning_rate"] == pytest.approx(expected)
+        found = {group["lr"] for group in trainer.optimizer.param_groups}
+        assert sorted(found) == pytest.approx([expected, 3 * expected])

@@ -133,14 +133,14 @@ def test_weight_decay_takes_effect_where_there_is_no_gradient(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "middle", "end"),
+    ("schedule", "after", "middle", "end"),
     [
-        ("cosine", 0.55, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 79 / 80))),
-        ("linear", 0.55, 0.1 + 0.9 / 80),
-        ("constant", 1.0, 1.0),
+        ("cosine", 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 80)), 0.55, 0.1),
+        ("linear", 1 - 0.9 / 80, 0.55, 0.1),
+        ("constant", 1.0, 1.0, 1.0),
     ],
 )
-def test_learning_rate(schedule, middle, end):
+def test_learning_rate(schedule, after, middle, end):
     config = TrainingConfig(
         steps=100,
         learning_rate=1.0,
@@ -150,9 +150,9 @@ def test_learning_rate(schedule, middle, end):
     )
     rates = [learning_rate(step, config) for step in range(100)]
     assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
-    assert rates[20] == pytest.approx(1.0)
-    assert rates[60] == pytest.approx(middle)
-    assert rates[99] == pytest.approx(end)
+    assert rates[20] == pytest.approx(after)  # the peak is step 19 alone
+    assert rates[59] == pytest.approx(middle)
+    assert rates[99] == end
     assert all(later <= earlier for earlier, later in pairwise(rates[19:]))
     assert learning_rate(0, config.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 

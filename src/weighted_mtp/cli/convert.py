@@ -13,6 +13,8 @@ import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory, given_path
+from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -25,7 +27,6 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 )
 from weighted_mtp.models.meta_mtp.layouts.side_files import find_tokenizer, read_config_fields
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.pipelines.hf_files import hf_side_files
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 
@@ -47,9 +48,11 @@ class _Loaded:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "source", type=Path, metavar="SRC", help="a run, or a native, Meta or HF checkpoint"
+        "source", type=given_path, metavar="SRC", help="a run, a checkpoint, a model or ORG/NAME"
     )
-    parser.add_argument("destination", type=Path, metavar="DST", help="the directory to write")
+    parser.add_argument(
+        "destination", type=given_path, metavar="DST", help="the directory to write"
+    )
     parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(
@@ -65,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
-    check_destination(destination, args.overwrite)
     _check_apart(source, destination)
+    check_destination(destination, args.overwrite)
+    for place in (destination, destination.absolute().parent):
+        check_output_directory(place, "DST")
     with _load(source, dtype) as found:
         model = found.model
         if args.add_heads:
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
     """Read a model directory, or the model of a run's checkpoint, on the CPU; whole in memory."""
-    place = newest_checkpoint(source) if source.is_dir() else source
+    place = newest_checkpoint(source)
     if is_sharded(place):
         with _put_together(place, dtype) as found:
             yield found

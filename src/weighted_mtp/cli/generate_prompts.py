@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_name
 from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
@@ -38,6 +39,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
+        type=given_name,
         metavar="FILE",
         help="a prompt a line: FILE.jsonl holds objects with 'prompt' (or 'instruction', and an "
         "'input' if there is one), any other file plain text; - is standard input, JSON if it "

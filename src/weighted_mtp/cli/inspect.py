@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
+from weighted_mtp.core.files import given_path
 from weighted_mtp.models.meta_mtp.checkpoints import CheckpointInfo, inspect_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="a native, Meta or HF checkpoint")
+    parser.add_argument(
+        "path", type=given_path, metavar="PATH", help="a run, a checkpoint, a model or ORG/NAME"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="also read every weight and compare SHA-256 sums"
     )

@@ -16,7 +16,8 @@ class FSDPConfig(Section):
     Attributes:
         param_dtype: of the blocks' weights as they are gathered and used; the part that each
             process keeps is float32. bfloat16 halves what is sent; compute_dtype must be it too.
-        reduce_dtype: of gradients as they are summed over processes.
+        reduce_dtype: of gradients as they are summed over processes. With `reduce_gradients: step`
+            the micro-batches of a step are added in it too, so use float32 where there are many.
         reshard_after_forward: let a block's weights go after its forward pass and gather them
             again for its backward pass; False takes more memory and sends less.
         reduce_gradients: once a step, for which every process keeps a whole gradient while it has

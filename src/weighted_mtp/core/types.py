@@ -37,7 +37,8 @@ class Program:
         source: the code under judgement, run as the module `__main__`.
         tests: assert statements, run after `source`; its names are theirs to use.
         stdin: what the program reads; None: nothing.
-        expected_stdout: what it should print; trailing whitespace does not count.
+        expected_stdout: what it should print, word by word; numbers by tolerance
+            (docs/evaluation.md).
     """
 
     source: str

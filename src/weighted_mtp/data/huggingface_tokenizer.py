@@ -51,7 +51,10 @@ class HuggingFaceTokenizer:
         folder = path if path.is_dir() else path.parent
         files = TokenizerFiles.read(folder)
         if not path.is_dir():
-            contents = {**files.contents, _FILE: path.read_bytes()}
+            try:
+                contents = {**files.contents, _FILE: path.read_bytes()}
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
             files = TokenizerFiles(folder, contents, files.model_stops)
         if _FILE not in files.contents:
             raise UserError(
@@ -141,7 +144,9 @@ class HuggingFaceTokenizer:
         self._backend: Any = backend
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_with_ends(text)[0]
+        text = " " * self._prefix_is_lost(text) + well_formed(text)
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         extra = self._prefix_is_lost(text)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.core.model_folder import find_tokenizer
 from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -143,11 +144,13 @@ def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights.
+    """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights. `model_dir`
+    may be all that `find_model` takes.
 
     Raises:
         UserError: none is there.
     """
+    model_dir = find_tokenizer(model_dir)
     for folder in (model_dir / "tokenizer", model_dir):
         if (folder / "bytes.json").is_file():
             return ByteTokenizer()

@@ -10,7 +10,15 @@ import torch
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.files import check_output_directory
+from weighted_mtp.core.logging import get_logger, run_log
+from weighted_mtp.core.model_folder import (
+    complete_checkpoints,
+    find_model,
+    find_tokenizer,
+    is_hub_id,
+    is_sharded,
+)
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokenizers import (
     Tokenizer,
@@ -21,12 +29,7 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import (
-    checkpoint_path,
-    checkpoint_step,
-    complete_checkpoints,
-    is_sharded,
-)
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.model_start import (
     Start,
     fresh_model,
@@ -37,6 +40,7 @@ from weighted_mtp.pipelines.model_start import (
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
 from weighted_mtp.pipelines.remote_runs import changed_section, meet, share_recipe
+from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
@@ -44,6 +48,7 @@ from weighted_mtp.pipelines.training_module import TrainingModule
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment_of
+from weighted_mtp.runtime.main_process import on_main
 from weighted_mtp.runtime.modes import check_mode, parallelise
 from weighted_mtp.runtime.out_of_memory import naming_remedies
 from weighted_mtp.runtime.shared_directory import check_directory
@@ -81,7 +86,12 @@ def run(request: RunRequest) -> TrainResult:
     """
     recipe, run_dir = request.recipe, request.run_dir
     runtime, data = recipe.runtime, recipe.data
-    with distributed.naming_the_step(), environment_of(runtime) as env:
+    outermost = request if request.outer is None else request.outer
+    with (
+        distributed.naming_the_step(),
+        environment_of(runtime) as env,
+        writing_run(outermost.run_dir),
+    ):
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
@@ -139,6 +149,7 @@ def run(request: RunRequest) -> TrainResult:
         with (
             distributed.naming_the_step(trainer.current_step),
             naming_remedies(trainer.current_step, env.device),
+            run_log(run_dir / "train.log", env.is_main),
         ):
             return trainer.fit()
 
@@ -177,6 +188,7 @@ def find_checkpoint(request: RunRequest) -> Path | None:
         UserError: a new run would overwrite an old one, there is no run to resume, or a place
             cannot be used.
     """
+    on_main(lambda: check_output_directory(request.run_dir, "--output-dir"))
     check_directory(request.run_dir)
     meet(request.recipe.training.remote, request.run_dir, request.resume)
     run_dir = request.run_dir
@@ -229,13 +241,23 @@ def record_recipe(request: RunRequest) -> None:
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
-    """The tokenizer a recipe names, or the one stored with its model."""
+    """The tokenizer a recipe names, or the one stored with its model. `tokenizer.path` may be all
+    that `model.path` may be, or a tokenizer's file."""
     config = recipe.tokenizer
-    if config.kind != "auto":
-        return make_tokenizer(config.kind, config.path)
-    if recipe.model.path is None:
-        raise UserError("tokenizer.kind auto needs model.path; from scratch, name one, e.g. bytes")
-    return load_tokenizer(recipe.model.path)
+    if config.kind == "auto":
+        source = config.path or recipe.model.path
+        if source is None:
+            raise UserError(
+                "tokenizer.kind auto needs model.path; from scratch, name one, e.g. bytes"
+            )
+        return load_tokenizer(source)
+    path = config.path
+    if path is not None and (path.is_dir() or is_hub_id(path)):
+        path = find_tokenizer(path)
+        path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+        if config.kind == "sentencepiece":
+            path = path / "tokenizer.model"
+    return make_tokenizer(config.kind, path)
 
 
 def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
@@ -260,6 +282,7 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
     if checkpoint is not None and sharded:
         start = sharded_model(checkpoint)
     elif source is not None:
+        source = find_model(source)
         start = stored_model(source, recipe.model)
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)

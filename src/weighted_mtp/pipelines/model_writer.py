@@ -12,13 +12,17 @@ from typing import Any
 from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, has_chat_template
+from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures
 from weighted_mtp.pipelines.model_start import warn_past_positions
+
+_log = get_logger(__name__)
 
 
 class ModelWriter:
@@ -48,7 +52,7 @@ class ModelWriter:
         dtype: str | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        self.model_dir = resolve_model_dir(path)
+        self.model_dir = find_model(path)
         self.tokenizer = load_tokenizer(self.model_dir)
         shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
@@ -165,11 +169,27 @@ def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]
 
 def run_data(path: Path) -> dict[str, Any]:
     """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
-    for folder in (path, *path.resolve().parents[:3]):
+    path = path.expanduser()
+    here = path.resolve() if path.exists() else find_model(path)
+    for folder in (here, *here.parents[:3]):
         config = folder / "config.yaml"
         if config.exists():
             return load_recipe_file(config).data.model_dump()
     return {}
+
+
+def warn_of_chat_model(path: Path, template: str) -> None:
+    """Warn if a model that was tuned on conversations, and not trained here with this template, is
+    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    trained = run_data(path).get("template")
+    if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
+        _log.warning(
+            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
+            "a model does not expect; write the prompt by its chat template and give it with "
+            "generate --template raw, or train the model with the template first",
+            path,
+            template,
+        )
 
 
 def trained_template(path: Path) -> str | None:
@@ -200,10 +220,10 @@ def model_identity(path: Path) -> dict[str, Any]:
     Raises:
         UserError: nothing is there.
     """
-    folder = resolve_model_dir(path)
+    folder = find_model(path)
     weights = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".pth", ".bin"))
     return {
-        "path": folder.relative_to(path).as_posix(),
+        "path": (folder.relative_to(path) if path.exists() else Path(folder.name)).as_posix(),
         "files": {
             file.relative_to(folder).as_posix(): [status.st_size, status.st_mtime_ns]
             for file in weights

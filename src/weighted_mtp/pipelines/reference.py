@@ -17,6 +17,8 @@ from torch import Tensor
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch, Example
@@ -35,8 +37,7 @@ from weighted_mtp.data.token_store import tokenise
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.pipelines.model_start import warn_past_positions
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
@@ -69,7 +70,9 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     Raises:
         UserError: the data or the model cannot be read, or do not fit each other.
     """
-    model_dir, device = resolve_model_dir(request.model), resolve_device(request.device)
+    model_dir, device = find_model(request.model), resolve_device(request.device)
+    out = request.out or default_path(request.data)
+    check_output_file(out, "--out")
     tokenizer = load_tokenizer(model_dir)
     transformer = _load(model_dir, tokenizer, device, "--max-length", request.max_length)
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
@@ -87,7 +90,6 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
             for example, line in zip(part, scored, strict=True):
                 losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
             progress.update(len(part))
-    out = request.out or default_path(request.data)
     made_of = fingerprint(collator, request.template, store.digest)
     write_reference(out, losses, replace(made_of, model=model_digest(model_dir)))
     return out
@@ -129,7 +131,7 @@ def check_reference(recipe: Recipe) -> None:
     if rho1.reference is not None:
         check_there(rho1.reference)
     if rho1.reference_model is not None:
-        resolve_model_dir(rho1.reference_model)
+        find_model(rho1.reference_model)
 
 
 class StoredReference:
@@ -164,22 +166,37 @@ def with_reference(
     return StoredReference(path, examples, fingerprint(collator, recipe.data.template, data_digest))
 
 
-def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Annotate | None:
-    """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
+def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
+    """The directory of `objective.rho1.reference_model`, looked at before its weights are read;
+    None if losses are stored.
 
     Raises:
-        UserError: the reference has another tokenizer.
+        UserError: it has another tokenizer, or fewer positions than the longest row.
     """
     path = recipe.objective.rho1.reference_model
     if path is None:
         return None
-    model_dir = resolve_model_dir(path)
+    model_dir = find_model(path)
     other = load_tokenizer(model_dir)
     if other.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
             f"model ({tokenizer.fingerprint}); token losses cannot be compared"
         )
+    args = inspect_checkpoint(model_dir).args
+    _check_positions(model_dir, args, "data.max_length", recipe.data.max_length)
+    return model_dir
+
+
+def online_reference(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> Annotate | None:
+    """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
+
+    Raises:
+        UserError: as for `check_online`.
+    """
+    model_dir = check_online(recipe, tokenizer)
+    if model_dir is None:
+        return None
     longest = recipe.data.max_length
     transformer = _load(model_dir, tokenizer, device, "data.max_length", longest)
     transformer.requires_grad_(False)
@@ -205,8 +222,12 @@ def _load(
         model_dir, device=device, dtype=torch.float32, initialize_value_head=False
     )
     check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
-    positions = adapter.transformer.max_positions
+    _check_positions(model_dir, adapter.args, setting, longest)
+    return adapter.transformer
+
+
+def _check_positions(model_dir: Path, args: ModelArgs, setting: str, longest: int) -> None:
+    positions = 2 * args.max_seq_len
     if longest > positions:
         raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
-    warn_past_positions(longest, adapter.args, f"{setting} {longest} of the reference {model_dir}")
-    return adapter.transformer
+    warn_past_positions(longest, args, f"{setting} {longest} of the reference {model_dir}")

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
@@ -34,7 +35,6 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     complete_checkpoint,
     damaged,
-    is_sharded,
     partial_path,
     save_checkpoint,
     save_model,
@@ -163,7 +163,8 @@ class ShardedSaver(WholeSaver):
             raise unwritten(partial_path(final), shards.reason(error)) from error
         if distributed.is_main_process():
             kept = {*keep_steps, *self.copies.pinned}
-            complete_checkpoint(final, self.copies.keep_last, kept)
+            with writing(final):
+                complete_checkpoint(final, self.copies.keep_last, kept)
             self.copies.offer(final, keep_steps)
 
 
@@ -190,7 +191,8 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
         tie(model.transformer)
         save_model(model, tokenizer, checkpoint / "model")
 
-    on_main(write)
+    with writing(checkpoint / "model"):
+        on_main(write)
 
 
 def sharded_model(checkpoint: Path) -> Start:

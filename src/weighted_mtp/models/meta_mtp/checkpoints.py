@@ -21,6 +21,7 @@ import torch
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.huggingface import (
     MTP_FOLDER,
@@ -43,6 +44,8 @@ from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 log = get_logger(__name__)
 
 MAX_SHARD_BYTES = 5 * 2**30
+_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache")
+"""Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
 _READERS: dict[str, Callable[[Path], Source]] = {
     "native": read_native,
     "meta": read_meta,
@@ -110,6 +113,8 @@ def load_meta_mtp_model(
 ) -> Transformer:
     """Load a checkpoint in any of the three layouts; the log says which it was.
 
+    `model_dir` may also be a run, a checkpoint of one, or a model of the hub (`find_model`).
+
     Keys, shapes and formats are checked before any weight is read. Peak memory is the model in its
     final `dtype`, one tensor, and a fortieth of the files.
 
@@ -125,7 +130,7 @@ def load_meta_mtp_model(
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
             architecture; the one line names file and key.
     """
-    directory = Path(model_dir)
+    directory = find_model(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = open_checkpoint(directory)
     if verify:
@@ -152,7 +157,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    directory = Path(path)
+    directory = find_model(path)
     source = open_checkpoint(directory)
     verified = ""
     if verify:
@@ -233,7 +238,8 @@ def save_huggingface(
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` where a checkpoint must not be written: something is there and `overwrite`
-    is not set, or what is there is neither a checkpoint nor an empty folder."""
+    is not set, or what is there is neither a checkpoint nor an empty folder, holds other folders
+    (another checkpoint, an evaluation), or belongs to a run."""
     destination = Path(directory)
     if not overwrite:
         check_absent(destination)
@@ -245,6 +251,17 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> None:
         raise UserError(
             f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
         )
+    if (destination.parent / MARKER).exists():
+        raise UserError(
+            f"{destination}: is the model of a checkpoint that a run resumes from, so it is not "
+            "overwritten; choose another name"
+        )
+    for path in sorted(destination.iterdir()):
+        if path.is_dir() and path.name not in _FOLDERS:
+            raise UserError(
+                f"{path}: is not part of the checkpoint {destination}, with which it would be "
+                "deleted; move it away, or choose another destination"
+            )
 
 
 def find_tokenizer_files(model_dir: str | Path) -> list[Path]:
@@ -282,24 +299,15 @@ def open_checkpoint(directory: Path) -> Source:
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    if not directory.exists():
-        raise UserError(f"{directory}: no such directory; check the path")
-    if not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the directory that holds it")
+    directory = find_model(directory)
     layout = detect_layout(directory)
     if layout is None:
         raise UserError(
             f"{directory}: no checkpoint found; looked for configs/params.json and safetensors/ "
             "(native), params.json and consolidated*.pth (Meta), config.json and "
-            f"model*.safetensors (Hugging Face), but the folder holds {_listing(directory)}"
+            f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
     return _READERS[layout](directory)
-
-
-def _listing(directory: Path) -> str:
-    names = sorted(path.name for path in directory.iterdir())
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _verify_files(directory: Path, source: Source) -> str:
