@@ -153,6 +153,36 @@ def test_targets_are_constants(make_trainer):
     torch.testing.assert_close(values.grad[whole], expected[whole].float())
 
 
+@pytest.mark.parametrize(("clip", "huber"), [(None, 0.25), (0.3, None), (0.7, 0.2)])
+def test_the_value_loss_follows_its_formula(clip, huber, make_trainer):
+    """Sum and gradient, term by term."""
+    given = {"gamma": 0.9, "lam": 0.7, "clip": clip, "huber": huber}
+    trainer = make_trainer("critic", **{f"objective__value__{k}": v for k, v in given.items()})
+    batch = batch_of(trainer)
+    values = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0)).double()
+    expected, slopes, kinds = 0.0, torch.zeros_like(values), set()
+    for i, labels in enumerate(batch.labels.tolist()):
+        response = [j for j, label in enumerate(labels) if label != IGNORE_INDEX]
+        advantage = 0.0
+        for j in reversed(response):
+            last, before = j == response[-1], float(values[i, j - 1])
+            ahead = float(batch.correct[i]) if last else 0.9 * float(values[i, j])
+            delta = 0.0 if last and batch.truncated[i] else ahead - before
+            advantage = delta + 0.9 * 0.7 * advantage
+            error = advantage if clip is None else max(-clip, min(clip, advantage))
+            far = huber is not None and abs(error) > huber
+            expected += huber * (2 * abs(error) - huber) if far else error**2
+            slopes[i, j - 1] = -2 * (math.copysign(huber, error) if far else error)
+            kinds.add((error != advantage, far))
+    assert len(kinds) == 2 + (clip is not None and huber is not None)
+    values.requires_grad_()
+    loss, sums = trainer.objective.value_loss(batch, values, torch.tensor(10.0))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(expected / 10, rel=1e-12)
+    assert float(sums["value"][0]) == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(values.grad, slopes / 10, rtol=1e-10, atol=1e-12)
+
+
 FROZEN = {
     "frozen": set(),
     "top": {"layers.1.", "norm."},

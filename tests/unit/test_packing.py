@@ -75,6 +75,29 @@ def test_ranks_get_equal_numbers_of_batches_and_every_example_once(lengths, size
         assert batch.tokens.shape[1] <= 16
 
 
+def test_rows_of_like_length_share_a_batch():
+    """What README's share of padding rests on; ranks that work side by side have like lengths."""
+    groups = [(e,) for e in examples_of([9, 1, 8, 2, 7, 3, 12, 6])]
+    whole = Cutter(PAD, 16, 2).cut(groups)
+    assert [batch.rows.tolist() for batch in whole] == [[1, 3], [5, 7], [4, 2], [0, 6]]
+    assert [batch.tokens.shape[1] for batch in whole] == [2, 6, 8, 12]
+    ranks = [Cutter(PAD, 16, 2).cut(groups, rank, 2) for rank in range(2)]
+    assert [[b.tokens.shape[1] for b in batches] for batches in ranks] == [[2, 8], [6, 12]]
+
+
+@given(lengths, st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_no_other_cut_has_less_padding(lengths, size, chance):
+    def positions(order: list[int]) -> int:
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        return sum(max(part) * len(part) for part in parts)
+
+    cut = Cutter(PAD, 16, size).cut([(e,) for e in examples_of(lengths)])
+    ours = sum(batch.tokens.numel() for batch in cut)
+    chance.shuffle(lengths)
+    assert ours <= positions(lengths)
+
+
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=8))
 def test_a_pair_stays_side_by_side_in_one_batch(pairs):
     both = [(example(2 * i, a + 1), example(2 * i + 1, b + 1)) for i, (a, b) in enumerate(pairs)]
