@@ -9,6 +9,7 @@ that has imported PyTorch runs them, so a mutant takes seconds.
     python benchmarks/mutation_pass.py --out results.jsonl                 # all modules
     python benchmarks/mutation_pass.py --out results.jsonl --only data/packing.py --each 10
     python benchmarks/mutation_pass.py --out results.jsonl --again         # survivors alone
+    python benchmarks/mutation_pass.py --out results.jsonl --options       # each ignored in turn
     python benchmarks/mutation_pass.py --out results.jsonl --table         # shares by module
 
 Mutants that behave as the original does are listed with the reason in `results/mutants_alike.json`.
@@ -33,6 +34,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ALIKE = ROOT / "benchmarks" / "results" / "mutants_alike.json"
@@ -339,12 +342,12 @@ class Copy:
             compiled.unlink()
 
 
-def run_tests(src: Path, arguments: list[str], log: Path, trace: str | None = None) -> int:
-    """pytest's exit status in a fork; −1 after `LIMIT`."""
+def run_tests(src: Path, arguments: list[str], log: Path, plugin: object | None = None) -> int:
+    """pytest's exit status in a fork; −1 after `LIMIT`, which holds where there is no plugin."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        if trace is None:
+        if plugin is None:
             resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
         with log.open("wb") as out:
             os.dup2(out.fileno(), 1)
@@ -354,9 +357,7 @@ def run_tests(src: Path, arguments: list[str], log: Path, trace: str | None = No
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
         sys.path[:0] = [str(src), str(ROOT)]
-        import pytest
-
-        plugins = [] if trace is None else [Tracer(src / "weighted_mtp" / trace, log)]
+        plugins = [] if plugin is None else [plugin]
         options = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "--no-header"]
         status = 99
         try:
@@ -408,6 +409,79 @@ class Tracer:
         return self._line
 
 
+IGNORE = """
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore(cls, values):
+        section, _, key = IGNORED[0].partition(".")
+        if cls.__name__ == section and isinstance(values, dict):
+            values = {name: value for name, value in values.items() if name != key}
+        return values
+
+
+IGNORED = [os.environ.get("IGNORED_OPTION", "")]
+"""
+"""At the end of `core/section.py`, whose last class is that of all sections: a recipe is read as if
+one option had not been given."""
+
+
+class Ignorer:
+    """A pytest plugin: while the proof of an option is run, the option is ignored."""
+
+    def __init__(self, log: Path) -> None:
+        self.out = log.with_suffix(".json")
+        self.found: dict[str, str] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: Any) -> Iterator[None]:
+        option = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("option")
+        if option:
+            pyfuncitem.module.BASE_LOOKS.clear()
+            ignored = sys.modules["weighted_mtp.core.section"].IGNORED  # type: ignore[attr-defined]
+            ignored[0] = _owners(pyfuncitem.module)[option]
+        try:
+            return (yield)
+        except Exception as error:
+            self.found[option] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            raise
+        finally:
+            if option:
+                self.found.setdefault(option, "survived")
+                ignored[0] = ""
+
+    def pytest_sessionfinish(self, session: Any) -> None:
+        module = session.items[0].module
+        rest = {o: [_owners(module)[o], p] for o, p in module.OPTIONS.items() if isinstance(p, str)}
+        self.out.write_text(json.dumps([self.found, rest]))
+
+
+def _owners(table: Any) -> dict[str, str]:
+    """By option: its section's class and its name there."""
+    return {option: f"{section.__name__}.{name}" for option, section, name in table.leaves()}
+
+
+def ignore_options(place: Copy, log: Path, out: Path) -> None:
+    """Ignore every option of a recipe in turn: its proof in `test_recipe_options` must fail."""
+    module = "core/section.py"
+    text = (ROOT / "src" / "weighted_mtp" / module).read_text(encoding="utf-8").rstrip()
+    first = "from __future__ import annotations\n"
+    more = "import os\nfrom pydantic import model_validator\n"
+    place.write(module, text.replace(first, first + more) + "\n" + IGNORE)
+    file = f"tests/{_OPTIONS}::test_an_option_has_an_effect"
+    run_tests(place.src, [file], log, Ignorer(log))
+    found, rest = json.loads(log.with_suffix(".json").read_text())
+    for option, (owner, test) in rest.items():
+        os.environ["IGNORED_OPTION"] = owner
+        status = run_tests(place.src, ["-x", f"tests/{test}"], log)
+        found[option] = f"{test} fails" if status else "survived"
+    with out.open("a", encoding="utf-8") as lines:
+        for option, by in found.items():
+            print(f"  {option}: {by}")
+            kept = {"module": "recipe options", "function": option, "original": option}
+            kept |= {"mutant": "ignored", "status": "survived" if by == "survived" else "killed"}
+            lines.write(json.dumps(kept | {"by": by}, ensure_ascii=False) + "\n")
+
+
 def judge(
     place: Copy,
     mutant: Mutant,
@@ -446,6 +520,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--again", action="store_true", help="only what survived in --out")
+    parser.add_argument("--options", action="store_true", help="ignore recipe options instead")
     parser.add_argument("--table", action="store_true", help="print the shares in --out, and end")
     args = parser.parse_args()
     if args.table:
@@ -465,6 +540,9 @@ def main() -> None:
     known = read(args.out)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         place, log = Copy(Path(name)), Path(name) / "log.txt"
+        if args.options:
+            ignore_options(place, log, args.out)
+            return
         for module in args.only or MODULES:
             count, files = MODULES[module]
             tests = [f"tests/{file}" for file in files if (ROOT / "tests" / file).exists()]
@@ -476,7 +554,8 @@ def main() -> None:
             if not todo:
                 continue
             started = time.monotonic()
-            status = run_tests(place.src, tests, log, trace=module)
+            tracer = Tracer(place.src / "weighted_mtp" / module, log)
+            status = run_tests(place.src, tests, log, tracer)
             if status != 0:
                 raise SystemExit(f"{module}: its tests fail unchanged:\n{log.read_text()[-2000:]}")
             traced = json.loads(log.with_suffix(".json").read_text())
@@ -493,8 +572,8 @@ def main() -> None:
                 with args.out.open("a", encoding="utf-8") as out:
                     kept = {k: v for k, v in mutant.items() if k not in ("source", "lines")}
                     out.write(json.dumps(kept, ensure_ascii=False) + "\n")
-                where = f"{module}:{mutant['line']}"
-                print(f"  {found:9}{where}  {mutant['original']}  →  {mutant['mutant']}", flush=True)
+                where, was, now = f"{module}:{mutant['line']}", mutant["original"], mutant["mutant"]
+                print(f"  {found:9}{where}  {was}  →  {now}", flush=True)
 
 
 def key(mutant: Mutant) -> tuple[str, str, str, str]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import torch
 from tests.helpers import ROOT, random_tokens
-from tests.integration.helpers_training import SMALL, run_steps, settings, state
+from tests.integration.helpers_training import SMALL, checkpoint_names, run_steps, settings, state
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +27,7 @@ from weighted_mtp.core.section import Section
 from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.pipelines import compose, training_data
+from weighted_mtp.pipelines import trainer as trainer_module
 from weighted_mtp.pipelines.checkpoint_utils import save_model
 from weighted_mtp.pipelines.compose import RunRequest, build_adapter, build_tokenizer
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
@@ -127,10 +128,15 @@ def compiled(trainer: Trainer) -> list[Any]:
     return trainer.compiled
 
 
-def kind(recipe: Recipe) -> bool:
-    """Whether a fresh value head may be trained."""
-    adapter = build_adapter(recipe, ByteTokenizer(), torch.device("cpu"), None)
-    return adapter.value_head is not None
+def tracked(trainer: Trainer) -> list[Any]:
+    return trainer.tracked
+
+
+def kept(trainer: Trainer) -> list[str]:
+    """The checkpoints that are left after a few were saved."""
+    for trainer.step in range(1, 5):
+        trainer.save()
+    return checkpoint_names(trainer.run_dir)
 
 
 def asked(recipe: Recipe) -> list[Any]:
@@ -382,7 +388,7 @@ OPTIONS: dict[str, Proof | str] = {
     "training.activation_checkpointing": POLICIES + "test_activation_checkpointing_changes_nothing",
     "training.validate_every": TRAINING + "test_metrics_hold_every_step_and_validation",
     "training.save_every": TRAINING + "test_keep_last_checkpoints_are_kept_whole",
-    "training.keep_last": POLICIES + "test_the_best_are_kept_beside_the_last",
+    "training.keep_last": Proof(kept, 3),
     "training.keep_best": POLICIES + "test_the_best_are_kept_beside_the_last",
     "training.monitor": POLICIES + "test_another_figure_may_decide",
     "training.monitor_mode": POLICIES + "test_the_best_are_kept_beside_the_last",
@@ -390,8 +396,7 @@ OPTIONS: dict[str, Proof | str] = {
     "training.early_stopping.min_delta": POLICIES + "test_it_stops_when_nothing_improves",
     "training.max_skipped_steps": POLICIES + "test_one_too_many_ends_the_run",
     "training.log_every": TRAINING + "test_log_every_thins_the_metrics_and_keeps_the_last_step",
-    "training.trackers": "unit/test_trackers.py::"
-    "test_real_tensorboard_shows_a_resumed_run_as_one_curve",
+    "training.trackers": Proof(tracked, "[tensorboard]"),
     "training.remote": "integration/test_remote_run.py::test_a_lost_run_goes_on_elsewhere",
     # --- runtime
     "runtime.device": Proof(surroundings, "cuda:3"),
@@ -496,6 +501,7 @@ def look_at(recipe: Recipe, look: Callable[..., Any], run_dir: Path) -> Any:
     seen: list[Any] = []
     made: list[Any] = []
     blocks: list[Any] = []
+    names: list[Any] = []
     before = torch.get_num_threads()
 
     def spy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -507,12 +513,13 @@ def look_at(recipe: Recipe, look: Callable[..., Any], run_dir: Path) -> Any:
         return call
 
     def fit(trainer: Trainer) -> None:
-        trainer.prepared, trainer.compiled = made, blocks
+        trainer.prepared, trainer.compiled, trainer.tracked = made, blocks, names
         seen.append(look(trainer))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "fit", fit)
         patch.setattr(compose, "record_recipe", lambda _: None)
+        patch.setattr(trainer_module, "make_trackers", lambda asked, *_: names.extend(asked) or [])
         patch.setattr(nn.Module, "compile", lambda block, **how: blocks.append(str(how)))
         if look is prepared:
             patch.setattr(training_data, "open_rows", spy(training_data.open_rows))
@@ -534,10 +541,10 @@ def test_an_option_has_an_effect(option, place, tmp_path):
     also = {**proof.also} | ({"training.steps": 12} if proof.look is rows else {})
     key = f"{proof.base} {also} {proof.look.__name__}"
     if key not in BASE_LOOKS:
-        BASE_LOOKS[key] = look_at(recipe_of(place, proof.base, also), proof.look, tmp_path)
+        BASE_LOOKS[key] = look_at(recipe_of(place, proof.base, also), proof.look, tmp_path / "base")
     setting = option.partition(".*")[0]
     changed = recipe_of(place, proof.base, {**also, setting: proof.value})
-    assert look_at(changed, proof.look, tmp_path) != BASE_LOOKS[key]
+    assert look_at(changed, proof.look, tmp_path / "changed") != BASE_LOOKS[key]
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -546,27 +553,30 @@ def test_no_more_rows_of_logits_are_held_than_asked(count, place, tmp_path):
     assert look_at(recipe, logit_rows, tmp_path) == count
 
 
-def leaves(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every option below a section; `*` stands for a name or a number of one's own."""
+def leaves(
+    section: type[Section] = Recipe, prefix: str = ""
+) -> Iterator[tuple[str, type[Section], str]]:
+    """Every option below a section, its own section, and its name there; `*` stands for a name or
+    a number of one's own."""
     for name, field in section.model_fields.items():
         nested = list(sections_in(field.annotation))
         if not nested:
-            yield prefix + name
-        for below, star in nested:
-            yield from leaves(below, f"{prefix}{name}." + "*." * star)
+            yield prefix + name, section, name
+        for below, several in nested:
+            yield from leaves(below, f"{prefix}{name}." + "*." * several)
 
 
-def sections_in(annotation: Any, star: bool = False) -> Iterator[tuple[type[Section], bool]]:
+def sections_in(annotation: Any, several: bool = False) -> Iterator[tuple[type[Section], bool]]:
     """The sections in `Section | None`, `dict[str, Section]`, …, and whether they are several."""
     if inspect.isclass(annotation) and issubclass(annotation, Section):
-        yield annotation, star
-    several = star or getattr(annotation, "__origin__", None) in (dict, tuple, list)
+        yield annotation, several
+    several |= getattr(annotation, "__origin__", None) in (dict, tuple, list)
     for part in get_args(annotation):
         yield from sections_in(part, several)
 
 
 def test_every_option_has_a_proof():
-    known = set(leaves(Recipe))
+    known = {option for option, *_ in leaves()}
     missing = sorted(known - OPTIONS.keys())
     assert not missing, f"add a proof to OPTIONS that {', '.join(missing)} has an effect"
     assert not sorted(OPTIONS.keys() - known), "these options are gone; take their proofs away"
