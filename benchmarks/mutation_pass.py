@@ -57,14 +57,7 @@ _SAMPLING = [
 ]
 _LAYOUTS = ["unit/test_checkpoints.py", "unit/test_adapter.py", "unit/test_convert_cli.py"]
 _OPTIONS = "unit/test_recipe_options.py"
-_SAVING = [
-    _OPTIONS,
-    "unit/test_saving.py",
-    "unit/test_shards.py",
-    "integration/test_resume.py",
-    "unit/test_step_policies.py",
-    "distributed/test_sharded.py",
-]
+_SAVING = ["unit/test_saving.py", "unit/test_shards.py"]
 
 MODULES: dict[str, tuple[int, list[str]]] = {
     "data/packing.py": (14, [_OPTIONS, "unit/test_packing.py", "unit/test_loading.py"]),
@@ -84,7 +77,7 @@ MODULES: dict[str, tuple[int, list[str]]] = {
     "decoding/speculative.py": (14, _DECODING),
     "decoding/stopping.py": (6, _DECODING),
     "decoding/verify.py": (10, _DECODING),
-    "pipelines/checkpoint_utils.py": (12, _SAVING),
+    "pipelines/checkpoint_utils.py": (12, [*_SAVING, "integration/test_resume.py"]),
     "pipelines/restoring.py": (6, _SAVING),
     "pipelines/sharded_checkpoints.py": (8, _SAVING),
     "runtime/shards.py": (6, _SAVING),
