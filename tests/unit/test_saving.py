@@ -237,6 +237,14 @@ def test_what_another_start_left_half_written_goes(tmp_path):
     assert saved_state(partial) == {"step": 2, "world_size": 1, "more": [1]}
 
 
+def test_the_first_checkpoint_of_a_run_makes_its_folder(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        newest_checkpoint(tmp_path / "run")
+    partial = partial_path(checkpoint_path(tmp_path / "run", 1))
+    start_checkpoint(partial, 1, {})
+    assert saved_state(partial)["step"] == 1
+
+
 def test_a_run_is_trained_when_its_last_checkpoint_has_a_model(tmp_path):
     fake(tmp_path, 4, 8)
     assert not is_trained(tmp_path, 8)
