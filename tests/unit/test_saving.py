@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tests.integration import helpers_training
 from tests.integration.helpers_training import (
@@ -18,8 +19,15 @@ from tests.integration.helpers_training import (
     tree,
     weights,
 )
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sections import TrainingConfig
+from weighted_mtp.data.tokenizers import load_tokenizer
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.native import METADATA
 from weighted_mtp.pipelines.checkpoint_utils import (
     MARKER,
     checkpoint_path,
@@ -34,11 +42,13 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     saved_state,
     start_checkpoint,
 )
+from weighted_mtp.pipelines.optimization import make_optimizer
 from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.pipelines.restoring import restore_any
 from weighted_mtp.pipelines.sharded_checkpoints import (
     ShardedSaver,
     WholeSaver,
+    optimizer_names,
     publish,
     sharded_model,
 )
@@ -99,6 +109,8 @@ def test_what_was_saved_comes_back(kind, recipe, changes, make_trainer, tmp_path
         adapter = sharded_model(checkpoint).on(torch.device("cpu"))
         stored = {f"adapter.{name}": p.detach() for name, p in adapter.named_parameters()}
         assert same(stored, wanted[0])
+        kept = load_tokenizer(checkpoint / "skeleton")
+        assert kept.fingerprint == trainer.tokenizer.fingerprint
         tied = adapter.transformer.output.weight is adapter.transformer.tok_embeddings.weight
         assert tied == (recipe == "baseline")
     other = make_trainer(recipe, **changes)
@@ -122,11 +134,13 @@ def test_a_published_model_is_that_of_a_whole_checkpoint(recipe, changes, make_t
         folders.append(checkpoint / "model")
     one, other = map(tree, folders)
     assert one.keys() == other.keys()
-    for name in one:  # a tensor file's header has no fixed order
-        if name.endswith(".safetensors"):
+    for name in one:
+        if name.endswith(".safetensors"):  # whose header has no fixed order
             assert same(load_file(folders[0] / name), load_file(folders[1] / name)), name
-        else:
+        elif not name.endswith(METADATA):  # that has digests of the others
             assert one[name] == other[name], name
+    for folder in folders:
+        inspect_checkpoint(folder, verify=True)
     assert resolve_model_dir(checkpoint) == checkpoint / "model"
     run_steps(trainer, 1)
     before = tree(checkpoint)
@@ -178,6 +192,44 @@ def test_parts_hold_the_state_of_adamw_alone(make_trainer, tmp_path):
     other = make_trainer(**SMALL, training__optimizer="muon")
     with pytest.raises(UserError, match=r"made with training\.optimizer adamw"):
         restore_any(checkpoint, other.optimizer, other.weights)
+
+
+@pytest.fixture
+def mesh():
+    """Of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_whole_state_is_taken_up_in_parts(kind, mesh, make_trainer, tmp_path):
+    if kind == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("PyTorch before 2.9")
+    trainer = make_trainer(**SMALL, training__optimizer=kind)
+    run_steps(trainer, 1)
+    checkpoint = saver_of(WholeSaver, trainer, tmp_path).save(1, (), {})
+    module, parts = nn.Module(), {}
+    for name, weight in trainer.weights.items():
+        parts[name] = nn.Parameter(distribute_tensor(weight.detach(), mesh, [Shard(0)]))
+        module.register_parameter(name.replace(".", "_"), parts[name])
+    named = iter(parts.items())
+    module.named_parameters = lambda: named  # make_optimizer goes by names
+    optimizer = make_optimizer(module, TrainingConfig())
+    if kind == "muon":
+        with pytest.raises(UserError, match=r"made with training\.optimizer muon"):
+            restore_any(checkpoint, optimizer, parts)
+        return
+    restore_any(checkpoint, optimizer, parts)
+    names = optimizer_names(trainer.optimizer, trainer.weights)
+    assert optimizer_names(optimizer, parts) == names
+    kept, found = trainer.optimizer.state_dict()["state"], optimizer.state_dict()["state"]
+    assert kept.keys() == found.keys()
+    for index in kept:
+        assert torch.equal(found[index]["step"], kept[index]["step"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert isinstance(found[index][moment], DTensor)
+            assert torch.equal(found[index][moment].full_tensor(), kept[index][moment])
 
 
 # --- what is kept --------------------------------------------------------------------------------
