@@ -350,6 +350,22 @@ def test_the_log_tells_of_errors_advantages_and_weights(make_trainer):
             assert stats["std"] == pytest.approx(float(kept.std(correction=0)), rel=1e-4)
 
 
+def test_the_value_loss_is_divided_by_its_own_count(make_trainer):
+    """Not by a head's, which counts the last token of a truncated row."""
+    trainer = make_trainer("critic", **LM, **SMALL)
+    batch = batch_of(trainer)
+    counts = trainer.objective.counts(batch)
+    assert batch.truncated.any()
+    assert len(set(counts.tolist()[-2:])) == 2
+    losses = []
+    for factor in (1, 2):
+        denominators = counts * torch.tensor([1.0, 1.0, factor])
+        out = trainer.module(batch, "train", denominators)
+        losses.append(float(out.loss.detach()))
+    total = float(out.sums["value"][0])
+    assert losses[0] - losses[1] == pytest.approx(total / float(counts[-1]) / 2, rel=1e-4)
+
+
 # --- controls ------------------------------------------------------------------------------------
 
 
