@@ -479,7 +479,7 @@ def judge(
     tests: list[str],
     traced: dict[str, Any],
     log: Path,
-    thorough: bool,
+    thorough: bool = False,
 ) -> str:
     """`killed`, `timeout` or `survived`."""
     place.write(mutant["module"], mutant["source"])
@@ -528,7 +528,7 @@ def main() -> None:
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    known = read(args.out)
+    known, alike = read(args.out), read_alike()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         place, log = Copy(Path(name)), Path(name) / "log.txt"
         if args.options:
@@ -540,16 +540,18 @@ def main() -> None:
             todo = draw(module, args.each or count, args.seed)
             if args.again:
                 todo = [m for m in todo if known.get(key(m), {}).get("status") == "survived"]
+                todo = [m for m in todo if key(m) not in alike]
             else:
                 todo = [m for m in todo if key(m) not in known]
             if not todo:
                 continue
             started = time.monotonic()
-            tracer = Tracer(place.src / "weighted_mtp" / module, log)
-            status = run_tests(place.src, tests, log, tracer)
-            if status != 0:
-                raise SystemExit(f"{module}: its tests fail unchanged:\n{log.read_text()[-2000:]}")
-            traced = json.loads(log.with_suffix(".json").read_text())
+            traced: dict[str, Any] = {}
+            if not args.again:
+                tracer = Tracer(place.src / "weighted_mtp" / module, log)
+                if run_tests(place.src, tests, log, tracer) != 0:
+                    raise SystemExit(f"{module}: its tests fail unchanged:\n{log.read_text()}")
+                traced = json.loads(log.with_suffix(".json").read_text())
             print(f"{module}: {len(traced)} tests, {time.monotonic() - started:.0f} s", flush=True)
             for mutant in todo:
                 began = time.monotonic()
@@ -578,9 +580,14 @@ def read(path: Path) -> dict[tuple[str, str, str, str], Mutant]:
     return {key(mutant): mutant for mutant in map(json.loads, lines)}
 
 
+def read_alike() -> set[tuple[str, str, str, str]]:
+    """Mutants that behave as the original does."""
+    return {key(mutant) for mutant in json.loads(ALIKE.read_text(encoding="utf-8"))}
+
+
 def table(path: Path) -> str:
     """Mutants, equivalent ones and survivors by module, as Markdown."""
-    reasons = {key(m) for m in json.loads(ALIKE.read_text())} if ALIKE.exists() else set()
+    reasons = read_alike()
     rows: dict[str, list[int]] = {}
     for mutant in read(path).values():
         row = rows.setdefault(mutant["module"], [0, 0, 0])
