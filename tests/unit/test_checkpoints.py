@@ -242,6 +242,14 @@ def test_hf_export_loads_in_transformers(tmp_path, tied, scaling):
         )
 
 
+def test_a_second_head_that_was_not_copied_is_missed(tmp_path):
+    save_huggingface(tiny(n_future_tokens=2), tmp_path / "h")
+    (heads,) = (tmp_path / "h").rglob("mtp_heads*")
+    heads.unlink()
+    with pytest.raises(UserError, match=r"mtp_n_future_tokens in config\.json is 2"):
+        load_meta_mtp_model(tmp_path / "h", device="cpu")
+
+
 def test_hf_export_of_one_head_is_plain_llama(tmp_path):
     save_huggingface(tiny(n_future_tokens=1).to(torch.bfloat16), tmp_path / "h")
     assert {path.name for path in (tmp_path / "h").iterdir()} == {

@@ -43,6 +43,44 @@ def test_every_parameter_is_held_once_and_only_matrices_decay(kind):
     assert not any("norm" in name or "tok_embeddings" in name for name in decayed)
 
 
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_adamw_follows_its_settings(kind):
+    """Three steps by the formulas of Loshchilov & Hutter, for every parameter that it holds."""
+    module, generator = adapter(), torch.Generator().manual_seed(0)
+    config = TrainingConfig(optimizer=kind, learning_rate=0.01, betas=(0.6, 0.8), weight_decay=0.3)
+    optimizer = make_optimizer(module, config)
+    adamw = optimizer.parts["adamw"] if isinstance(optimizer, Optimizers) else optimizer
+    expected = {
+        id(p): [p.detach().double(), 0.0, 0.0, group["weight_decay"]]
+        for group in adamw.param_groups
+        for p in group["params"]
+    }
+    assert {decay for *_, decay in expected.values()} == {0.0, 0.3}
+    for step in range(1, 4):
+        for p in module.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+            if id(p) in expected:
+                w, first, second, decay = expected[id(p)]
+                first = 0.6 * first + 0.4 * p.grad.double()
+                second = 0.8 * second + 0.2 * p.grad.double() ** 2
+                direction = (first / (1 - 0.6**step)) / ((second / (1 - 0.8**step)).sqrt() + 1e-8)
+                w = w * (1 - 0.01 * decay) - 0.01 * direction
+                expected[id(p)] = [w, first, second, decay]
+        optimizer.step()
+    held = [p for p in module.parameters() if id(p) in expected]
+    assert held
+    for p in held:
+        torch.testing.assert_close(p.detach().double(), expected[id(p)][0], rtol=1e-5, atol=1e-6)
+
+
+@needs_muon
+def test_muon_takes_the_recipes_rate_and_decay():
+    config = TrainingConfig(optimizer="muon", learning_rate=0.02, weight_decay=0.3)
+    (group,) = make_optimizer(adapter(), config).parts["muon"].param_groups
+    asked = ("lr", "weight_decay", "momentum", "adjust_lr_fn")
+    assert [group[name] for name in asked] == [0.02, 0.3, 0.95, "match_rms_adamw"]
+
+
 @needs_muon
 def test_muon_has_the_matrices_of_the_blocks_alone():
     module = adapter()

@@ -204,6 +204,15 @@ def test_another_figure_may_decide(make_trainer, monkeypatch):
     assert checkpoint_names(trainer.run_dir) == ["step-00000003", "step-00000008"]
 
 
+def test_the_last_step_is_validated_though_it_is_not_its_turn(make_trainer, monkeypatch):
+    trainer = make_trainer(training__validate_every=4, training__steps=6, **SMALL)
+    scripted(monkeypatch, trainer, [1.0, 2.0])
+    result = trainer.fit()
+    seen = [(r["step"], r["loss"]) for r in records(trainer.run_dir) if r["kind"] == "validation"]
+    assert seen == [(4, 1.0), (6, 2.0)]
+    assert result.validation["loss"] == 2.0
+
+
 def test_a_figure_that_is_not_there_is_named_with_those_that_are(make_trainer):
     trainer = make_trainer(training__monitor="los", training__validate_every=1, **SMALL)
     with pytest.raises(UserError, match=r"training\.monitor 'los'.* loss") as caught:

@@ -21,6 +21,7 @@ from tests.integration.helpers_training import (
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig, TrainingConfig
+from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.objectives import Objective
@@ -83,6 +84,22 @@ def test_how_a_step_is_cut_changes_nothing(change, make_trainer, uncut):
     assert norm_gap < 1e-5
     assert weight_gap < 1e-5
     assert [c["tokens"] for c in curve] == [c["tokens"] for c in uncut[0]]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("multiple", [1, 8, 13])
+def test_batches_are_padded_to_a_multiple(multiple, packing, make_trainer):
+    sizes = {"data__pad_to_multiple": multiple, "data__max_length": 200}
+    trainer = make_trainer(data__packing=packing, training__micro_batch_size=1, **sizes)
+    widths = []
+    for batch in next(trainer.reader):
+        if batch.packing is None:
+            filled = (batch.labels != IGNORE_INDEX).nonzero()[-1, 1]
+        else:
+            filled = (batch.packing.source >= 0).sum()
+        widths.append((batch.tokens.shape[1], int(filled)))
+    assert widths == [(-(-filled // multiple) * multiple, filled) for _, filled in widths]
+    assert multiple == 1 or any(width > filled for width, filled in widths)
 
 
 def test_clipping_clips(make_trainer, monkeypatch):
