@@ -152,6 +152,7 @@ def test_all_survives_a_checkpoint_in_parts(source, make_trainer, tmp_path):
     adapter, tokenizer = trainer.module.adapter, load_tokenizer(folder)
     adapter.side_files = SideFiles.read(folder)
     parts = (adapter, trainer.weights, trainer.optimizer, tokenizer)
+    (tmp_path / "run").mkdir()
     saver = ShardedSaver(tmp_path / "run", *parts, trainer.copies)
     saver.save(1, (), {})
     saver.settle()

@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 from weighted_mtp.data.derived_tokenizer import derived_files
 from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from weighted_mtp.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from weighted_mtp.models.meta_mtp.layouts.side_files import find_side_files, find_tokenizer
+from weighted_mtp.models.meta_mtp.layouts.side_files import find_side_files, tokenizer_file
+
+CODE = Path(json.decoder.__file__).read_text(encoding="utf-8")
 
 NASTY = [
     "def f(xs):\n    if xs:\n\t\treturn xs[0]\n\n\n",
@@ -29,11 +31,12 @@ NASTY = [
     "[INST] x [/INST]",
     "aaaaaaaaaaaaaaa ================ -------",
     "<0x0A> <0xE9>",
+    "[REFERENCE_DOC_1] x[REFERENCE_DOC_10][REFERENCE_DOC_1]\n  y",
 ]
 
 
 def nasty_texts(count: int) -> list[str]:
-    rng, code = random.Random(0), Path(__file__).read_text()
+    rng, code = random.Random(0), CODE
     pieces = [*" \t\n\r=-#_()aé漢😀▁", "  ", "    ", "\n\n", "aa", "return", "x1"]
     texts = list(NASTY)
     for _ in range(count):
@@ -85,25 +88,44 @@ def test_the_original_stays_what_we_load_and_carry(original):
     folder = write(tokenizer, source)
     assert load_tokenizer(folder).fingerprint == tokenizer.fingerprint
     assert list(find_side_files(folder)) == [source.name]
-    assert find_tokenizer(folder) == source
+    assert tokenizer_file(folder) == source
 
 
-@pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_other_sentencepiece_models_give_our_ids_or_no_file(tmp_path, kind):
-    """Models as SentencePiece trains them by default: normalised, spaces joined and trimmed."""
+PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "derived"),
+    [
+        ("bpe", {**PLAIN, "byte_fallback": True, "vocab_size": 500}, True),
+        (
+            "bpe",
+            {**PLAIN, "byte_fallback": True, "vocab_size": 500, "add_dummy_prefix": False},
+            True,
+        ),
+        ("bpe", {**PLAIN, "byte_fallback": True, "vocab_size": 500, "bos_id": -1}, True),
+        ("bpe", {**PLAIN, "user_defined_symbols": ["return", "    ", "a="]}, True),
+        ("bpe", {}, False),
+        ("bpe", {**PLAIN, "remove_extra_whitespaces": True}, False),
+        ("unigram", PLAIN, False),
+    ],
+)
+def test_other_sentencepiece_models_give_our_ids_or_no_file(tmp_path, kind, options, derived):
+    """By default SentencePiece trains models that normalise text: those get no file."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(Path(__file__).read_text().splitlines()),
+        sentence_iterator=iter(CODE.splitlines()),
         model_writer=model,
-        vocab_size=300,
         model_type=kind,
         hard_vocab_limit=False,
         minloglevel=2,
+        **{"vocab_size": 300, **options},
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
     folder = write(tokenizer, tmp_path / "tokenizer.model")
-    if (folder / "tokenizer.json").exists():
+    assert (folder / "tokenizer.json").exists() == derived
+    if derived:
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         for text in nasty_texts(100):
             assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text), text

@@ -25,7 +25,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
     value_head_path,
 )
-from weighted_mtp.models.meta_mtp.layouts.side_files import find_tokenizer, read_config_fields
+from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.hf_files import hf_side_files
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
@@ -42,7 +42,7 @@ class _Loaded:
 
     @property
     def has_tokenizer(self) -> bool:
-        return find_tokenizer(self.folder) is not None
+        return tokenizer_file(self.folder) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,8 +35,8 @@ from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
 from weighted_mtp.models.meta_mtp.layouts.native import read_native, verify_sums, write_native
 from weighted_mtp.models.meta_mtp.layouts.side_files import (
     find_side_files,
-    find_tokenizer,
     read_config_fields,
+    tokenizer_file,
 )
 from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
@@ -172,7 +172,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
         bytes=sum(file.size for file in source.files),
         files=tuple(file.path for file in source.files),
-        tokenizer=tokenizer.name if (tokenizer := find_tokenizer(directory)) else "",
+        tokenizer=tokenizer.name if (tokenizer := tokenizer_file(directory)) else "",
         side_files=tuple(find_side_files(directory)),
         config_fields=read_config_fields(directory),
         has_value_head=value_head_path(directory).is_file(),

@@ -77,7 +77,7 @@ def find_side_files(model_dir: Path) -> dict[str, Path]:
     return found
 
 
-def find_tokenizer(model_dir: Path) -> Path | None:
+def tokenizer_file(model_dir: Path) -> Path | None:
     """The file that the tokenizer is loaded from, None where there is none."""
     found = find_side_files(model_dir)
     return next((found[name] for name in _LOADABLE if name in found), None)
