@@ -48,11 +48,13 @@ SPOILERS = {
     "mode": "import os\nos.chmod('.', 0)",
     "mode of the directory above": "import os\nfor d in ('..', '../..'):\n"
     "    try: os.chmod(d, 0)\n    except OSError: pass",
-    "attribute": "import os\nfor d in ('.', '..', '../..'):\n    for n in ('user.x', 'system.posix_acl_default'):\n"
+    "attribute": "import os\nfor d in ('.', '..', '../..'):\n"
+    "    for n in ('user.x', 'system.posix_acl_default'):\n"
     "        try: os.setxattr(d, n, b'\\2\\0\\0\\0')\n        except OSError: pass",
     "gone": "import os\nos.rmdir(os.getcwd())",
     "moved": "import os\nos.rename('../work', '../other')",
-    "links": "import os\nos.symlink('/', 'root'); os.symlink('..', 'up'); os.link('../program.py', 'x')",
+    "links": "import os\nos.symlink('/', 'root'); os.symlink('..', 'up')\n"
+    "os.link('../program.py', 'x')",
     "files that stay open": "files = [open(str(n), 'w') for n in range(20)]",
     "mask": "import os\nos.umask(0o777)\nopen('closed', 'w')",
     "pipes": "import os\nos.mkfifo('pipe')\nos.mkdir('d', 0)",
@@ -102,7 +104,8 @@ def test_litter_is_cleaned_in_time(sandbox, name):
         "raise ValueError('x' * 10**7 + '\\x1b[31m')",
         "raise ValueError('\\x1b[31m' * 10**3)",
         "raise type('E' * 10**6, (Exception,), {})",
-        "import sys\nsys.stderr.write('\\x1b]0;title\\x07' * 10**3)\nsys.stderr.flush()\nimport os\nos._exit(3)",
+        "import os, sys\nsys.stderr.write('\\x1b]0;title\\x07' * 10**3)\nsys.stderr.flush()\n"
+        "os._exit(3)",
         "raise SystemExit(10**4000)",
         "raise SystemExit('\\x9b' * 10**5)",
     ],
@@ -122,7 +125,8 @@ def in_a_process(code: str, *wrapper: str, **environment: str) -> subprocess.Com
     """Run code that has `judge`, a function that prints the verdicts of three programs."""
     script = (
         "from weighted_mtp.evaluation.sandbox import Sandbox\n"
-        "from weighted_mtp.core.types import Program\nfrom weighted_mtp.core.errors import UserError\n"
+        "from weighted_mtp.core.types import Program\n"
+        "from weighted_mtp.core.errors import UserError\n"
         "good = Program('def f(x): return x + 1', ('assert f(1) == 2',))\n"
         "bad = Program('import os\\nos._exit(0)', ('assert f(1) == 2',))\n"
         "def judge(sandbox):\n    try: print(*[v.status for v in sandbox([good, bad, good])])\n"
@@ -238,7 +242,8 @@ def test_a_program_killed_once_from_outside_is_run_again():
         kill = (
             "import psutil, sys, time, os\nworker, *old = map(int, sys.argv[1:])\n"
             "while True:\n    time.sleep(0.3)\n"
-            "    new = [p for p in psutil.Process(worker).children(recursive=True) if p.pid not in old]\n"
+            "    new = psutil.Process(worker).children(recursive=True)\n"
+            "    new = [p for p in new if p.pid not in old]\n"
             "    if new: [p.kill() for p in new]; break\n"
         )
         command = [sys.executable, "-c", kill, str(worker.process.pid), *map(str, before)]
@@ -267,7 +272,8 @@ def test_other_processes_of_the_user_do_not_count():
                 pytest.skip("this user may not run this Python")
             source = (
                 "from concurrent.futures import ThreadPoolExecutor\nimport time\n"
-                "with ThreadPoolExecutor(8) as pool:\n    list(pool.map(lambda n: time.sleep(0.05), range(8)))"
+                "with ThreadPoolExecutor(8) as pool:\n"
+                "    list(pool.map(lambda n: time.sleep(0.05), range(8)))"
             )
             assert run(judge, source) == Verdict(True, "passed")
             other.kill()

@@ -10,7 +10,6 @@ import torch
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger, run_log
 from weighted_mtp.core.model_folder import (
     complete_checkpoints,
@@ -191,7 +190,6 @@ def find_checkpoint(request: RunRequest) -> Path | None:
         UserError: a new run would overwrite an old one, there is no run to resume, or a place
             cannot be used.
     """
-    on_main(lambda: check_output_directory(request.run_dir, "--output-dir"))
     check_directory(request.run_dir)
     meet(request.recipe.training.remote, request.run_dir, request.resume)
     run_dir = request.run_dir
