@@ -225,6 +225,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"missing key {key}"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "empty_path":
+        return f"{key}.{message}"
     if not key or problem["type"] == "value_error":
         return message
     return f"{key}: {message}, got {problem['input']!r}"

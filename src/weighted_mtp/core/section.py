@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from weighted_mtp.core.urls import REMEDY, holds_credentials
 
@@ -51,5 +52,6 @@ class Section(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             if value == "" and field is not None and Path in get_args(field.annotation):
-                raise ValueError(f"{name} is empty; give a path, or null for none")
+                message = f"{name} is empty; give a path, or null for none"
+                raise PydanticCustomError("empty_path", "{message}", {"message": message})
         return values

@@ -67,7 +67,8 @@ def resolve(
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens)
     rho1 = recipe.objective.rho1
-    if objective.needs_reference and not (planned and rho1.reference is rho1.reference_model):
+    unnamed = rho1.reference is None and rho1.reference_model is None
+    if objective.needs_reference and not (planned and unnamed):
         check_reference(recipe)
         if tokenizer is not None:
             check_online(recipe, tokenizer)
