@@ -175,16 +175,18 @@ def test_coarse_products_of_float32_have_the_margin_of_bfloat16():
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_definition_knows_the_repetition_penalty():
-    model = make_model()
-    for penalty in (1.0, 2.0, 5.0):
+@pytest.mark.parametrize("penalty", [1.0, 2.0, 5.0])
+def test_the_definition_knows_the_repetition_penalty(penalty):
+    model, changed = make_model(vocab=9), 0
+    for prompt in torch.randint(9, (20, 7), generator=torch.Generator().manual_seed(0)).tolist():
+        logits = model(torch.tensor([prompt]))[0, -1, 0]
+        plain = int(logits.argmax())
+        for token in set(prompt):
+            logits[token] *= penalty if logits[token] < 0 else 1 / penalty
         sampling = Sampling(repetition_penalty=penalty)
-        for prompt in PROMPTS:
-            logits = model(torch.tensor([prompt]))[0, -1, 0]
-            for token in set(prompt):
-                factor = penalty if logits[token] < 0 else 1 / penalty
-                logits[token] *= factor
-            assert by_definition(model, prompt, sampling) == int(logits.argmax())
+        assert by_definition(model, prompt, sampling) == int(logits.argmax())
+        changed += plain != int(logits.argmax())
+    assert (changed > 0) == (penalty > 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
