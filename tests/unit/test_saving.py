@@ -20,10 +20,13 @@ from tests.integration.helpers_training import (
     weights,
 )
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import find_model, newest_checkpoint
 from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
@@ -36,10 +39,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     drop_old,
     is_sharded,
     is_trained,
-    newest_checkpoint,
     partial_path,
-    resolve_model_dir,
-    saved_state,
     start_checkpoint,
 )
 from weighted_mtp.pipelines.optimization import make_optimizer
@@ -127,6 +127,7 @@ def test_a_published_model_is_that_of_a_whole_checkpoint(recipe, changes, make_t
     run_steps(trainer, 1)
     folders = []
     for kind in KINDS:
+        (tmp_path / kind.__name__).mkdir()
         saver = saver_of(kind, trainer, tmp_path / kind.__name__)
         checkpoint = saver.save(1, (), {})
         saver.settle()
@@ -141,7 +142,7 @@ def test_a_published_model_is_that_of_a_whole_checkpoint(recipe, changes, make_t
             assert one[name] == other[name], name
     for folder in folders:
         inspect_checkpoint(folder, verify=True)
-    assert resolve_model_dir(checkpoint) == checkpoint / "model"
+    assert find_model(checkpoint) == checkpoint / "model"
     run_steps(trainer, 1)
     before = tree(checkpoint)
     publish(checkpoint, trainer.weights, trainer.tokenizer)  # it has one
@@ -153,7 +154,7 @@ def test_a_model_in_parts_is_refused_where_one_is_needed(make_trainer, tmp_path)
     checkpoint = saver.save(1, (), {})
     saver.settle()
     with pytest.raises(UserError, match="in parts"):
-        resolve_model_dir(tmp_path)
+        find_model(tmp_path)
     assert newest_checkpoint(tmp_path) == checkpoint
     assert not is_trained(tmp_path, 1)
 
@@ -162,6 +163,7 @@ def test_settings_are_the_recipes_and_not_those_saved(make_trainer, tmp_path):
     trainer = make_trainer(**SMALL)
     run_steps(trainer, 1)
     for kind in KINDS:
+        (tmp_path / kind.__name__).mkdir()
         saver = saver_of(kind, trainer, tmp_path / kind.__name__)
         checkpoint = saver.save(1, (), {})
         saver.settle()
@@ -255,12 +257,18 @@ def test_the_newest_the_best_and_what_waits_for_its_copy_are_kept(kind, make_tra
 def test_a_checkpoint_in_parts_is_complete_once_it_is_written(make_trainer, tmp_path):
     saver = saver_of(ShardedSaver, make_trainer(**SMALL), tmp_path)
     written: Future[None] = Future()
-    saver._writer.begin = lambda tensors, folder: written
+
+    def begin(tensors, folder) -> Future[None]:
+        save(tensors, storage_writer=FileSystemWriter(folder))
+        return written
+
+    saver._writer.begin = begin
     final = saver.save(1, (), {})
     assert checkpoint_names(tmp_path) == [partial_path(final).name]
     saver.look()
     assert complete_checkpoints(tmp_path) == []
     written.set_result(None)
+    saver._begun[0].result()  # their sums are stored too
     saver.look()
     assert complete_checkpoints(tmp_path) == [final]
     saver.settle()
@@ -293,15 +301,17 @@ def test_what_another_start_left_half_written_goes(tmp_path):
     start_checkpoint(partial, 2, {"more": [1]})
     assert checkpoint_names(tmp_path) == ["step-00000002.partial", "step-00000003"]
     assert [path.name for path in partial.iterdir()] == ["trainer.json"]
-    assert saved_state(partial) == {"step": 2, "world_size": 1, "more": [1]}
+    stored = json.loads((partial / "trainer.json").read_text())
+    assert stored == {"step": 2, "world_size": 1, "sums": "sums.json", "more": [1]}
 
 
 def test_the_first_checkpoint_of_a_run_makes_its_folder(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         newest_checkpoint(tmp_path / "run")
     partial = partial_path(checkpoint_path(tmp_path / "run", 1))
+    (tmp_path / "run").mkdir()
     start_checkpoint(partial, 1, {})
-    assert saved_state(partial)["step"] == 1
+    assert json.loads((partial / "trainer.json").read_text())["step"] == 1
 
 
 def test_a_run_is_trained_when_its_last_checkpoint_has_a_model(tmp_path):

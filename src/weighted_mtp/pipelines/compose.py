@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,11 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
+from weighted_mtp.pipelines.checkpoint_utils import (
+    checkpoint_path,
+    checkpoint_step,
+    verify_checkpoint,
+)
 from weighted_mtp.pipelines.model_start import (
     Start,
     fresh_model,
@@ -95,6 +100,8 @@ def run(request: RunRequest) -> TrainResult:
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
+        if checkpoint is not None:
+            on_main(partial(verify_checkpoint, checkpoint))
         if (
             request.record is None
         ):  # else this is the second stage, and it was told before the first

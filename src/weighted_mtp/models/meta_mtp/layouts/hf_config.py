@@ -16,6 +16,8 @@ from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 log = get_logger(__name__)
 
 HEADS_KEY = "mtp_n_future_tokens"
+SUMS_KEY = "mtp_sums"
+"""Says that the export was written with SHA-256 sums of its files."""
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _OTHER_MODELS = ("attention_bias", "mlp_bias", "sliding_window", "quantization_config")
 
@@ -164,4 +166,5 @@ def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any])
         "torch_dtype": name,
         "dtype": name,
         HEADS_KEY: args.n_future_tokens,
+        SUMS_KEY: True,
     }
