@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.evaluation import _sandbox_directory as directories
 from weighted_mtp.evaluation.sandbox import Sandbox
 
@@ -48,11 +50,13 @@ SPOILERS = {
     "mode": "import os\nos.chmod('.', 0)",
     "mode of the directory above": "import os\nfor d in ('..', '../..'):\n"
     "    try: os.chmod(d, 0)\n    except OSError: pass",
-    "attribute": "import os\nfor d in ('.', '..', '../..'):\n    for n in ('user.x', 'system.posix_acl_default'):\n"
+    "attribute": "import os\nfor d in ('.', '..', '../..'):\n"
+    "    for n in ('user.x', 'system.posix_acl_default'):\n"
     "        try: os.setxattr(d, n, b'\\2\\0\\0\\0')\n        except OSError: pass",
     "gone": "import os\nos.rmdir(os.getcwd())",
     "moved": "import os\nos.rename('../work', '../other')",
-    "links": "import os\nos.symlink('/', 'root'); os.symlink('..', 'up'); os.link('../program.py', 'x')",
+    "links": "import os\nos.symlink('/', 'root'); os.symlink('..', 'up')\n"
+    "os.link('../program.py', 'x')",
     "files that stay open": "files = [open(str(n), 'w') for n in range(20)]",
     "mask": "import os\nos.umask(0o777)\nopen('closed', 'w')",
     "pipes": "import os\nos.mkfifo('pipe')\nos.mkdir('d', 0)",
@@ -82,11 +86,10 @@ LITTER = {
 
 @pytest.mark.parametrize("name", LITTER)
 def test_litter_is_cleaned_in_time(sandbox, name):
-    (good,) = sandbox([GOOD])
-    busy = max(0.0, good.seconds - 0.03)  # how much slower than usual the machine is now
+    busy = max(0.0, os.getloadavg()[0] / available_cores() - 1)  # a machine shared with others
     start = time.monotonic()
     verdict = run(sandbox, LITTER[name])
-    assert time.monotonic() - start < TIMEOUT + 2 + 50 * busy
+    assert time.monotonic() - start < TIMEOUT + 2 + busy
     assert verdict.status in {"error", "killed", "timeout"}
     assert run(sandbox, WRITES).passed
     (worker,) = sandbox._alive
@@ -102,7 +105,8 @@ def test_litter_is_cleaned_in_time(sandbox, name):
         "raise ValueError('x' * 10**7 + '\\x1b[31m')",
         "raise ValueError('\\x1b[31m' * 10**3)",
         "raise type('E' * 10**6, (Exception,), {})",
-        "import sys\nsys.stderr.write('\\x1b]0;title\\x07' * 10**3)\nsys.stderr.flush()\nimport os\nos._exit(3)",
+        "import os, sys\nsys.stderr.write('\\x1b]0;title\\x07' * 10**3)\nsys.stderr.flush()\n"
+        "os._exit(3)",
         "raise SystemExit(10**4000)",
         "raise SystemExit('\\x9b' * 10**5)",
     ],
@@ -122,7 +126,8 @@ def in_a_process(code: str, *wrapper: str, **environment: str) -> subprocess.Com
     """Run code that has `judge`, a function that prints the verdicts of three programs."""
     script = (
         "from weighted_mtp.evaluation.sandbox import Sandbox\n"
-        "from weighted_mtp.core.types import Program\nfrom weighted_mtp.core.errors import UserError\n"
+        "from weighted_mtp.core.types import Program\n"
+        "from weighted_mtp.core.errors import UserError\n"
         "good = Program('def f(x): return x + 1', ('assert f(1) == 2',))\n"
         "bad = Program('import os\\nos._exit(0)', ('assert f(1) == 2',))\n"
         "def judge(sandbox):\n    try: print(*[v.status for v in sandbox([good, bad, good])])\n"
@@ -217,9 +222,7 @@ def test_a_worker_that_always_dies_is_no_verdict():
                     worker.process.kill()
                 time.sleep(0.02)
 
-        from threading import Thread
-
-        thread = Thread(target=kill)
+        thread = threading.Thread(target=kill)
         thread.start()
         try:
             with pytest.raises(UserError, match="cannot be judged on this machine: it has ended"):
@@ -238,7 +241,8 @@ def test_a_program_killed_once_from_outside_is_run_again():
         kill = (
             "import psutil, sys, time, os\nworker, *old = map(int, sys.argv[1:])\n"
             "while True:\n    time.sleep(0.3)\n"
-            "    new = [p for p in psutil.Process(worker).children(recursive=True) if p.pid not in old]\n"
+            "    now = psutil.Process(worker).children(recursive=True)\n"
+            "    new = [p for p in now if p.pid not in old]\n"
             "    if new: [p.kill() for p in new]; break\n"
         )
         command = [sys.executable, "-c", kill, str(worker.process.pid), *map(str, before)]
@@ -267,7 +271,8 @@ def test_other_processes_of_the_user_do_not_count():
                 pytest.skip("this user may not run this Python")
             source = (
                 "from concurrent.futures import ThreadPoolExecutor\nimport time\n"
-                "with ThreadPoolExecutor(8) as pool:\n    list(pool.map(lambda n: time.sleep(0.05), range(8)))"
+                "with ThreadPoolExecutor(8) as pool:\n"
+                "    list(pool.map(lambda n: time.sleep(0.05), range(8)))"
             )
             assert run(judge, source) == Verdict(True, "passed")
             other.kill()

@@ -37,22 +37,26 @@ class Checks:
 
     def __init__(self, text: str) -> None:
         self.tree = ast.parse(text, FILE)
-        used, self.defined = _names(self.tree)
+        nodes = list(ast.walk(self.tree))
+        used, self.defined = _names(nodes)
         self.free = used - self.defined
         self.guarded = any(name not in PYTHONS for name in self.free)
         self.wraps: dict[str, set[str]] = {}
         self.classes: set[str] = set()
         self._catches: list[tuple[int, int]] = []
         made: dict[str, str] = {}
-        for node in ast.walk(self.tree):
-            self._look_at(node, made)
-        called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
-        names = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name)]
-        self.values = {name.id for name in names if id(name) not in called}
-        for node in ast.walk(self.tree):
+        for node in nodes:
+            if not isinstance(node, ast.Name | ast.Constant | ast.expr_context):
+                self._look_at(node, made)
+        called = {id(n.func) for n in nodes if isinstance(n, ast.Call)}
+        self.values = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in called}
+        for node in nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self.classes.add(made.get(node.value.id, node.value.id))
-        self.tree = ast.fix_missing_locations(_Rewrite(self).visit(self.tree))
+        rewrite = _Rewrite(self)
+        rewrite.visit(self.tree)
+        if rewrite.done:
+            ast.fix_missing_locations(self.tree)
 
     def catches_stop(self, line: int) -> bool:
         """Whether this line of the tests expects a StopIteration."""
@@ -68,12 +72,11 @@ class Checks:
 
     def _look_at(self, node: ast.AST, made: dict[str, str]) -> None:
         if isinstance(node, ast.Call):
-            inside = [n for arg in [*node.args, *node.keywords] for n in ast.walk(arg)]
-            if isinstance(node.func, ast.Name):
-                names = {n.id for n in inside if isinstance(n, ast.Name)} & PYTHONS
-                self.wraps.setdefault(node.func.id, set()).update(names - {node.func.id})
-                if node.func.id in ("isinstance", "issubclass"):
-                    self.classes |= {n.id for n in inside if isinstance(n, ast.Name)}
+            name = _called(node)
+            if name in ("isinstance", "issubclass") or (name and not self.guarded):
+                inside = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                self.wraps.setdefault(name, set()).update(inside & PYTHONS - {name})
+                self.classes |= inside if name in ("isinstance", "issubclass") else set()
         elif isinstance(node, ast.Attribute) and (name := _called(node.value)):
             self.classes.add(name)
         elif isinstance(node, ast.ExceptHandler) and node.type is not None:
@@ -114,6 +117,11 @@ class _Rewrite(ast.NodeTransformer):
 
     def __init__(self, tests: Checks) -> None:
         self._tests = tests
+        self.done = False
+
+    def visit(self, node: ast.AST) -> Any:
+        """Look at statements only: there are no assertions in an expression."""
+        return node if isinstance(node, ast.expr) else super().visit(node)
 
     def visit_Assert(self, node: ast.Assert) -> Any:
         test = node.test
@@ -124,6 +132,7 @@ class _Rewrite(ast.NodeTransformer):
             helper = ast.copy_location(ast.Name(HELPER, ast.Load()), test)
             call = ast.Call(helper, [test.func, *test.args], test.keywords)
             node.test = ast.copy_location(call, test)
+            self.done = True
         return node
 
     def _asks_helper(self, test: ast.Call) -> bool:
@@ -153,6 +162,7 @@ class _Rewrite(ast.NodeTransformer):
                 continue
             before = f"_sandbox_before_{name}"
             call = ast.Call(ast.Name(KEEP, ast.Load()), [ast.Name(name, ast.Load())], [])
+            self.done = True
             statements.append(ast.Assign([ast.Name(before, ast.Store())], call))
             for use in uses:
                 use.id = before
@@ -165,11 +175,11 @@ class _Rewrite(ast.NodeTransformer):
         return found & self._tests.defined
 
 
-def _names(tree: ast.AST) -> tuple[set[str], set[str]]:
+def _names(nodes: list[ast.AST]) -> tuple[set[str], set[str]]:
     """Names that the tests use, and names that they define."""
     used: set[str] = set()
     defined: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

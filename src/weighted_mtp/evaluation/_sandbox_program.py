@@ -24,11 +24,11 @@ from contextlib import suppress
 from typing import Any
 
 from weighted_mtp.evaluation._sandbox_claims import blind, claim
+from weighted_mtp.evaluation._sandbox_files import PROGRAM, WORK
 from weighted_mtp.evaluation._sandbox_side import Side
 from weighted_mtp.evaluation._sandbox_wire import Line
 
 RunCode = Callable[[types.CodeType, dict[str, Any]], None]
-NAME = "program.py"
 MODULE = "program"
 """Name of the module where it is judged by tests: `__main__` is that of a script only."""
 
@@ -101,7 +101,7 @@ class ProgramSide(Side):
         module = types.ModuleType(name)
         own = types.ModuleType("builtins")  # what the program does to these reaches no one else
         own.__dict__.update(vars(builtins), exit=sys.exit, quit=sys.exit)
-        path = os.path.join(os.getcwd(), NAME)
+        path = os.path.join(os.getcwd(), PROGRAM)
         module.__dict__.update({"__builtins__": own, "__file__": path})
         sys.modules.update({"__main__": module, name: module, "builtins": own})
         sys.argv, sys.orig_argv = [path], [path]
@@ -109,13 +109,13 @@ class ProgramSide(Side):
         try:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(source)
-            os.mkdir("work")  # an empty one
-            os.chdir("work")
+            os.mkdir(WORK)  # an empty one
+            os.chdir(WORK)
             sys.path.insert(0, os.getcwd())
             code = compile(source, path, "exec", dont_inherit=True)
             run_code(code, self.space)
         except BaseException as error:
-            return self.failure(error)
+            return self.failure(error, whole=not main)
         return {"value": path}
 
     def serve(self) -> None:

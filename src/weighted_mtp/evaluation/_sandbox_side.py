@@ -114,12 +114,14 @@ class Side(Codec):
         """Do one operation."""
         raise NotImplementedError
 
-    def failure(self, error: BaseException) -> dict[str, Any]:
-        """The reply that says what was raised."""
+    def failure(self, error: BaseException, whole: bool = True) -> dict[str, Any]:
+        """The reply that says what was raised: in words, or (`whole`) with what it carries."""
         message = describe_error(error)
         if isinstance(error, SystemExit):
             code = error.code
             message["code"] = 0 if code is None else code if isinstance(code, int) else 1
+        if not whole:
+            return message
         try:
             return self.write(message, error=error)
         except Exception:  # it cannot be encoded: its classes' names must do
