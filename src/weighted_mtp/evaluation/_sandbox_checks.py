@@ -45,6 +45,7 @@ class Checks:
         self.classes: set[str] = set()
         self._catches: list[tuple[int, int]] = []
         made: dict[str, str] = {}
+        self._parameters = {node.arg for node in nodes if isinstance(node, ast.arg)}
         for node in nodes:
             if not isinstance(node, ast.Name | ast.Constant | ast.expr_context):
                 self._look_at(node, made)
@@ -54,7 +55,10 @@ class Checks:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self.classes.add(made.get(node.value.id, node.value.id))
         rewrite = _Rewrite(self)
-        rewrite.visit(self.tree)
+        for node in nodes:
+            for field in ("body", "orelse", "finalbody"):
+                if isinstance(statements := getattr(node, field, None), list):
+                    statements[:] = rewrite(statements)
         if rewrite.done:
             ast.fix_missing_locations(self.tree)
 
@@ -62,13 +66,13 @@ class Checks:
         """Whether this line of the tests expects a StopIteration."""
         return any(first <= line <= last for first, last in self._catches)
 
-    def is_program(self, node: ast.AST) -> bool:
-        """Whether this calls a name that the tests leave to the program."""
-        return isinstance(node, ast.Call) and (
-            isinstance(node.func, ast.Name)
-            and node.func.id in self.free
-            and node.func.id not in PYTHONS
-        )
+    def is_program(self, node: ast.AST, or_parameter: bool = False) -> bool:
+        """Whether this calls a name that the tests leave to the program, or a function's parameter,
+        which is how tests in a function are given what they test."""
+        name = _called(node)
+        if or_parameter and name in self._parameters:
+            return True
+        return name is not None and name in self.free and name not in PYTHONS
 
     def _look_at(self, node: ast.AST, made: dict[str, str]) -> None:
         if isinstance(node, ast.Call):
@@ -112,28 +116,48 @@ class Checks:
             self._catches.append((node.lineno, last))
 
 
-class _Rewrite(ast.NodeTransformer):
+class _Rewrite:
     """Makes assertions see through helpers and arguments that the program has in its hands."""
 
     def __init__(self, tests: Checks) -> None:
         self._tests = tests
         self.done = False
 
-    def visit(self, node: ast.AST) -> Any:
-        """Look at statements only: there are no assertions in an expression."""
-        return node if isinstance(node, ast.expr) else super().visit(node)
+    def __call__(self, statements: list[Any]) -> list[Any]:
+        """The statements to run in place of these."""
+        found: list[Any] = []
+        for place, node in enumerate(statements):
+            if isinstance(node, ast.Assert):
+                found += self._before_assertion(node)
+            elif isinstance(node, ast.Assign) and place + 1 < len(statements):
+                found += self._before_result(node, statements[place + 1])
+            found.append(node)
+        return found
 
-    def visit_Assert(self, node: ast.Assert) -> Any:
+    def _before_assertion(self, node: ast.Assert) -> list[ast.stmt]:
+        """Rewrite an assertion; return what comes before it."""
         test = node.test
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             if isinstance(test.ops[0], ast.Eq):
-                return [*self._keep(test, node), node]
+                return self._keep(self._arguments(test.left), test, node)
         elif isinstance(test, ast.Call) and self._asks_helper(test):
             helper = ast.copy_location(ast.Name(HELPER, ast.Load()), test)
             call = ast.Call(helper, [test.func, *test.args], test.keywords)
             node.test = ast.copy_location(call, test)
             self.done = True
-        return node
+        return []
+
+    def _before_result(self, node: ast.Assign, then: Any) -> list[ast.stmt]:
+        """What comes before an assignment of a result, which the next statement compares."""
+        arguments = self._arguments(node.value)
+        target = node.targets[0]
+        if not arguments or not isinstance(target, ast.Name) or not isinstance(then, ast.Assert):
+            return []
+        test = then.test
+        if not isinstance(test, ast.Compare) or len(test.ops) > 1:
+            return []
+        compared = isinstance(test.ops[0], ast.Eq) and _mentions(test.left, target.id)
+        return self._keep(arguments - {target.id}, test, node) if compared else []
 
     def _asks_helper(self, test: ast.Call) -> bool:
         """Whether the program decides here what is said of its own results."""
@@ -146,18 +170,19 @@ class _Rewrite(ast.NodeTransformer):
             self._tests.is_program(node) and _called(node) != _called(test) for node in inner
         )
 
-    def _keep(self, test: ast.Compare, node: ast.Assert) -> list[ast.stmt]:
+    def _keep(self, names: set[str], test: ast.Compare, node: ast.stmt) -> list[ast.stmt]:
         """What is expected of an argument is said of the argument as it was before the call."""
         statements: list[ast.stmt] = []
         right = test.comparators[0]
-        for name in sorted(self._arguments(test.left)):
+        for name in sorted(names):
             uses = [n for n in ast.walk(right) if isinstance(n, ast.Name) and n.id == name]
             length = sum(
                 isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "len"
                 for n in ast.walk(right)
                 if _mentions(n, name)
             )
-            nested = sum(map(self._tests.is_program, ast.walk(test.left))) > 1
+            calls = [n for n in ast.walk(test.left) if self._tests.is_program(n, or_parameter=True)]
+            nested = len(calls) > 1
             if not uses or length or (right in uses and not nested):
                 continue
             before = f"_sandbox_before_{name}"
@@ -170,7 +195,8 @@ class _Rewrite(ast.NodeTransformer):
 
     def _arguments(self, left: ast.expr) -> set[str]:
         """Names of the tests that are handed to the program, as they are."""
-        calls = [n for n in ast.walk(left) if isinstance(n, ast.Call) and self._tests.is_program(n)]
+        is_program = self._tests.is_program
+        calls = [n for n in ast.walk(left) if isinstance(n, ast.Call) and is_program(n, True)]
         found = {arg.id for call in calls for arg in call.args if isinstance(arg, ast.Name)}
         return found & self._tests.defined
 

@@ -99,9 +99,9 @@ def value_text(value: Any, kind: type) -> Any:
     if (tag := TAGS.get(kind)) is not None:
         return [tag, VALUES[kind][0](value)]
     top = kind.__module__.partition(".")[0]
-    if kind.__name__ in _BY_NAME.get(top, ()):
-        if getattr(sys.modules.get(top), kind.__name__, None) is kind:
-            return ["named", top, kind.__name__, str(value)]
+    known = kind.__name__ in _BY_NAME.get(top, ())
+    if known and getattr(sys.modules.get(top), kind.__name__, None) is kind:
+        return ["named", top, kind.__name__, str(value)]
     for name, constant in CONSTANTS.items():
         if value is constant:
             return ["constant", name]
