@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.data.processes import available_cores
 from weighted_mtp.evaluation import _sandbox_directory as directories
 from weighted_mtp.evaluation.sandbox import Sandbox
 
@@ -84,11 +86,10 @@ LITTER = {
 
 @pytest.mark.parametrize("name", LITTER)
 def test_litter_is_cleaned_in_time(sandbox, name):
-    (good,) = sandbox([GOOD])
-    busy = max(0.0, good.seconds - 0.03)  # how much slower than usual the machine is now
+    busy = max(0.0, os.getloadavg()[0] / available_cores() - 1)  # a machine shared with others
     start = time.monotonic()
     verdict = run(sandbox, LITTER[name])
-    assert time.monotonic() - start < TIMEOUT + 2 + 50 * busy
+    assert time.monotonic() - start < TIMEOUT + 2 + busy
     assert verdict.status in {"error", "killed", "timeout"}
     assert run(sandbox, WRITES).passed
     (worker,) = sandbox._alive
@@ -221,9 +222,7 @@ def test_a_worker_that_always_dies_is_no_verdict():
                     worker.process.kill()
                 time.sleep(0.02)
 
-        from threading import Thread
-
-        thread = Thread(target=kill)
+        thread = threading.Thread(target=kill)
         thread.start()
         try:
             with pytest.raises(UserError, match="cannot be judged on this machine: it has ended"):
@@ -242,8 +241,8 @@ def test_a_program_killed_once_from_outside_is_run_again():
         kill = (
             "import psutil, sys, time, os\nworker, *old = map(int, sys.argv[1:])\n"
             "while True:\n    time.sleep(0.3)\n"
-            "    new = psutil.Process(worker).children(recursive=True)\n"
-            "    new = [p for p in new if p.pid not in old]\n"
+            "    now = psutil.Process(worker).children(recursive=True)\n"
+            "    new = [p for p in now if p.pid not in old]\n"
             "    if new: [p.kill() for p in new]; break\n"
         )
         command = [sys.executable, "-c", kill, str(worker.process.pid), *map(str, before)]

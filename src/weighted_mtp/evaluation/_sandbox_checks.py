@@ -37,43 +37,50 @@ class Checks:
 
     def __init__(self, text: str) -> None:
         self.tree = ast.parse(text, FILE)
-        used, self.defined = _names(self.tree)
+        nodes = list(ast.walk(self.tree))
+        used, self.defined = _names(nodes)
         self.free = used - self.defined
         self.guarded = any(name not in PYTHONS for name in self.free)
         self.wraps: dict[str, set[str]] = {}
         self.classes: set[str] = set()
         self._catches: list[tuple[int, int]] = []
         made: dict[str, str] = {}
-        for node in ast.walk(self.tree):
-            self._look_at(node, made)
-        called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
-        names = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name)]
-        self.values = {name.id for name in names if id(name) not in called}
-        for node in ast.walk(self.tree):
+        self._parameters = {node.arg for node in nodes if isinstance(node, ast.arg)}
+        for node in nodes:
+            if not isinstance(node, ast.Name | ast.Constant | ast.expr_context):
+                self._look_at(node, made)
+        called = {id(n.func) for n in nodes if isinstance(n, ast.Call)}
+        self.values = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in called}
+        for node in nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self.classes.add(made.get(node.value.id, node.value.id))
-        self.tree = ast.fix_missing_locations(_Rewrite(self).visit(self.tree))
+        rewrite = _Rewrite(self)
+        for node in nodes:
+            for field in ("body", "orelse", "finalbody"):
+                if isinstance(statements := getattr(node, field, None), list):
+                    statements[:] = rewrite(statements)
+        if rewrite.done:
+            ast.fix_missing_locations(self.tree)
 
     def catches_stop(self, line: int) -> bool:
         """Whether this line of the tests expects a StopIteration."""
         return any(first <= line <= last for first, last in self._catches)
 
-    def is_program(self, node: ast.AST) -> bool:
-        """Whether this calls a name that the tests leave to the program."""
-        return isinstance(node, ast.Call) and (
-            isinstance(node.func, ast.Name)
-            and node.func.id in self.free
-            and node.func.id not in PYTHONS
-        )
+    def is_program(self, node: ast.AST, or_parameter: bool = False) -> bool:
+        """Whether this calls a name that the tests leave to the program, or a function's parameter,
+        which is how tests in a function are given what they test."""
+        name = _called(node)
+        if or_parameter and name in self._parameters:
+            return True
+        return name is not None and name in self.free and name not in PYTHONS
 
     def _look_at(self, node: ast.AST, made: dict[str, str]) -> None:
         if isinstance(node, ast.Call):
-            inside = [n for arg in [*node.args, *node.keywords] for n in ast.walk(arg)]
-            if isinstance(node.func, ast.Name):
-                names = {n.id for n in inside if isinstance(n, ast.Name)} & PYTHONS
-                self.wraps.setdefault(node.func.id, set()).update(names - {node.func.id})
-                if node.func.id in ("isinstance", "issubclass"):
-                    self.classes |= {n.id for n in inside if isinstance(n, ast.Name)}
+            name = _called(node)
+            if name in ("isinstance", "issubclass") or (name and not self.guarded):
+                inside = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                self.wraps.setdefault(name, set()).update(inside & PYTHONS - {name})
+                self.classes |= inside if name in ("isinstance", "issubclass") else set()
         elif isinstance(node, ast.Attribute) and (name := _called(node.value)):
             self.classes.add(name)
         elif isinstance(node, ast.ExceptHandler) and node.type is not None:
@@ -109,22 +116,48 @@ class Checks:
             self._catches.append((node.lineno, last))
 
 
-class _Rewrite(ast.NodeTransformer):
+class _Rewrite:
     """Makes assertions see through helpers and arguments that the program has in its hands."""
 
     def __init__(self, tests: Checks) -> None:
         self._tests = tests
+        self.done = False
 
-    def visit_Assert(self, node: ast.Assert) -> Any:
+    def __call__(self, statements: list[Any]) -> list[Any]:
+        """The statements to run in place of these."""
+        found: list[Any] = []
+        for place, node in enumerate(statements):
+            if isinstance(node, ast.Assert):
+                found += self._before_assertion(node)
+            elif isinstance(node, ast.Assign) and place + 1 < len(statements):
+                found += self._before_result(node, statements[place + 1])
+            found.append(node)
+        return found
+
+    def _before_assertion(self, node: ast.Assert) -> list[ast.stmt]:
+        """Rewrite an assertion; return what comes before it."""
         test = node.test
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             if isinstance(test.ops[0], ast.Eq):
-                return [*self._keep(test, node), node]
+                return self._keep(self._arguments(test.left), test, node)
         elif isinstance(test, ast.Call) and self._asks_helper(test):
             helper = ast.copy_location(ast.Name(HELPER, ast.Load()), test)
             call = ast.Call(helper, [test.func, *test.args], test.keywords)
             node.test = ast.copy_location(call, test)
-        return node
+            self.done = True
+        return []
+
+    def _before_result(self, node: ast.Assign, then: Any) -> list[ast.stmt]:
+        """What comes before an assignment of a result, which the next statement compares."""
+        arguments = self._arguments(node.value)
+        target = node.targets[0]
+        if not arguments or not isinstance(target, ast.Name) or not isinstance(then, ast.Assert):
+            return []
+        test = then.test
+        if not isinstance(test, ast.Compare) or len(test.ops) > 1:
+            return []
+        compared = isinstance(test.ops[0], ast.Eq) and _mentions(test.left, target.id)
+        return self._keep(arguments - {target.id}, test, node) if compared else []
 
     def _asks_helper(self, test: ast.Call) -> bool:
         """Whether the program decides here what is said of its own results."""
@@ -137,22 +170,24 @@ class _Rewrite(ast.NodeTransformer):
             self._tests.is_program(node) and _called(node) != _called(test) for node in inner
         )
 
-    def _keep(self, test: ast.Compare, node: ast.Assert) -> list[ast.stmt]:
+    def _keep(self, names: set[str], test: ast.Compare, node: ast.stmt) -> list[ast.stmt]:
         """What is expected of an argument is said of the argument as it was before the call."""
         statements: list[ast.stmt] = []
         right = test.comparators[0]
-        for name in sorted(self._arguments(test.left)):
+        for name in sorted(names):
             uses = [n for n in ast.walk(right) if isinstance(n, ast.Name) and n.id == name]
             length = sum(
                 isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "len"
                 for n in ast.walk(right)
                 if _mentions(n, name)
             )
-            nested = sum(map(self._tests.is_program, ast.walk(test.left))) > 1
+            calls = [n for n in ast.walk(test.left) if self._tests.is_program(n, or_parameter=True)]
+            nested = len(calls) > 1
             if not uses or length or (right in uses and not nested):
                 continue
             before = f"_sandbox_before_{name}"
             call = ast.Call(ast.Name(KEEP, ast.Load()), [ast.Name(name, ast.Load())], [])
+            self.done = True
             statements.append(ast.Assign([ast.Name(before, ast.Store())], call))
             for use in uses:
                 use.id = before
@@ -160,16 +195,17 @@ class _Rewrite(ast.NodeTransformer):
 
     def _arguments(self, left: ast.expr) -> set[str]:
         """Names of the tests that are handed to the program, as they are."""
-        calls = [n for n in ast.walk(left) if isinstance(n, ast.Call) and self._tests.is_program(n)]
+        is_program = self._tests.is_program
+        calls = [n for n in ast.walk(left) if isinstance(n, ast.Call) and is_program(n, True)]
         found = {arg.id for call in calls for arg in call.args if isinstance(arg, ast.Name)}
         return found & self._tests.defined
 
 
-def _names(tree: ast.AST) -> tuple[set[str], set[str]]:
+def _names(nodes: list[ast.AST]) -> tuple[set[str], set[str]]:
     """Names that the tests use, and names that they define."""
     used: set[str] = set()
     defined: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -89,12 +89,16 @@ class Codec:
         self._next += 2
         return self._next - 2
 
-    def write(self, message: dict[str, Any], **values: Any) -> dict[str, Any]:
-        """Add to a message values, and what has changed; leave nothing half done on an error."""
+    def write(self, message: dict[str, Any], light: bool = False, **values: Any) -> dict[str, Any]:
+        """Add to a message values, and what has changed; leave nothing half done on an error.
+
+        Args:
+            light: nothing can have changed that matters now.
+        """
         self._new, self._seen = [], []
         try:
             changed = []
-            for number, shared in list(self._shared.items()):
+            for number, shared in () if light else list(self._shared.items()):
                 if shared.changed():
                     parts = KINDS[shared.tag].parts(shared.value)
                     changed.append([number, self._parts(shared, parts)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import secrets
-import stat
 import sys
 import time
 from collections.abc import Iterable
@@ -71,6 +70,10 @@ def change_root(root: str) -> None:
         pass
 
 
+PROGRAM, WORK = "program.py", "work"
+"""A program's source and its working directory, in the directory that is made for it."""
+
+
 class Workspace:
     """The place where one program after another works, each in a new directory.
 
@@ -80,7 +83,9 @@ class Workspace:
     """
 
     def __init__(self, base: str, owner: int | None = None) -> None:
-        self.base, self.owner, self._count = base, owner, 0
+        self.base, self.owner, self._count, self._last = base, owner, 0, ""
+        self._hidden = False
+        os.chmod(base, 0o711)
 
     def new(self) -> str:
         """Create an empty directory that no program has touched, mode and attributes included.
@@ -88,9 +93,8 @@ class Workspace:
         Raises:
             OSError: the file system does not allow it.
         """
-        self._restore_base()
         self._count += 1
-        path = os.path.join(self.base, f"{self._count}")
+        path = self._last = os.path.join(self.base, f"{self._count}")
         os.mkdir(path, 0o700)
         if self.owner is not None:
             os.chown(path, self.owner, self.owner)
@@ -98,17 +102,30 @@ class Workspace:
 
     def clear(self) -> None:
         """Delete everything that programs left, or hide what takes too long until the next time."""
-        self._restore_base()
-        if not empty(self.base, CLEAR_TIME):
+        if self.owner is None:  # the same user can change the directory above its own too
+            self._restore_base()
+        elif not self._hidden and self._clear_usual():
+            return
+        self._hidden = not empty(self.base, CLEAR_TIME)
+        if self._hidden:
             for name in os.listdir(self.base):
                 if len(name) < len(_UNUSED):  # the others have been hidden
                     hidden = f"{secrets.token_hex(16)}-{name}"
                     os.rename(os.path.join(self.base, name), os.path.join(self.base, hidden))
 
+    def _clear_usual(self) -> bool:
+        """Delete what is always there; False if there is more."""
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._last}/{PROGRAM}")
+                os.rmdir(f"{self._last}/{WORK}")
+            os.rmdir(self._last)
+        except OSError:
+            return False
+        return True
+
     def _restore_base(self) -> None:
-        """Undo what a program of the same user can do to the directory above its own."""
-        if stat.S_IMODE(os.stat(self.base).st_mode) != 0o711:
-            os.chmod(self.base, 0o711)
+        os.chmod(self.base, 0o711)
         if hasattr(os, "listxattr"):
             with suppress(OSError):  # not every file system has them
                 for name in os.listxattr(self.base):

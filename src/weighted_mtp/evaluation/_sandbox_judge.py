@@ -257,6 +257,8 @@ class Judge:
             return "exited", "a report that is not the sandbox's own"
         if watch.stopped or wait_status != 0:
             return how_it_ended(watch, wait_status, "")
+        if not message:
+            return "exited", "left without having come to its end"
         return compare(watch.printed, expected, complete=watch.size == len(watch.printed))
 
 

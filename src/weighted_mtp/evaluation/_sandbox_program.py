@@ -7,6 +7,7 @@ an expected answer is ever in this process, and what it reports about itself can
 from __future__ import annotations
 
 import _thread
+import ast
 import atexit
 import builtins
 import copy
@@ -15,20 +16,21 @@ import importlib
 import io
 import operator
 import os
+import posix
 import resource
 import sys
 import threading
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from weighted_mtp.evaluation._sandbox_claims import blind, claim
+from weighted_mtp.evaluation._sandbox_files import PROGRAM, WORK
 from weighted_mtp.evaluation._sandbox_side import Side
 from weighted_mtp.evaluation._sandbox_wire import Line
 
 RunCode = Callable[[types.CodeType, dict[str, Any]], None]
-NAME = "program.py"
 MODULE = "program"
 """Name of the module where it is judged by tests: `__main__` is that of a script only."""
 
@@ -101,7 +103,7 @@ class ProgramSide(Side):
         module = types.ModuleType(name)
         own = types.ModuleType("builtins")  # what the program does to these reaches no one else
         own.__dict__.update(vars(builtins), exit=sys.exit, quit=sys.exit)
-        path = os.path.join(os.getcwd(), NAME)
+        path = os.path.join(os.getcwd(), PROGRAM)
         module.__dict__.update({"__builtins__": own, "__file__": path})
         sys.modules.update({"__main__": module, name: module, "builtins": own})
         sys.argv, sys.orig_argv = [path], [path]
@@ -109,13 +111,13 @@ class ProgramSide(Side):
         try:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(source)
-            os.mkdir("work")  # an empty one
-            os.chdir("work")
+            os.mkdir(WORK)  # an empty one
+            os.chdir(WORK)
             sys.path.insert(0, os.getcwd())
             code = compile(source, path, "exec", dont_inherit=True)
             run_code(code, self.space)
         except BaseException as error:
-            return self.failure(error)
+            return self.failure(error, whole=not main)
         return {"value": path}
 
     def serve(self) -> None:
@@ -123,14 +125,14 @@ class ProgramSide(Side):
         while True:
             self._line.send(self.answer(self._line.receive()))
 
-    def write(self, message: dict[str, Any], **values: Any) -> dict[str, Any]:
+    def write(self, message: dict[str, Any], light: bool = False, **values: Any) -> dict[str, Any]:
         """Add to a message values, changes, and what was printed where the tests look at it."""
         for place, stream in enumerate(self._printed):
             if stream is not None and (text := stream.getvalue()):
                 message.setdefault("printed", ["", ""])[place] = text
                 stream.seek(0)
                 stream.truncate()
-        return super().write(message, **values)
+        return super().write(message, light, **values)
 
     def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Do one operation."""
@@ -204,11 +206,56 @@ def _allow_big_stacks() -> None:
     _thread.stack_size = threading.stack_size = stack_size
 
 
+def _guard_exit(line: Line, source: str) -> None:
+    """Have a script that leaves by `os._exit(0)` say whether it was done.
+
+    It is not while an exception goes through a `finally`, nor while the main thread is at work.
+    """
+    leave = os._exit
+
+    def _exit(status: int) -> NoReturn:
+        if status == 0:
+            done = not _in_finally(source, sys._getframe(1)) and _main_thread_rests()
+            failed = {"raised": ["SystemExit"], "text": "", "code": 1}
+            with suppress(BaseException):
+                line.send({"value": None} if done else failed)
+        leave(status)
+
+    os._exit = posix._exit = _exit
+
+
+def _in_finally(source: str, frame: types.FrameType | None) -> bool:
+    """Whether a caller is in the `finally` of a statement that an exception has left."""
+    if sys.exc_info()[1] is None:
+        return False
+    blocks = [
+        (node.finalbody[0].lineno, node.finalbody[-1].end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Try) and node.finalbody
+    ]
+    while frame is not None:
+        own = os.path.basename(frame.f_code.co_filename) == PROGRAM
+        if own and any(first <= frame.f_lineno <= last for first, last in blocks):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _main_thread_rests() -> bool:
+    """Whether this is the main thread, or that waits for another to end."""
+    main = threading.main_thread()
+    frame = sys._current_frames().get(main.ident or 0)
+    waits = frame is not None and frame.f_code.co_filename == threading.__file__
+    return threading.current_thread() is main or waits
+
+
 def play_program(line: Line, run_code: RunCode) -> int:
     """The whole life of this process; return its exit status."""
     task = line.receive()
     _allow_big_stacks()
     side = ProgramSide(line)
+    if task["script"]:
+        _guard_exit(line, task["source"])
     reply = side.run(task["source"], task["main"], run_code)
     failed = "raised" in reply and reply.get("code") != 0
     if not task["script"]:
@@ -218,7 +265,7 @@ def play_program(line: Line, run_code: RunCode) -> int:
         line.send(reply)
     _finish(side.space)
     if not failed:
-        line.send(reply)
+        line.send({"value": None})
     return 1 if failed else 0
 
 

@@ -37,6 +37,8 @@ _LIKE = {
 }
 _LIKE |= {("builtins", kind.__name__): kind for kind in (enumerate, filter, map, reversed, zip)}
 """Classes that objects of the other side may say they are of: none is of data."""
+_LIGHT = {"name", "defined"}
+"""Operations that run nothing of the program."""
 _DOC = 2000
 
 
@@ -68,8 +70,8 @@ class Side(Codec):
         self, message: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Send a request and wait for the reply, answering what is asked in between."""
-        self.write(message, args=args, kwargs=kwargs)
-        if not self.forgets and (unneeded := self.unneeded()):
+        self.write(message, message["do"] in _LIGHT, args=args, kwargs=kwargs)
+        if message["do"] not in _LIGHT and not self.forgets and (unneeded := self.unneeded()):
             message["forget"] = unneeded
         self._line.send(message)
         while "do" in (reply := self.receive()):
@@ -104,7 +106,8 @@ class Side(Codec):
             kwargs = {name: self.decode(data) for name, data in request["kwargs"].items()}
             for number in request.get("forget", ()) if self.forgets else ():
                 self.forget(number)
-            return self.write({}, value=self.perform(request["do"], args, kwargs))
+            do = request["do"]
+            return self.write({}, do in _LIGHT, value=self.perform(do, args, kwargs))
         except GoneError:
             raise
         except BaseException as error:
@@ -114,12 +117,14 @@ class Side(Codec):
         """Do one operation."""
         raise NotImplementedError
 
-    def failure(self, error: BaseException) -> dict[str, Any]:
-        """The reply that says what was raised."""
+    def failure(self, error: BaseException, whole: bool = True) -> dict[str, Any]:
+        """The reply that says what was raised: in words, or (`whole`) with what it carries."""
         message = describe_error(error)
         if isinstance(error, SystemExit):
             code = error.code
             message["code"] = 0 if code is None else code if isinstance(code, int) else 1
+        if not whole:
+            return message
         try:
             return self.write(message, error=error)
         except Exception:  # it cannot be encoded: its classes' names must do

@@ -98,10 +98,10 @@ def value_text(value: Any, kind: type) -> Any:
     """A value of one of these kinds as JSON; None for any other."""
     if (tag := TAGS.get(kind)) is not None:
         return [tag, VALUES[kind][0](value)]
-    if kind.__name__ in _BY_NAME.get(kind.__module__, ()):
-        module = sys.modules.get(kind.__module__)
-        if getattr(module, kind.__name__, None) is kind:
-            return ["named", kind.__module__, kind.__name__, str(value)]
+    top = kind.__module__.partition(".")[0]
+    known = kind.__name__ in _BY_NAME.get(top, ())
+    if known and getattr(sys.modules.get(top), kind.__name__, None) is kind:
+        return ["named", top, kind.__name__, str(value)]
     for name, constant in CONSTANTS.items():
         if value is constant:
             return ["constant", name]

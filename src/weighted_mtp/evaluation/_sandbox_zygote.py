@@ -112,11 +112,12 @@ def confine(settings: Settings, directory: str) -> None:
 
 def _lower(kind: int, soft: int, hard: int) -> None:
     """Set a limit, but none above the one that holds already."""
-    with suppress(OSError, ValueError):  # which limits may be set differs by system
-        _, present = resource.getrlimit(kind)
-        if present != resource.RLIM_INFINITY:
-            hard = min(hard, present)
-        resource.setrlimit(kind, (min(soft, hard), hard))
+    try:
+        resource.setrlimit(kind, (soft, hard))
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # which limits may be set differs by system
+            _, present = resource.getrlimit(kind)
+            resource.setrlimit(kind, (min(soft, present), min(hard, present)))
 
 
 def _process_limit(settings: Settings) -> tuple[int, int] | None:
