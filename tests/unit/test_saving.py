@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.model_folder import find_model, newest_checkpoint
+from weighted_mtp.core.model_folder import find_model, is_sharded, newest_checkpoint
 from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.data.tokenizers import load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
@@ -37,7 +37,6 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_step,
     complete_checkpoints,
     drop_old,
-    is_sharded,
     is_trained,
     partial_path,
     start_checkpoint,

@@ -19,7 +19,6 @@ import json
 import pickle
 import shutil
 import tempfile
-import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,19 +28,16 @@ import torch
 from safetensors import SafetensorError
 
 from weighted_mtp.core.errors import UserError, one_line
-from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.model_folder import MARKER, complete_checkpoints, is_sharded
-from weighted_mtp.core.sums import SUMS, Sums, sums_of, verifying, write_sums
+from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
+from weighted_mtp.core.sums import SUMS, verifying
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
-from weighted_mtp.models.meta_mtp.layouts.native import METADATA
+from weighted_mtp.pipelines.checkpoint_sums import checkpoint_sums, store_sums
 from weighted_mtp.pipelines.optimization import Optimizer
-from weighted_mtp.runtime import distributed, shards
+from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
-
-log = get_logger(__name__)
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -172,68 +168,6 @@ def complete_checkpoint(final: Path, keep_last: int, keep_steps: Collection[int]
     drop_old(final.parents[1], keep_last, keep_steps)
 
 
-def store_sums(partial: Path) -> None:
-    """Write the sums of all files, but for those of the model that its `metadata.json` has.
-
-    Raises:
-        OSError: what another node has written does not show up in time.
-    """
-    expected = {f"rng-{rank}.pt" for rank in range(distributed.world_size())}
-    if is_sharded(partial):
-        expected |= {f"shards/{name}" for name in shards.stored_files(partial / "shards")}
-    deadline = time.monotonic() + distributed.FILE_LAG
-    while lacking := [name for name in expected if not (partial / name).is_file()]:
-        if time.monotonic() > deadline:
-            raise OSError(f"{lacking[0]} is not there")
-        time.sleep(0.5)
-    files = [path for path in partial.rglob("*") if path.is_file()]
-    metadata = partial / "model" / METADATA
-    write_sums(
-        partial,
-        sums_of(partial, (f for f in files if f == metadata or metadata.parent not in f.parents)),
-    )
-
-
-def checkpoint_sums(checkpoint: Path) -> Sums | None:
-    """The sums of a checkpoint's files; None where an earlier version wrote it without any.
-
-    Raises:
-        UserError: they are damaged, or were removed.
-    """
-    if (checkpoint / SUMS).is_file():
-        return Sums.read(checkpoint)
-    path = checkpoint / "trainer.json"
-    if "sums" in _read_state(path):
-        raise UserError(
-            f"{checkpoint / SUMS}: is missing, with which this checkpoint was written; delete "
-            "this checkpoint directory to resume from the one before it"
-        )
-    log.debug("%s: written without SHA-256 sums by an earlier version", checkpoint)
-    return None
-
-
-def verify_checkpoint(checkpoint: Path, always: bool = False) -> None:
-    """Compare all files of a checkpoint with their sums, but for the weights in `model/`, whose
-    sums are compared as they are read.
-
-    Args:
-        always: even where the environment says not to.
-
-    Raises:
-        UserError: a file is missing or not what was written, or the sums were removed.
-    """
-    sums = checkpoint_sums(checkpoint) if always or verifying() else None
-    if sums is None:
-        return
-    sums.verify()
-    known = {checkpoint / name for name in (SUMS, MARKER, *sums.expected)}
-    found = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
-    model = checkpoint / "model"
-    others = [path.name for path in found if path not in known and model not in path.parents]
-    if others:
-        log.warning("%s: not part of the checkpoint: %s", checkpoint, ", ".join(others[:5]))
-
-
 def give_name(final: Path) -> None:
     """All of a checkpoint is in its partial place: give it its marker, then its name."""
     partial = partial_path(final)
@@ -337,16 +271,12 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
     sums = checkpoint_sums(checkpoint) if verifying() else None
     if sums is not None:
         sums.verify(["trainer.json"])
-    state = _read_state(checkpoint / "trainer.json")
-    state.pop("sums", None)
-    return state
-
-
-def _read_state(path: Path) -> dict[str, Any]:
+    path = checkpoint / "trainer.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
+        state.pop("sums", None)
         return {**state, "step": int(state["step"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, error) from error
 
 

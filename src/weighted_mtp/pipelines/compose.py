@@ -29,11 +29,8 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import (
-    checkpoint_path,
-    checkpoint_step,
-    verify_checkpoint,
-)
+from weighted_mtp.pipelines.checkpoint_sums import verify_checkpoint
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.model_start import (
     Start,
     fresh_model,

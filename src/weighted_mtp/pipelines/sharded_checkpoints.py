@@ -31,6 +31,7 @@ from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS, SideFiles
 from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_sums import store_sums
 from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     complete_checkpoint,
@@ -41,7 +42,6 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     save_rng,
     save_tokenizer,
     start_checkpoint,
-    store_sums,
     unwritten,
     writing,
 )
