@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 
-from weighted_mtp.core.section import Section, Seed
+from weighted_mtp.core.section import PositiveInt, Section, Seed
 
 
 class FSDPConfig(Section):
