@@ -20,7 +20,7 @@ from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.data_sections import DataConfig
 from weighted_mtp.core.errors import UserError, refuse_credentials
-from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular
+from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.core.section import Section
 from weighted_mtp.core.sections import (
@@ -218,15 +218,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not key or problem["type"] == "value_error":
         return message
-    return f"{key}: {message}, got {_shown(problem['input'])}"
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, cut short; Python refuses to print integers of over 4300 digits."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "an integer of more than 77 digits"
-    shown = repr(value)
-    return shown if len(shown) <= 120 else shown[:120] + "…"
+    return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
 def _keys_at(place: Sequence[str]) -> list[str]:

@@ -225,3 +225,14 @@ def parse_yaml(text: str | bytes) -> Any:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         raise InvalidTextError(one_line(error, 200)) from error
+
+
+def shown_value(value: object) -> str:
+    """A value for a message, cut short; Python does not print integers of over 4300 digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "an integer of more than 77 digits"
+    try:
+        shown = repr(value)
+    except ValueError:  # such an integer is inside it
+        return f"a {type(value).__name__} with an integer of over 4300 digits"
+    return shown if len(shown) <= 120 else shown[:120] + "…"

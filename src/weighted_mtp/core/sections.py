@@ -36,7 +36,7 @@ class Architecture(Section):
     tokenizer's)."""
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: Annotated[PositiveInt, Field(le=10_000)]
     n_heads: PositiveInt
     n_kv_heads: PositiveInt | None = None
     n_future_tokens: PositiveInt = 4

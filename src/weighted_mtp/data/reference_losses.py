@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import parse_json
 from weighted_mtp.core.tensors import save_file
 
 FORMAT = "weighted-mtp reference losses v3"
@@ -78,7 +79,7 @@ def _opened(path: Path) -> tuple[Any, Fingerprint]:
     try:
         file: Any = safe_open(path, framework="pt")
         header = file.metadata() or {}
-        found = Fingerprint(**json.loads(header.get("fingerprint", "")))
+        found = Fingerprint(**parse_json(header.get("fingerprint", "")))
     except (SafetensorError, ValueError, TypeError) as error:
         raise _damaged(path) from error
     if header.get("format") != FORMAT:

@@ -6,7 +6,6 @@ Letters: B batch, S sequence.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
+from weighted_mtp.pipelines.checkpoint_utils import reading, saved_state
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
 from weighted_mtp.pipelines.training_data import rows_file
 from weighted_mtp.pipelines.training_module import pool_of
@@ -99,9 +99,10 @@ def _td_weights(recipe: Recipe, trainer: Path) -> Verifiable:
     config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
     objective = Verifiable(config, 1)
     objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
-    state = json.loads(trainer.read_text(encoding="utf-8")) if trainer.exists() else {}
+    state = saved_state(trainer.parent) if trainer.exists() else {}
     if "ema" in state.get("objective", {}):
-        objective.load_state_dict(state["objective"])
+        with reading(trainer):
+            objective.load_state_dict(state["objective"])
     return objective
 
 
