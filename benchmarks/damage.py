@@ -506,11 +506,15 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
     "no target": lambda path: path.symlink_to("nowhere"),
 }
 SIZES = {
-    "params.json": ("dim", "n_layers", "n_heads", "vocab_size", "n_future_tokens", "max_seq_len")
-    + ("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "n_kv_heads"),
-    "config.json": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    + ("mtp_n_future_tokens", "max_position_embeddings", "intermediate_size", "rope_theta")
-    + ("num_key_value_heads", "rope_scaling", "architectures", "model_type", "eos_token_id"),
+    "params.json": (
+        *("dim", "n_layers", "n_heads", "vocab_size", "n_future_tokens", "max_seq_len"),
+        *("multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta", "n_kv_heads"),
+    ),
+    "config.json": (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+        *("mtp_n_future_tokens", "max_position_embeddings", "intermediate_size", "rope_theta"),
+        *("num_key_value_heads", "rope_scaling", "architectures", "model_type", "eos_token_id"),
+    ),
 }
 SIZE_VALUES: tuple[Any, ...] = (BIG, 10**12, 2**31, True, "4", 1e300, -1, 0, [1], float("nan"))
 

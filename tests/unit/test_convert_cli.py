@@ -216,7 +216,7 @@ def native_empty_file(d: Path) -> None:
     (write_native(d) / WEIGHTS).write_bytes(b"")
 
 
-@case(r"params\.json: line 3: bad JSON")
+@case(r"params\.json: not valid JSON .*line 3")
 def native_bad_json(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_text(
         '{"dim": 32,\n"n_layers": 4,\n"n_heads" 4}'
@@ -228,7 +228,7 @@ def native_json_list(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_text("[]")
 
 
-@case(r"params\.json: not a JSON text file")
+@case(r"params\.json: not (UTF-8|valid JSON)")
 def native_binary_json(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_bytes(b"\xff\xfe{}")
 

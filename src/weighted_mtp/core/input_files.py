@@ -28,6 +28,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_MAX_YAML_DEPTH = 50
 _MAX_YAML_NODES = 100_000
 """Of a document once its aliases are written out."""
 _YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool")}
@@ -87,21 +88,21 @@ def parse_json(text: str | bytes) -> Any:
         return _DECODER.decode(_decoded(text))
     except json.JSONDecodeError as error:
         raise InvalidTextError(
-            f"bad JSON in line {error.lineno}, character {error.colno}: {error.msg}"
+            f"not valid JSON ({error.msg}, line {error.lineno}, character {error.colno})"
         ) from error
     except RecursionError as error:
-        raise InvalidTextError("lists and objects are nested too deeply") from error
+        raise InvalidTextError("not valid JSON (nested too deeply)") from error
     except InvalidTextError:
         raise
     except ValueError as error:  # an integer of more than 4300 digits
-        raise InvalidTextError(one_line(error, 120)) from error
+        raise InvalidTextError(f"not valid JSON ({one_line(error, 120)})") from error
 
 
 def _decoded(text: str | bytes) -> str:
     if isinstance(text, str):
         return text.removeprefix("\ufeff")
     if text.startswith(_UTF16):
-        raise InvalidTextError("is UTF-16; save it as UTF-8")
+        raise InvalidTextError("not UTF-8 at byte 0 (it is UTF-16); save it as UTF-8")
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,13 +119,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise InvalidTextError(f"{name} is not a JSON number")
+    raise InvalidTextError(f"not valid JSON ({name} is not a number)")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InvalidTextError(f"the number {text:.30} is out of range")
+        raise InvalidTextError(f"not valid JSON (the number {text:.30} is out of range)")
     return value
 
 
@@ -145,6 +146,11 @@ def read_json(path: Path) -> Any:
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML of mappings with unique text keys, lists, text, numbers, true, false and null."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # PyYAML's name
+        if self.flow_level >= _MAX_YAML_DEPTH:  # the scanner takes quadratic time
+            raise InvalidTextError("lists and mappings are nested too deeply")
+        super().fetch_flow_collection_start(TokenClass)
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()

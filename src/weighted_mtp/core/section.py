@@ -65,6 +65,8 @@ class Section(BaseModel):
             return value  # it converts other kinds on purpose
         kinds = _scalar_kinds(field.annotation)
         for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, str) and "\0" in part:
+                raise PydanticCustomError("nul", "Input should not contain a NUL character")
             if isinstance(part, bool) and bool not in kinds and kinds & {int, float}:
                 raise PydanticCustomError("number", "Input should be a number")
             if isinstance(part, str) and not kinds - {int, float, bool, type(None)}:

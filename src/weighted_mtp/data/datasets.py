@@ -142,7 +142,7 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
         record = parse_json(line)
     except InvalidTextError as error:
         reason = _NUL if b"\0" in line else str(error)
-        raise UserError(f"{where}: not a JSON row: {reason}") from error
+        raise UserError(f"{where}: {reason}") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
     row = {"task_id": f"line-{number}", "metadata": {}, **_DEFAULTS, **record}

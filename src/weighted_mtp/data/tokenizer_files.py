@@ -214,7 +214,7 @@ def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
         found = parse_json(content)
     except InvalidTextError as error:
-        raise UserError(f"{path}: is not valid JSON ({one_line(error, 120)})") from error
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: must be a JSON object, it is {type(found).__name__}")
     return found

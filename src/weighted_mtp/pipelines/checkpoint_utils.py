@@ -320,7 +320,8 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
         for name in ("objective", "best", "skipped", "reader", "sources"):
             if not isinstance(state.get(name, {}), dict):
                 raise ValueError(f"{name} is {shown_value(state[name])}, not an object")
-        place = state.get("reader", {}).get("position", step)
+        reader = state.get("reader", {"position": step, "planned": 0})
+        place, _ = reader["position"], reader["planned"]
         if type(place) is not int or not step <= place <= step * _LARGEST_BATCH:
             raise ValueError(f"reader.position {shown_value(place)} is not possible at step {step}")
         numbers = {"reader": "planned", "skipped": "count", "best": "stale"}
