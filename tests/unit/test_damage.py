@@ -73,7 +73,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB, "aliases are written out"),
         ("a: &a [*a]", "line 1: an alias contains itself"),
         ("a: 1\nb:\n  c: 1\n  c: 2", "line 4: the key 'c' is given twice"),
-        ("a: !!set {b}", "tag 'set' is not supported"),
+        ("a: !!set {b}", "tag set is not supported"),
         ("a: !!python/object/apply:os.system [true]", "not supported"),
         ("1: 2", "the key 1 is not text"),
         ("? [a]\n: 1", "is not text"),

@@ -100,7 +100,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def _decoded(text: str | bytes) -> str:
     if isinstance(text, str):
-        return text.removeprefix("\ufeff")
+        return text
     if text.startswith(_UTF16):
         raise InvalidTextError("not UTF-8 at byte 0 (it is UTF-16); save it as UTF-8")
     try:

@@ -139,9 +139,11 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
             a field of the wrong type; starts with `where`.
     """
     try:
-        record = parse_json(line)
+        record = parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start}; re-save as UTF-8") from error
     except InvalidTextError as error:
-        reason = _NUL if b"\0" in line else str(error)
+        reason = f"not valid JSON ({_NUL})" if b"\0" in line else error
         raise UserError(f"{where}: {reason}") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
