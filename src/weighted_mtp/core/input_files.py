@@ -77,15 +77,18 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, finite: bool = True) -> Any:
     """Parse JSON; a byte-order mark before UTF-8 is accepted.
+
+    Args:
+        finite: refuse NaN and numbers out of range, as a configuration must.
 
     Raises:
         InvalidTextError: not UTF-8 or not JSON, a key given twice, a number that is not finite or
             too long, nesting too deep.
     """
     try:
-        return _DECODER.decode(_decoded(text))
+        return (_DECODER if finite else _LENIENT).decode(_decoded(text))
     except json.JSONDecodeError as error:
         raise InvalidTextError(
             f"not valid JSON ({error.msg}, line {error.lineno}, character {error.colno})"
@@ -129,6 +132,7 @@ def _finite(text: str) -> float:
     return value
 
 
+_LENIENT = json.JSONDecoder(object_pairs_hook=_unique)
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
 )

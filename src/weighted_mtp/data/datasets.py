@@ -139,7 +139,7 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
             a field of the wrong type; starts with `where`.
     """
     try:
-        record = parse_json(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"), finite=False)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; re-save as UTF-8") from error
     except InvalidTextError as error:
