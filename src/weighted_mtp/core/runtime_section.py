@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from weighted_mtp.core.section import Section, Seed
+from weighted_mtp.core.section import PositiveInt, Section, Seed
 
 
 class FSDPConfig(Section):
@@ -53,7 +53,7 @@ class RuntimeConfig(Section):
     timeout_minutes: PositiveFloat = 10.0
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: Seed = 0
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt, Field(le=4096)] | None = None
     compile: bool = False
     tf32: bool = True
     deterministic: bool = False

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from weighted_mtp.core.section import Fraction, RemoteURL, Section, UnitInterval
+from weighted_mtp.core.section import (
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    RemoteURL,
+    Section,
+    UnitInterval,
+)
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
 ObjectiveName = Literal[
@@ -37,9 +36,9 @@ class Architecture(Section):
     tokenizer's)."""
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: Annotated[PositiveInt, Field(le=10_000)]
     n_heads: PositiveInt
-    n_kv_heads: int | None = None
+    n_kv_heads: PositiveInt | None = None
     n_future_tokens: PositiveInt = 4
     multiple_of: PositiveInt = 256
     ffn_dim_multiplier: PositiveFloat | None = None

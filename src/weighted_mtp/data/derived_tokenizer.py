@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from weighted_mtp.core.input_files import read_regular
 from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from weighted_mtp.data.tokenizers import ByteTokenizer, Tokenizer
@@ -153,7 +154,7 @@ def _read_model(path: Path) -> _Model:
     pieces: list[_Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
-    for number, value in _fields(path.read_bytes()):
+    for number, value in _fields(read_regular(path)):
         if number == 1:
             fields = dict(_fields(value))
             score = unpack("<f", fields.get(2, bytes(4)))[0]

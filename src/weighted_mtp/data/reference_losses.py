@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import parse_json
 from weighted_mtp.core.sums import verifying
 from weighted_mtp.core.tensors import save_file
 
@@ -93,7 +94,7 @@ def _opened(path: Path) -> tuple[Any, Fingerprint]:
     try:
         file: Any = safe_open(path, framework="pt")
         header = file.metadata() or {}
-        found = Fingerprint(**json.loads(header.get("fingerprint", "")))
+        found = Fingerprint(**parse_json(header.get("fingerprint", "")))
     except (SafetensorError, ValueError, TypeError) as error:
         raise _damaged(path) from error
     if header.get("format") not in (FORMAT, _WITHOUT_DIGEST):

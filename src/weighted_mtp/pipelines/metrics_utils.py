@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import check_regular, read_regular
 from weighted_mtp.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -50,6 +51,8 @@ class MetricsFile:
     not finite is `null` there, for JSON has no NaN."""
 
     def __init__(self, path: Path) -> None:
+        if path.exists():
+            check_regular(path)
         self.path = path
         self._warned = self._cut = False
 
@@ -90,7 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
     NaN, and so are the bare NaN of files written before."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path).decode("utf-8", "replace").splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

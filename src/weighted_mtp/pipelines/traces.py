@@ -22,7 +22,7 @@ from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.checkpoint_utils import saved_state
+from weighted_mtp.pipelines.checkpoint_utils import reading, saved_state
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
 from weighted_mtp.pipelines.training_data import rows_file
 from weighted_mtp.pipelines.training_module import pool_of
@@ -99,9 +99,11 @@ def _td_weights(recipe: Recipe, checkpoint: Path) -> Verifiable:
     config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
     objective = Verifiable(config, 1)
     objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
-    state = saved_state(checkpoint) if (checkpoint / "trainer.json").exists() else {}
+    trainer = checkpoint / "trainer.json"
+    state = saved_state(checkpoint) if trainer.exists() else {}
     if "ema" in state.get("objective", {}):
-        objective.load_state_dict(state["objective"])
+        with reading(trainer):
+            objective.load_state_dict(state["objective"])
     return objective
 
 

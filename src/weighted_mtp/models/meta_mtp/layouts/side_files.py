@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.input_files import InvalidTextError, parse_json, read_regular
 from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 
@@ -122,7 +123,7 @@ class SideFiles:
         Raises:
             UserError: a configuration file cannot be read.
         """
-        files = {name: path.read_bytes() for name, path in find_side_files(model_dir).items()}
+        files = {name: read_regular(path) for name, path in find_side_files(model_dir).items()}
         return cls(files, read_config_fields(model_dir))
 
     @property
@@ -161,8 +162,8 @@ class SideFiles:
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
-        fields = json.loads(content or b"{}")
-    except (ValueError, RecursionError):
+        fields = parse_json(content or b"{}")
+    except InvalidTextError:
         return {}  # carried as it is; nothing is read from it
     return fields if isinstance(fields, dict) else {}
 
