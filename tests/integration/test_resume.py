@@ -385,7 +385,8 @@ def test_a_full_disk_is_told_and_costs_nothing(
         patch.setattr(checkpoint_utils.torch, "save", full)
         assert train(tmp_path / "run", rows_file) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "step-00000006.partial: cannot be written ([enforce fail]" in error
+    assert "step-00000006.partial: cannot be written (" in error
+    assert "is incomplete; is the disk full?" in error
     assert "make room, then --resume" in error
     assert resume(tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", whole["baseline"])
@@ -591,7 +592,9 @@ def test_a_run_that_stopped_early_says_so(tmp_path, rows_file, monkeypatch, caps
     assert resume(run_dir, *more) == 0
     assert "training.early_stopping ended it after step 2" in capsys.readouterr().err
     assert resume(run_dir, *more, "--set", "training.monitor=grad_norm") == 2  # no such figure
-    assert "training.monitor 'grad_norm' is no validation figure" in capsys.readouterr().err
+    assert (
+        "training.monitor 'grad_norm' is not a number of the validation" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -83,7 +83,9 @@ def test_keep_last_checkpoints_are_kept_whole(run_dir):
     for name in checkpoint_names(run_dir):
         checkpoint = run_dir / "checkpoints" / name
         present = {path.name for path in checkpoint.iterdir()}
-        assert present == {"COMPLETE", "model", "optimizer.pt", "rng-0.pt", "trainer.json"}
+        assert present == {
+            "COMPLETE", "model", "optimizer.pt", "rng-0.pt", "sums.json", "trainer.json"
+        }  # fmt: skip
 
 
 def test_the_model_loads_as_a_native_checkpoint(run_dir):

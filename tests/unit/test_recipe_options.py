@@ -297,6 +297,7 @@ OPTIONS: dict[str, Proof | str] = {
     "objective.rho1.k_percent": Proof(weights, 0.3, "rho1"),
     "objective.rho1.mode": Proof(weights, "absolute", "rho1"),
     "objective.rho1.first_head_always": Proof(weights, True, "rho1"),
+    "objective.rho1.reference_heads": Proof(weights, "next", "rho1"),
     "objective.rho1.reference": "integration/test_reference_losses.py::"
     "test_stored_and_on_line_are_one",
     "objective.rho1.reference_model": Proof(weights, "MODEL", "rho1"),

@@ -40,6 +40,7 @@ def only_writer(directory: Path, remedy: str) -> Iterator[None]:
     outermost = key not in _held
     # O_TRUNC of another attempt would empty the lock file, so the holder has a file of its own.
     lock = _held.setdefault(key, FileLock(key / LOCK, timeout=0, thread_local=False))
+    made = [place for place in (key, *key.parents) if not place.exists()]
     try:
         if outermost:
             directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,8 @@ def only_writer(directory: Path, remedy: str) -> Iterator[None]:
             with suppress(OSError):
                 if {path.name for path in key.iterdir()} == {LOCK}:
                     (key / LOCK).unlink()
-                    key.rmdir()
+                    for place in made:
+                        place.rmdir()
         lock.release()
 
 

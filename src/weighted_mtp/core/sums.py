@@ -154,7 +154,8 @@ class Sums:
         if found != self.expected[name]:
             raise UserError(
                 f"{path}: its SHA-256 is not the one in {self.listing.name}; copy the checkpoint "
-                "again, or use an earlier one"
+                "again, or use an earlier one (if you changed the file on purpose, set "
+                "WEIGHTED_MTP_VERIFY=0 to load it)"
             )
 
 

@@ -47,7 +47,7 @@ class TokenStream:
         self.folder, self.split = folder, split
         meta = read_json(folder / _META)
         self.tokens: Ids = np.memmap(folder / f"{split}.tokens", meta["dtype"], "r")
-        self._digest: str | None = meta[split].get("digest")
+        self._digest: str | None = meta.get(split, {}).get("digest")
         self.offsets: np.ndarray[Any, np.dtype[np.int64]] = np.memmap(
             folder / f"{split}.offsets", np.int64, "r"
         )
