@@ -480,7 +480,7 @@ def test_a_damaged_sentencepiece_model_is_named(content, tmp_path):
 
 
 def test_a_folder_is_no_sentencepiece_model(tmp_path):
-    with pytest.raises(UserError, match="not a SentencePiece model"):
+    with pytest.raises(UserError, match="it is a directory"):
         make_tokenizer("sentencepiece", tmp_path)
 
 
