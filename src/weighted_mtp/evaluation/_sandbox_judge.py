@@ -278,7 +278,7 @@ CANARY = {
 """A program that is right: if it fails, that is the machine's fault."""
 _MACHINES_OWN = (
     "OSError", "BlockingIOError", "FileNotFoundError", "PermissionError", "MemoryError",
-    "RuntimeError: can't start", "ImportError", "ModuleNotFoundError",
+    "RuntimeError: can't start",
 )  # fmt: skip
 
 

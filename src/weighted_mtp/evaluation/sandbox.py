@@ -1,20 +1,25 @@
 """Programs judged by running them, out of this process and out of harm's way.
 
 `Sandbox` keeps one warm worker per core (`_sandbox_worker.py`), which runs each program in a fresh
-child and its tests in another: the tests call the program across a line that carries plain data,
-so neither a test nor an expected answer is ever where the program could find it, and no process
-that runs the program has a say in the verdict.
+child and its tests in another. The tests call the program across a line that carries plain data and
+references to objects, so neither a test nor an expected answer is ever where the program could find
+it, and no process that runs the program has a say in the verdict.
 
 Everywhere, a child gets: its own session, limits on CPU time, memory, file size, open files,
-processes and core dumps, an empty environment, an empty working directory emptied afterwards, only
-the input it is given, capped output and a wall-clock limit. Where the kernel allows it (Linux with
-user namespaces, or root) it also has no network, sees no other process, no file but the standard
-library's, is nobody, has no capability, and may not make the system calls of
+processes and core dumps, an empty environment, a new working directory that is deleted afterwards,
+only the input it is given, capped output and a wall-clock limit. Where the kernel allows it (Linux
+with user namespaces, or root) it also has no network, sees no other process, no file but the
+standard library's, is nobody, has no capability, and may not make the system calls of
 `_sandbox_seccomp.py`. `Sandbox.isolation` says which of these hold here.
 
-What is left: a name that the tests leave to the program (a helper, a class) means what the program
-says it means. Where system calls are not filtered, limits count per process, of which a program may
-start 32; where there are no mount namespaces, disk space is limited per file only.
+A verdict is about the program only. What fails because of the machine (a worker that dies, a full
+disk, too few open files) is tried again with a new worker, and raises `UserError` if that fails
+too. A worker deletes its directory when it ends, also if its caller was killed; what a killed
+worker left is deleted by the next start.
+
+What is left: a class whose name the tests use as that of a class, and a helper that only the
+program has, mean what the program says, unless they say yes to everything. Where there are no mount
+namespaces, disk space is limited per file, and files to 20,000.
 """
 
 from __future__ import annotations
