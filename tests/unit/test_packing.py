@@ -265,6 +265,9 @@ def test_attention_takes_the_cheaper_way():
     wide = pack_batch([[example(0, 11), example(1, 3), example(2, 3), example(3, 3)]], PAD).packing
     assert wide is not None  # 4 · 10² > 16² = 256
     assert not wide.unpacks_cheaply
+    many = pack_batch([[example(0, 11), *(example(i, 2) for i in range(1, 91))]], PAD).packing
+    assert many is not None  # 91 · 10² <= 100², but 91 · 10 > 2 · 100: too much memory
+    assert not many.unpacks_cheaply
     square = pack_batch([[example(0, 9), example(1, 9)]], PAD).packing
     assert square is not None  # 2 · 8² <= 16²
     assert square.unpacks_cheaply
