@@ -31,6 +31,7 @@ from torch import nn
 
 from weighted_mtp.cli.train import run_pipeline
 from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.micro_tasks import Family, Problem, Split, pose, up_to
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.decoding import Speculation, Stopping, complete
@@ -41,7 +42,6 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
 )
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.compose import RunRequest
 
 FAMILIES = (
@@ -150,7 +150,7 @@ def train(folder: Path, corpus: Path, steps: int, rate: float, *settings: str) -
         ],
     )
     run_pipeline(RunRequest(recipe, folder))
-    return resolve_model_dir(folder)
+    return find_model(folder)
 
 
 def main() -> None:
@@ -180,7 +180,7 @@ def main() -> None:
     new = [f"model.architecture.{key}={value}" for key, value in shape.items()]
     start = ["model.init_std=0.05", *new]
     if args.start:
-        start = ["model.architecture=null", f"model.path={resolve_model_dir(args.start)}"]
+        start = ["model.architecture=null", f"model.path={find_model(args.start)}"]
     shallow = train(work / "shallow", work / "corpus", args.steps, 3e-3, *batch, *start)
     deeper = deepen(load_meta_mtp_model(shallow, device="cpu"), args.insert)
     files = find_tokenizer_files(shallow)

@@ -44,13 +44,13 @@ from torch import nn
 
 from decode_prompts import prompts
 from train_step import cpu_name
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.decoding import Report, Sampling, Speculation, Stopping, Stream
 from weighted_mtp.decoding import measure_token_cost as token_cost
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 
 KINDS = ("micro", "byte", "smollm2")
 CASES = {
@@ -158,7 +158,7 @@ def measure(
     kind: str, path: Path, dtype_name: str, runs: int, new: int, cases: Sequence[str]
 ) -> list[dict[str, Any]]:
     """All cases of one model in one number format, in this process."""
-    dtype, folder = getattr(torch, dtype_name), resolve_model_dir(path)
+    dtype, folder = getattr(torch, dtype_name), find_model(path)
     model = load_meta_mtp_model(folder, device="cpu", dtype=dtype).eval().requires_grad_(False)
     peer, n, records = Peer(model, dtype), model.args.n_future_tokens, []
     reading = gemv(model)

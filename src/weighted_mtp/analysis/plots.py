@@ -5,6 +5,7 @@ Letters: n future tokens (heads).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from weighted_mtp.core.terminal import printable
 
 Series = tuple[Sequence[int], Sequence[Any]]
 COLOURS = ("#1f4e79", "#c8553d", "#588157", "#8e6c8a", "#b08900", "#5c677d", "#2a9d8f", "#6d4c41")
@@ -30,7 +33,7 @@ def plot_losses(
         path: PNG to write.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(printable(title).replace("$", r"\$"), fontsize=11)  # no formula
     for head in range(_width(train)):
         colour = COLOURS[head % len(COLOURS)]
         name = "next token" if head == 0 else f"token +{head + 1}"
@@ -51,16 +54,19 @@ def plot_losses(
 
 
 def _width(series: Series) -> int:
-    return len(series[1][0]) if series[1] else 0
+    return max(map(len, series[1]), default=0)
 
 
 def _column(series: Series, head: int) -> list[float]:
-    return [values[head] for values in series[1]]
+    return [values[head] if head < len(values) else math.nan for values in series[1]]
 
 
 def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
     """Exponential moving average, started at the first value."""
     smooth: list[float] = []
-    for value in values:
-        smooth.append(value if not smooth else keep * smooth[-1] + (1 - keep) * value)
+    last = math.nan
+    for value in values:  # one that is missing leaves a gap, and the average as it was
+        if not math.isnan(value):
+            last = value if math.isnan(last) else keep * last + (1 - keep) * value
+        smooth.append(math.nan if math.isnan(value) else last)
     return smooth

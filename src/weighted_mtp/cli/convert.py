@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory, given_path
+from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -23,28 +25,34 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
     value_head_path,
 )
+from weighted_mtp.models.meta_mtp.layouts.side_files import find_tokenizer, read_config_fields
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import MARKER, is_sharded, newest_checkpoint
+from weighted_mtp.pipelines.hf_files import hf_side_files
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A checkpoint read: its weights, and the files that go with them."""
+    """A checkpoint that was read: its weights, and the folder of the files that go with them."""
 
     model: Transformer
     layout: str
-    tokenizer_files: Sequence[Path]
-    has_tokenizer: bool
+    folder: Path
     value_head: Path | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return find_tokenizer(self.folder) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "source", type=Path, metavar="SRC", help="a run, or a native, Meta or HF checkpoint"
+        "source", type=given_path, metavar="SRC", help="a run, a checkpoint, a model or ORG/NAME"
     )
-    parser.add_argument("destination", type=Path, metavar="DST", help="the directory to write")
+    parser.add_argument(
+        "destination", type=given_path, metavar="DST", help="the directory to write"
+    )
     parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(
@@ -60,28 +68,34 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
-    check_destination(destination, args.overwrite)
     _check_apart(source, destination)
+    check_destination(destination, args.overwrite)
+    for place in (destination, destination.absolute().parent):
+        check_output_directory(place, "DST")
     with _load(source, dtype) as found:
         model = found.model
         if args.add_heads:
             model = add_heads(model, model.args.n_future_tokens + args.add_heads)
         if args.to == "hf":
-            save_huggingface(
-                model,
-                destination,
-                tokenizer_files=found.tokenizer_files,
-                overwrite=args.overwrite,
-                value_head_file=found.value_head,
-            )
+            with tempfile.TemporaryDirectory() as work:
+                files, fields = hf_side_files(found.folder, model.args.vocab_size, Path(work))
+                save_huggingface(
+                    model,
+                    destination,
+                    tokenizer_files=files,
+                    overwrite=args.overwrite,
+                    value_head_file=found.value_head,
+                    config_fields=fields,
+                )
         else:
             save_native(
                 model,
                 destination,
-                tokenizer_files=found.tokenizer_files,
+                tokenizer_files=find_tokenizer_files(found.folder),
                 extra_metadata={"converted_from": found.layout},
                 overwrite=args.overwrite,
                 value_head_file=found.value_head,
+                config_fields=read_config_fields(found.folder),
             )
     carried = ["the weights"]
     carried += [f"{args.add_heads} more heads, still untrained"] if args.add_heads else []
@@ -94,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
     """Read a model directory, or the model of a run's checkpoint, on the CPU; whole in memory."""
-    place = newest_checkpoint(source) if source.is_dir() else source
+    place = newest_checkpoint(source)
     if is_sharded(place):
         with _put_together(place, dtype) as found:
             yield found
@@ -103,10 +117,9 @@ def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
         place = place / "model"
     info = inspect_checkpoint(place)
     yield _Loaded(
-        model=load_meta_mtp_model(place, device="cpu", dtype=dtype),
+        model=load_meta_mtp_model(place, device="cpu", dtype=dtype, keep_formats=True),
         layout=info.layout,
-        tokenizer_files=find_tokenizer_files(place),
-        has_tokenizer=info.has_tokenizer,
+        folder=place,
         value_head=value_head_path(place) if info.has_value_head else None,
     )
 
@@ -115,13 +128,12 @@ def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
 def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
     """Read a model that several processes have saved in parts; no process group is needed."""
     adapter = sharded_model(checkpoint).on(torch.device("cpu"))
-    files = find_tokenizer_files(checkpoint / "skeleton")
     with tempfile.TemporaryDirectory() as folder:
         head = value_head_path(folder) if adapter.value_head is not None else None
         if adapter.value_head is not None and head is not None:
             adapter.value_head.save_checkpoint(head)
         model = adapter.transformer if dtype is None else adapter.transformer.to(dtype)
-        yield _Loaded(model, "shards", files, bool(files), head)
+        yield _Loaded(model, "shards", checkpoint / "skeleton", head)
 
 
 def _check_apart(source: Path, destination: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.decoding import LossyTypical, Sampling, Speculation
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 
 _AUTO, _ALL, _OFF = "auto", "all", "off"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
@@ -126,6 +128,21 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
         raise UserError("--stop: an empty text would end everything at once; give some")
     stops = tuple(_unescaped(text) for text in args.stop)
     return DecodingOptions(args.max_new_tokens, sampling, stops, _speculation(args))
+
+
+def check_heads(args: argparse.Namespace, model: Path) -> None:
+    """Refuse `--speculate`, where it was asked for, for a model that has nothing to draft with.
+
+    Raises:
+        UserError: it has the next-token head alone.
+    """
+    if args.speculate in (_AUTO, _OFF):
+        return
+    if inspect_checkpoint(model).args.n_future_tokens == 1:
+        raise UserError(
+            f"--speculate: {model} has no heads to draft with, only the next-token head; leave "
+            "--speculate away, or give it heads (weighted-mtp convert --add-heads N) and train them"
+        )
 
 
 def _speculation(args: argparse.Namespace) -> Speculation | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from weighted_mtp.cli.decoding_options import (
     DecodingOptions,
     add_decoding_arguments,
+    check_heads,
     decoding_options,
 )
 from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS
@@ -35,7 +37,9 @@ _BENCHMARK_ALONE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
-    parser.add_argument("path", type=Path, nargs="?", help="a run, a checkpoint or a model folder")
+    parser.add_argument(
+        "path", type=given_path, nargs="?", help="a run, a checkpoint, a model or ORG/NAME"
+    )
     parser.add_argument(
         "--dataset", default="micro", metavar="NAME", help=f"micro, {', '.join(BENCHMARKS)}"
     )
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
         "(default PATH/evaluation/NAME)",
     )
@@ -99,6 +103,12 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
         raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
     if args.template not in (None, *TEMPLATES):
         raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
+    model = find_model(args.path)
+    check_heads(args, model)
+    folder = results_folder(args.path) / "evaluation"
+    output = args.output or folder / f"{args.dataset}-{split}.jsonl"
+    check_output_file(output, "--output")
+    check_output_file(output.with_suffix(".summary.json"), "--output")
     result = run_evaluation(
         EvaluationRequest(
             path=args.path,
@@ -118,9 +128,8 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
             split=split,
         )
     )
-    output = args.output or args.path / "evaluation" / f"{args.dataset}-{split}.jsonl"
-    save_result(result, output)
     show(result, args.show)
+    save_result(result, output)
     print(f"every program and verdict: {output}")
     return 0
 
@@ -135,7 +144,8 @@ def show(result: EvaluationResult, examples: int) -> None:
     for family, (score, count) in result.by_family.items():
         print(f"{family:<16}{score:>8.1%}{count:>10}")
     total = sum(count for _, count in result.by_family.values())
-    print(f"{'all':<16}{result.pass_at_1:>8.1%}{total:>10}")
+    if result.pass_at_1 is not None:
+        print(f"{'all':<16}{result.pass_at_1:>8.1%}{total:>10}")
     for k, found in result.pass_at.items():
         print(f"pass@{k}: {found}")
     if result.decoding is not None:

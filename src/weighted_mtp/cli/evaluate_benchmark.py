@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from itertools import chain, zip_longest
-from pathlib import Path
 
 from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, write
-from weighted_mtp.cli.decoding_options import DecodingOptions
+from weighted_mtp.cli.decoding_options import DecodingOptions, check_heads
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_name, given_path
 from weighted_mtp.evaluation.prompts import TEMPLATE
 from weighted_mtp.evaluation.result_files import Attempt
 from weighted_mtp.pipelines import decoding_figures
@@ -33,8 +33,10 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-code-execution", action="store_true", help="run programs on this machine"
     )
-    group.add_argument("--problems", type=Path, help="problems.SPLIT.jsonl of `prepare`")
-    group.add_argument("--source", metavar="PATH", help="the published files, as for `prepare`")
+    group.add_argument("--problems", type=given_path, help="problems.SPLIT.jsonl of `prepare`")
+    group.add_argument(
+        "--source", type=given_name, metavar="PATH", help="the published files, as for `prepare`"
+    )
     group.add_argument(
         "--prompt",
         metavar="STYLE",
@@ -43,6 +45,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--completions",
+        type=given_name,
         metavar="FILE",
         help="judge these (task_id and completion or solution) in place of a checkpoint's; or "
         "`canonical`, `mutants`: the references, as they are or with a mistake each",
@@ -64,6 +67,8 @@ def run_foreign(args: argparse.Namespace, options: DecodingOptions) -> int:
     for name in ("timeout", "workers"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise UserError(f"--{name} must be above 0")
+    if args.path is not None:
+        check_heads(args, args.path)
     defaults = BenchmarkRequest(args.dataset)
     result = run_benchmark(
         BenchmarkRequest(

@@ -17,6 +17,12 @@ from weighted_mtp.analysis.experiment_table import (
     replace_section,
 )
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import (
+    check_output_directory,
+    check_output_file,
+    command_line,
+    given_path,
+)
 from weighted_mtp.evaluation.statistics import Interval, hierarchical_bootstrap, paired_difference
 from weighted_mtp.pipelines.experiment import (
     ARMS,
@@ -41,10 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
     )
-    parser.add_argument("--output-dir", type=Path, help="default runs/experiment-NAME-PRESET")
+    parser.add_argument("--output-dir", type=given_path, help="default runs/experiment-NAME-PRESET")
     parser.add_argument("--against", help="arm to compare with (default uniform, else baseline)")
     parser.add_argument(
-        "--results", type=Path, default=Path("docs/RESULTS.md"), help="file the table is written to"
+        "--results",
+        type=given_path,
+        default=Path("docs/RESULTS.md"),
+        help="file the table is written to",
     )
 
 
@@ -69,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     against = args.against or ("uniform" if "uniform" in arms else "baseline")
     if against not in arms:
         raise UserError(f"--against {against}: not one of the arms {', '.join(arms)}")
-    _check_writable(args.results)
+    check_output_file(args.results, "--results")
+    check_output_file(_picture(args), "--results")
+    check_output_directory(directory, "--output-dir")
     results = run_experiment(request)
     write(args, request, results, against)
     return 0
@@ -147,18 +158,8 @@ def bounds(interval: Interval) -> tuple[float, float, float]:
     return interval.mean, interval.low, interval.high
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse a results file that cannot be, before hours of training.
-
-    Raises:
-        UserError: it is a directory, or its folder cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--results {path}: cannot be written ({error.strerror})") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--results {path}: cannot be written; name a file")
+def _picture(args: argparse.Namespace) -> Path:
+    return Path(args.results).parent / "figures" / f"experiment-{args.name}-{args.preset}.png"
 
 
 def write(
@@ -167,15 +168,15 @@ def write(
     """The section of the results file, its picture beside it, and the tables on the screen."""
     lines = summarise(results, against)
     title = f"experiment {args.name}, preset {args.preset}"
-    picture = args.results.parent / "figures" / f"experiment-{args.name}-{args.preset}.png"
+    picture = _picture(args)
     plot(lines, SPLITS, picture, f"{title}: {request.seeds} seeds, {request.n_problems} problems")
     told = markdown_table(lines, SPLITS, against)
     compared = comparison_table(compare(results), SPLITS)
-    settings = "".join(f" --set {x}" for x in request.settings)
-    command = (
-        f"weighted-mtp experiment {args.name} --preset {args.preset} --seeds {request.seeds} "
-        f"--arms {','.join(request.arms)} --steps {request.steps} "
-        f"--base-steps {request.base_steps} --n-problems {request.n_problems}{settings}"
+    command = command_line(
+        *("weighted-mtp", "experiment", args.name, "--preset", args.preset),
+        *("--seeds", request.seeds, "--arms", ",".join(request.arms), "--steps", request.steps),
+        *("--base-steps", request.base_steps, "--n-problems", request.n_problems),
+        *(word for setting in request.settings for word in ("--set", setting)),
     )
     text = f"""
 {told}

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighted_mtp.cli.decoding_options import add_decoding_arguments, decoding_options
+from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
 from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_path
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines import decoding_figures
-from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data, warn_of_chat_model
 
 RAW = "raw"
 
@@ -49,7 +50,9 @@ class Asked:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `generate`."""
-    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint or a model directory")
+    parser.add_argument(
+        "checkpoint", type=given_path, help="a run, a checkpoint, a model or ORG/NAME"
+    )
     add_prompt_arguments(parser)
     parser.add_argument(
         "--template",
@@ -80,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if args.logprobs and not args.json:
         raise UserError("--logprobs goes with --json")
     prompts = read_prompts(args)
+    check_heads(args, args.checkpoint)
+    template = args.template or _template_of(args.checkpoint)
+    warn_of_chat_model(args.checkpoint, template)
     writer = ModelWriter(
         args.checkpoint,
         args.device,
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         args.dtype,
         options.speculation,
     )
-    asked = _asked(writer, prompts, args.template or _template_of(args.checkpoint), args.n_samples)
+    asked = _asked(writer, prompts, template, args.n_samples)
     try:
         _print_texts(args, writer, asked, options.stops)
         sys.stdout.flush()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.datasets import read_lines, unreadable
+from weighted_mtp.core.files import given_name
+from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 
@@ -38,6 +39,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
+        type=given_name,
         metavar="FILE",
         help="a prompt a line: FILE.jsonl holds objects with 'prompt' (or 'instruction', and an "
         "'input' if there is one), any other file plain text; - is standard input, JSON if it "
@@ -99,6 +101,7 @@ def _of_record(line: bytes, where: str) -> Prompt:
     more = "" if more is None else more
     if not isinstance(text, str) or not isinstance(more, str):
         raise UserError(f"{where}: needs the field 'prompt' or 'instruction', a text")
+    refuse_half_pairs({"prompt": text, "input": more}, where)
     return Prompt(text, more)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
+from weighted_mtp.core.files import given_path
 from weighted_mtp.models.meta_mtp.checkpoints import CheckpointInfo, inspect_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="a native, Meta or HF checkpoint")
+    parser.add_argument(
+        "path", type=given_path, metavar="PATH", help="a run, a checkpoint, a model or ORG/NAME"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="also read every weight and compare SHA-256 sums"
     )
@@ -30,14 +32,19 @@ def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
     args = info.args
     given = {key: value for key, value in asdict(args).items() if value is not None}
     extra = args.n_future_tokens - 1
+    mixed = f" (loaded as {info.loaded_dtype})" if "," in info.dtype else ""
+    others = [name for name in info.side_files if name != info.tokenizer]
+    ids = ", ".join(f"{key}={value}" for key, value in info.config_fields.items())
     lines = [
         ("layout", info.layout),
         ("parameters", f"{info.parameters:,}"),
-        ("dtype", info.dtype),
+        ("dtype", info.dtype + mixed),
         ("size", f"{info.bytes / 2**20:,.1f} MiB in {len(info.files)} file(s)"),
         ("blocks", f"{args.n_layers - extra} (the last is the next-token head) + {extra} heads"),
         ("shape", ", ".join(f"{key}={value}" for key, value in given.items())),
-        ("tokenizer", "yes" if info.has_tokenizer else "no"),
+        ("tokenizer", f"yes ({info.tokenizer})" if info.tokenizer else "no"),
+        ("also", ", ".join(others) or "nothing"),
+        ("token ids", ids or "as the tokenizer has them"),
         ("value head", "yes" if info.has_value_head else "no"),
     ]
     lines += [("file", str(path)) for path in info.files]

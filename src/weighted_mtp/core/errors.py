@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from weighted_mtp.core.urls import REMEDY, holds_credentials, without_credentials
 
 
 class UserError(Exception):
@@ -20,5 +20,13 @@ def one_line(reason: object, longest: int | None = None) -> str:
 
 def in_brief(error: Exception, longest: int = 200) -> str:
     """A third party's error in one short line, without the credentials of an address in it."""
-    text = one_line(f"{type(error).__name__}: {error}")
-    return re.sub(r"//[^/@\s]*@", "//", text)[:longest]
+    return without_credentials(one_line(f"{type(error).__name__}: {error}"))[:longest]
+
+
+def refuse_credentials(text: str, what: str) -> None:
+    """Raise `UserError`, which names `what` and does not repeat `text`, if a URL in it holds
+    credentials."""
+    if holds_credentials(text):
+        raise UserError(
+            f"{what} holds a password or a key, which would be logged or saved; {REMEDY}"
+        )

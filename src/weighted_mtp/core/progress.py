@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from weighted_mtp.core.logging import note
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -44,8 +46,9 @@ class Progress:
             self.note(f"{self.label} {self.done}/{self.total}  {figures}  ETA {self._eta(now)}")
 
     def note(self, line: str) -> None:
-        """Print a line without disturbing the bar."""
+        """Print a line without disturbing the bar, and keep it in the run's log file."""
         if self.enabled:
+            note(line)
             tqdm.write(line, file=sys.stderr) if self._bar is not None else _plain(line)
 
     def __enter__(self) -> Progress:

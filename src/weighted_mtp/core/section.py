@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from weighted_mtp.core.urls import REMEDY, holds_credentials
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -18,11 +20,10 @@ def remote_url(url: str) -> str:
     Raises:
         ValueError: it is none. The message does not repeat it.
     """
-    if re.search(r"://[^/@]*:(?!\d+/)[^@]*@", url) or "?" in url:
+    if holds_credentials(url) or "?" in url or "#" in url:
         raise ValueError(
-            "training.remote holds a password or a key, which would be kept in config.yaml; leave "
-            "it out and give credentials as the storage's own tools take them (for S3 "
-            "AWS_ACCESS_KEY_ID or AWS_PROFILE, for GCS GOOGLE_APPLICATION_CREDENTIALS)"
+            "training.remote holds a password or a key, which would be kept in config.yaml; "
+            + REMEDY
         )
     protocol, separator, path = url.partition("://")
     if not (protocol and separator and path.strip("/")):
@@ -42,3 +43,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_path(cls, values: Any) -> Any:
+        """`Path("")` is the current directory, which nobody means by an empty setting."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if value == "" and field is not None and Path in get_args(field.annotation):
+                raise ValueError(f"{name} is empty; give a path, or null for none")
+        return values

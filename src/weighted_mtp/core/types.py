@@ -13,6 +13,9 @@ from typing import Any, Protocol, TypedDict
 IGNORE_INDEX = -100
 """Label of a position that is no target: prompt and padding (PyTorch's own convention)."""
 
+DERIVED_FROM = "weighted_mtp_derived_from"
+"""In an exported `tokenizer_config.json`: the file that it and `tokenizer.json` are made of."""
+
 
 class Row(TypedDict):
     """One labelled solution, the unit of every data set (docs/data.md)."""
@@ -34,7 +37,8 @@ class Program:
         source: the code under judgement, run as the module `__main__`.
         tests: assert statements, run after `source`; its names are theirs to use.
         stdin: what the program reads; None: nothing.
-        expected_stdout: what it should print; trailing whitespace does not count.
+        expected_stdout: what it should print, word by word; numbers by tolerance
+            (docs/evaluation.md).
     """
 
     source: str

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +20,6 @@ MAX_LINE = 64 << 20
 MAX_DEPTH = 100
 """Levels of lists and objects inside `metadata`."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS: dict[str, type] = {
     "instruction": str,
     "input": str,
@@ -159,8 +157,24 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _deeper(row["metadata"], MAX_DEPTH):
         raise UserError(f"{where}: 'metadata' is nested deeper than {MAX_DEPTH} levels")
     if b"\\ud" in line or b"\\uD" in line:  # UTF-8 has no other way to smuggle one in
-        _refuse_half_pairs(row, where)
+        refuse_half_pairs({name: row[name] for name in _FIELDS}, where)
     return cast(Row, {name: row[name] for name in _FIELDS})
+
+
+def refuse_half_pairs(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse text that JSON can escape and UTF-8 cannot encode.
+
+    Raises:
+        UserError: a field contains a lone surrogate; starts with `where`.
+    """
+    for name, value in fields.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
+                "remove it"
+            ) from error
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
@@ -222,13 +236,3 @@ def _deeper(value: Any, levels: int) -> bool:
         return False
     children = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_deeper(child, levels - 1) for child in children)
-
-
-def _refuse_half_pairs(row: dict[str, Any], where: str) -> None:
-    for name in _FIELDS:
-        text = json.dumps(row[name], ensure_ascii=False)
-        if _SURROGATE.search(text):
-            raise UserError(
-                f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
-                "remove it"
-            )

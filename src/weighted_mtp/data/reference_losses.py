@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.tensors import save_file
 
 FORMAT = "weighted-mtp reference losses v3"
 _COMMAND = "weighted-mtp prepare reference-losses"

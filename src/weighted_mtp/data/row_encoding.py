@@ -18,7 +18,7 @@ from weighted_mtp.data.batches import Example
 from weighted_mtp.data.document_ids import id_type
 from weighted_mtp.data.metadata import Indices
 from weighted_mtp.data.processes import share_out
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokenizers import Tokenizer, spelled_ends
 
 TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
 """One process begins. After the first seconds others start if the rest would take it longer than
@@ -26,8 +26,9 @@ the second: each needs 3 to 4 seconds of a core (imports) before its first row."
 _PART = 256
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
-"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct` `[n]`; `ids` and `names` of
-all of them, one after the other; `offsets` and `name_offsets` `[n]`, where in those each row ends.
+"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct`, `spelled` (see
+`spelled_ends`) `[n]`; `ids` and `names` of all of them, one after the other; `offsets` and
+`name_offsets` `[n]`, where in those each row ends.
 """
 
 
@@ -81,7 +82,8 @@ def encode_rows(
 
 
 def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
-    texts, numbers = store.rows(rows), rows.tolist()
+    texts, numbers, ends = store.rows(rows), rows.tolist(), spelled_ends(encoder.tokenizer)
+    spelled = [any(e in r["instruction"] + r["input"] + r["output"] for e in ends) for r in texts]
     examples = [encoder.encode(text, row) for text, row in zip(texts, numbers, strict=True)]
     names = [example.task_id.encode() for example in examples]
     ids = np.fromiter(chain.from_iterable(e.ids for e in examples), np.int64)
@@ -97,6 +99,7 @@ def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
         "offsets": np.cumsum([len(e.ids) for e in examples]),
         "prompt_lengths": np.array([e.prompt_length for e in examples]),
         "truncated": np.array([e.truncated for e in examples]),
+        "spelled": np.array(spelled),
         "correct": np.array([e.is_correct for e in examples]),
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.cumsum([len(name) for name in names]),

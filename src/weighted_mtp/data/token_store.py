@@ -30,7 +30,7 @@ from weighted_mtp.data.document_ids import id_type
 from weighted_mtp.data.metadata import Indices
 from weighted_mtp.data.row_encoding import Columns, Encoder, RowSource, encode_rows
 
-FORMAT = "weighted-mtp tokenised rows v1"
+FORMAT = "weighted-mtp tokenised rows v2"
 _META = "rows.json"
 _TYPES = {
     "rows": np.int64,  # [N] number of the row in its file
@@ -90,6 +90,7 @@ class TokenisedRows:
     Attributes:
         rows: `[N]` numbers of the rows that are here, ascending.
         truncated: how many of them were cut to the longest length.
+        spelled: how many contain the name of BOS or EOS, as text.
 
     Raises:
         UserError: the folder is damaged or gone.
@@ -103,6 +104,7 @@ class TokenisedRows:
             columns = {x: _mapped(folder, x, t, meta["bytes"][x]) for x, t in types.items()}
             self.source: str = meta["source"]
             self.truncated: int = meta["truncated"]
+            self.spelled: int = meta["spelled"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder}: these tokenised rows are damaged or gone ({error}); start again to "
@@ -149,6 +151,22 @@ class TokenisedRows:
         """`[N]` tokens of each row."""
         return np.diff(self._offsets)
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse a row with a token that the model does not have.
+
+        Raises:
+            UserError: there is one; it is named.
+        """
+        strange = np.flatnonzero(self._ids >= vocab_size)
+        if strange.size:
+            place = int(np.searchsorted(self._offsets, strange[0], "right")) - 1
+            example = self[int(self.rows[place])]
+            raise UserError(
+                f"{self.source}: row {example.row} ({example.task_id}) has token "
+                f"{self._ids[strange[0]]}, and the model's vocabulary ends at {vocab_size - 1}; "
+                "remove the row, or use the tokenizer the model was trained with"
+            )
+
     @property
     def without_response(self) -> Indices:
         """Numbers of the rows whose prompt fills the whole length: nothing is left to predict."""
@@ -180,7 +198,7 @@ def _make(folder: Path, store: RowSource, wanted: Indices, collator: Encoder, wo
         Progress(len(wanted), label, enabled=len(wanted) >= _SHOWN) as progress,
         closing(encode_rows(store, wanted, collator, workers)) as parts,
     ):
-        truncated = _write(folder, parts, progress)
+        truncated, spelled = _write(folder, parts, progress)
     ids = id_type(collator.tokenizer)
     sizes = {name: (folder / f"{name}.bin").stat().st_size for name in (*_TYPES, "ids")}
     meta = {
@@ -188,6 +206,7 @@ def _make(folder: Path, store: RowSource, wanted: Indices, collator: Encoder, wo
         "source": str(store.path),
         "tokenizer": collator.tokenizer.fingerprint,
         "truncated": truncated,
+        "spelled": spelled,
         "ids": ids.name,
         "bytes": sizes,
     }
@@ -197,9 +216,10 @@ def _make(folder: Path, store: RowSource, wanted: Indices, collator: Encoder, wo
     _log.log(level, f"{store.path}: {len(wanted):,} rows, {tokens:,} tokens, in {seconds:.1f} s")
 
 
-def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
-    """Append every part to the files; returns how many rows were cut."""
-    start, truncated = time.monotonic(), 0
+def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> tuple[int, int]:
+    """Append every part to the files; returns how many rows were cut, and how many spell BOS or
+    EOS."""
+    start, truncated, spelled = time.monotonic(), 0, 0
     ends = {"offsets": 0, "name_offsets": 0}
     with ExitStack() as opened:
         files = {
@@ -210,6 +230,7 @@ def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
             files[name].write(np.int64(end).tobytes())
         for part in parts:
             truncated += int(part["truncated"].sum())
+            spelled += int(part.pop("spelled").sum())
             for name, end in ends.items():  # counted from the first part on
                 part[name] = part[name] + end
                 ends[name] = int(part[name][-1])
@@ -218,4 +239,4 @@ def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> int:
             rows = len(part["rows"])
             rate = (progress.done + rows) / max(time.monotonic() - start, 1e-9)
             progress.update(rows, f"{rate:,.0f} rows/s")
-    return truncated
+    return truncated, spelled

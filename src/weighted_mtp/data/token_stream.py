@@ -25,9 +25,9 @@ from weighted_mtp.data.corpus import Corpus, held_out
 from weighted_mtp.data.datasets import file_digest
 from weighted_mtp.data.document_ids import Ids, chunks, encode_all, id_type
 from weighted_mtp.data.processes import available_cores
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokenizers import Tokenizer, spelled_ends
 
-FORMAT = "weighted-mtp token stream v1"
+FORMAT = "weighted-mtp token stream v2"
 _META = "stream.json"
 _MUCH_TEXT = 64 << 20
 _REPORT_SECONDS = 10.0
@@ -128,6 +128,12 @@ def token_streams(
 
     meta = kept(folder, _read_meta, make, f"the tokens of {corpus.source}")
     _log.info(f"{corpus.source}: {_counts(meta)} ({folder})")
+    if meta["spelled"]:
+        _log.warning(
+            f"{corpus.source}: {meta['spelled']:,} documents contain "
+            f"{' or '.join(spelled_ends(tokenizer))} as text, and so it stays; where it separates "
+            "documents, set data.text.separator to it"
+        )
     _check_splits(corpus, meta, validation_fraction)
     return TokenStreams(
         TokenStream(folder, "train"),
@@ -201,6 +207,7 @@ def _write(
     """Read, split, tokenise and store all documents."""
     _log.info(f"{corpus.source}: tokenising, once (processes: {workers})")
     skipped: Counter[str] = Counter()
+    ends, spelled = spelled_ends(tokenizer), 0
     writers = {split: _Writer(folder, split) for split in ("train", "validation")}
     said = time.monotonic()
     documents = chunks(corpus.documents(skipped))
@@ -208,6 +215,7 @@ def _write(
         with closing(encode_all(tokenizer, documents, workers)) as parts:
             for chunk, encoded in parts:
                 for text, ids in zip(chunk, encoded, strict=True):
+                    spelled += any(end in text for end in ends)
                     writers["validation" if held_out(text, fraction) else "train"].add(ids)
                 if time.monotonic() - said > _REPORT_SECONDS:
                     said = time.monotonic()
@@ -227,6 +235,7 @@ def _write(
         "tokenizer": tokenizer.fingerprint,
         "dtype": id_type(tokenizer).name,
         "skipped": dict(skipped),
+        "spelled": spelled,
         **{
             name: {
                 "documents": writer.documents,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -21,7 +21,7 @@ def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    eos_id: int | None = None,
+    eos_id: int | Collection[int] | None = None,
     sampling: Sampling | None = None,
     speculation: Speculation | None = None,
 ) -> list[list[int]]:
@@ -29,7 +29,7 @@ def generate(
 
     Args:
         prompts: token ids, at least one each; lengths may differ.
-        eos_id: ends a row; it is not part of the result.
+        eos_id: ends a row (with several, any of them); it is not part of the result.
         sampling: greedy by default.
         speculation: draft with the model's heads; plain decoding by default.
 

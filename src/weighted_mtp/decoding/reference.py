@@ -34,7 +34,7 @@ def complete_naively(
     finish: Finish = "length"
     for _ in range(stopping.max_new_tokens):
         token = next_token(model, tokens, sampling, dice)
-        if token == stopping.eos_id:
+        if stopping.ends(token):
             finish = "eos"
             break
         logits = whole_logits(model, tokens)

@@ -40,7 +40,7 @@ class Completion:
         text: theirs, cut before the stop string; "" without a `decode`.
         logprobs: natural logarithms of the tokens' probabilities by the model itself, that is by
             its first head before penalty, temperature and filters; [] unless asked for.
-        finish: "eos", "stop" (a stop string) or "length".
+        finish: "eos" (any of the ends of sequence), "stop" (a stop string) or "length".
     """
 
     tokens: list[int]
@@ -82,7 +82,7 @@ class Row:
     def push(self, tokens: Sequence[int], logprobs: Sequence[float] = ()) -> int:
         """Add tokens until one ends the row; how many counted, an EOS being one."""
         for count, token in enumerate(tokens, 1):
-            if token == self._stopping.eos_id:
+            if self._stopping.ends(token):
                 self.finish = "eos"
                 return count
             self.tokens.append(token)

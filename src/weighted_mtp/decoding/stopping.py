@@ -7,7 +7,7 @@ beginning of a stop string. What was given out is never taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 Decode = Callable[[Sequence[int]], str]
@@ -20,13 +20,13 @@ class Stopping:
 
     Attributes:
         max_new_tokens: at most so many tokens for each row.
-        eos_id: ends a row; it is not part of the result.
+        eos_id: ends a row; it is not part of the result. Several ids where any of them does.
         strings: the text ends before the first of them; the tokens with the one that completed it.
         decode: tokens to text, a tokenizer's; needed for `strings` and wherever text is wanted.
     """
 
     max_new_tokens: int
-    eos_id: int | None = None
+    eos_id: int | Collection[int] | None = None
     strings: Sequence[str] = ()
     decode: Decode | None = None
 
@@ -39,6 +39,12 @@ class Stopping:
             raise ValueError("a stop string must not be empty")
         if self.strings and self.decode is None:
             raise ValueError("stop strings need decode, the tokenizer's own (tokens to text)")
+
+    def ends(self, token: int) -> bool:
+        """Whether a token is an end of sequence."""
+        if self.eos_id is None or isinstance(self.eos_id, int):
+            return token == self.eos_id
+        return token in self.eos_id
 
 
 class Text:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+import re
 import selectors
 import signal
 import time
 from contextlib import suppress
+from decimal import Decimal
 
 from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL
 from weighted_mtp.evaluation._sandbox_zygote import STILL_RUNNING
 
 MAX_PRINTED = 64 << 20
+TOLERANCE, RELATIVE = 1e-5, 1e-12
+MAX_NUMBER = 5000
+"""Characters of a number that is compared by its value."""
+_NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?")
 
 
 class Watch:
@@ -69,20 +76,61 @@ class Watch:
         return lines[-1][:MAX_DETAIL] if lines else ""
 
 
-def compare(printed: str, expected: str) -> tuple[str, str]:
-    """Status and detail of an output; whitespace at the ends of lines and of the whole is free."""
-    seen, wanted = ([line.rstrip() for line in text.split("\n")] for text in (printed, expected))
-    for lines in (seen, wanted):
-        while lines and not lines[-1]:
-            lines.pop()
-    if seen == wanted:
+def compare(printed: bytes, expected: str, complete: bool) -> tuple[str, str]:
+    """Status and detail of an output, by the rule of CodeContests' own checker.
+
+    Words are compared, so whitespace is free, and so is the case of ASCII letters. Numbers may
+    differ by `TOLERANCE`, or by what double precision loses (`RELATIVE`); two integers may not.
+
+    Args:
+        complete: False if more was printed than this.
+    """
+    if not complete:
+        return "failed", f"printed more than {len(printed):,} bytes, expected {len(expected):,}"
+    wanted_text = expected.encode("utf-8", "surrogatepass")
+    seen, wanted = printed.lower().split(), wanted_text.lower().split()
+    pairs = enumerate(zip(seen, wanted))  # noqa: B905  (what one has more of is looked at below)
+    place = next((n for n, (a, b) in pairs if not _same(a, b)), min(len(seen), len(wanted)))
+    if place == len(seen) == len(wanted):
         return "passed", ""
-    shared = min(len(seen), len(wanted))
-    number = next((n for n in range(shared) if seen[n] != wanted[n]), shared)
     left, right = (
-        repr(lines[number][:100]) if number < len(lines) else "nothing" for lines in (seen, wanted)
+        repr(words[place][:100].decode("utf-8", "replace")) if place < len(words) else "nothing"
+        for words in (seen, wanted)
     )
-    return "failed", f"line {number + 1}: printed {left}, expected {right}"
+    line = _line_of(place, wanted_text if place < len(wanted) else printed)
+    return "failed", f"line {line}: printed {left}, expected {right}"
+
+
+def _same(printed: bytes, expected: bytes) -> bool:
+    """Whether two words are equal, or stand for numbers close enough.
+
+    Text decides between integers: so large ones are never converted, and 010 is not 10.
+    """
+    if printed == expected:
+        return True
+    pair = (printed, expected)
+    if max(map(len, pair)) > MAX_NUMBER or not all(map(_NUMBER.fullmatch, pair)):
+        return False
+    integers = [number.lstrip(b"+-").isdigit() for number in pair]
+    if all(integers):
+        plain = [number.removeprefix(b"+") for number in pair]
+        return plain[0] == plain[1] or all(number in (b"0", b"-0") for number in plain)
+    a, b = map(float, pair)
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return False
+    if any(integers) and abs(b) >= 2**53:  # whole numbers that a float cannot tell apart
+        return a == b and Decimal(printed.decode()) == Decimal(expected.decode())
+    return abs(a - b) <= max(TOLERANCE, RELATIVE * abs(b))
+
+
+def _line_of(place: int, text: bytes) -> int:
+    """Number of the line in which a word stands."""
+    line = 0
+    for line, words in enumerate(map(bytes.split, text.splitlines()), 1):  # noqa: B007
+        place -= len(words)
+        if place < 0:
+            break
+    return line
 
 
 def how_it_ended(watch: Watch, wait_status: int, reason: str) -> tuple[str, str]:

@@ -5,15 +5,16 @@ Every problem there is, is loaded: what cannot be judged is named in `Benchmark.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.datasets import read_lines, unreadable
+from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.inputs import open_input
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
@@ -107,6 +108,12 @@ def load_benchmark(
     left_out = []
     for where, record in found:
         problem = _problem(record, where)
+        if name == "mbpp" and not problem.tests:
+            raise UserError(
+                f"{where}: {problem.task_id!r:.60} is of the style {problem.style!r}, and MBPP's "
+                "prompts show statements as tests: this is a file for another --dataset"
+            )
+        refuse_half_pairs(asdict(problem), where)
         if problem.task_id in kept:
             raise UserError(f"{where}: the task_id {problem.task_id!r} is given twice")
         reason = _unjudgeable(record, problem)
@@ -182,6 +189,11 @@ def _problem(record: Mapping[str, Any], where: str) -> Problem:
         texts = tuple(tests)
     else:
         raise UserError(f"{where}: the field 'tests' should be a list of statements")
+    if texts and not _can_fail(texts):
+        raise UserError(
+            f"{where}: {record.get('task_id')!r:.60} has no tests: nothing in the field 'tests' "
+            "can fail, so every program would pass; give it assertions, or leave the problem out"
+        )
     return Problem(
         task_id=_text(record, "task_id", where),
         style=style,
@@ -228,6 +240,37 @@ def _unjudgeable(record: Mapping[str, Any], problem: Problem) -> str | None:
     """Why no program can be judged by this problem; None if it can."""
     if record.get("input_file") or record.get("output_file"):
         return "reads or writes files in place of standard input and output"
-    if problem.style == "stdio" and not problem.cases:
+    if problem.style == "stdio" and not any(printed.strip() for _, printed in problem.cases):
         return "has no tests"
     return None
+
+
+def _can_fail(tests: Sequence[str]) -> bool:
+    """Whether tests that run assert or raise anything; True for what is no Python: that fails."""
+    try:
+        tree = ast.parse("\n".join(tests))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    runs = [node for node in tree.body if not isinstance(node, definitions)]
+    if any(map(_checks, _nodes(runs))):
+        return True
+    called = any(isinstance(node, ast.Call) for node in _nodes(runs))
+    return called and any(map(_checks, ast.walk(tree)))
+
+
+def _nodes(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
+    return (node for statement in statements for node in ast.walk(statement))
+
+
+def _checks(node: ast.AST) -> bool:
+    """Whether a node can end tests: `assert` of something that may be false, `raise`, or a call of
+    `assertEqual`, `fail`, `exit` and the like."""
+    if isinstance(node, ast.Assert):  # a tuple in parentheses with its message is always true
+        named = any(isinstance(part, ast.Name) for part in ast.walk(node.test))
+        return named and not isinstance(node.test, ast.Tuple)
+    if isinstance(node, ast.Call):
+        function = node.func
+        name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+        return any(word in str(name).lower() for word in ("assert", "fail", "exit"))
+    return isinstance(node, ast.Raise)

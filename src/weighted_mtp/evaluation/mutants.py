@@ -13,12 +13,16 @@ from weighted_mtp.evaluation.benchmarks import Problem
 def mutants(problem: Problem, count: int, seed: int = 0) -> list[str]:
     """Up to `count` different completions, each the reference with one node of its syntax changed.
 
-    There are none without a reference, and none for a `while` (most of its mutants never end). Of a
-    HumanEval problem the body is changed alone, so that it is a completion as a model writes it.
+    There are none without a reference that is Python, and none for a `while` (most of its mutants
+    never end). Of a HumanEval problem the body is changed alone, so that it is a completion as a
+    model writes it; there are none if the instruction does not hold the function's head.
     """
     if problem.canonical is None:
         return []
-    found = sorted(set(_all(problem, problem.canonical)))
+    try:
+        found = sorted(set(_all(problem, problem.canonical)))
+    except (SyntaxError, LookupError):
+        return []
     return random.Random(f"{seed}/{problem.task_id}").sample(found, min(count, len(found)))
 
 
@@ -44,9 +48,10 @@ def _source(problem: Problem, canonical: str) -> tuple[str, str]:
     if problem.style != "completion":
         return "", canonical
     tree = ast.parse(problem.instruction)
-    head = next(
+    heads = [
         f"def {node.name}({ast.unparse(node.args)}):\n"
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
-    )
+    ]
+    head = heads[-1]  # an IndexError if there is none
     return head, head + canonical

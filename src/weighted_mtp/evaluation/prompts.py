@@ -9,8 +9,8 @@
 | `apps` | CodeContests | APPS's prompt (Hendrycks et al. 2021, arXiv:2105.09938): CodeContests has none published for a decoder |
 | `template` | any | the template a model was trained with |
 
-A stop string is looked for in the text, across the borders of tokens; none is ever turned into a
-token.
+A stop string is looked for in the text, across the borders of tokens; the name of a control token
+stands for that token too.
 """  # noqa: E501  (a table)
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError, one_line
@@ -90,7 +91,7 @@ class Journal:
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._known = frozenset(known)
         self._overwrite = overwrite
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._whole = 0
         self.attempts: list[Attempt] = []
         if directory.exists() and not directory.is_dir():
@@ -114,10 +115,12 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.write(line)
-            self._file.flush()
+            write_all(self._file, line)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); {len(self.attempts)} judged "
+                "programs are kept there: make room, then give the same command to go on"
+            ) from error
         self.attempts.append(attempt)
 
     def __enter__(self) -> Journal:
@@ -132,12 +135,12 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> FileIO:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._overwrite:
             self.path.unlink(missing_ok=True)
         write_json(self.directory / CONFIG, self._identity)
-        file = self.path.open("ab")
+        file = self.path.open("ab", buffering=0)  # nothing is left to be written when it is closed
         file.truncate(self._whole)
         return file
 
@@ -183,6 +186,13 @@ class Journal:
         if attempt.task_id not in self._known:
             raise _broken(where, f"no problem {attempt.task_id!r:.60}")
         return attempt
+
+
+def write_all(file: FileIO, content: bytes) -> None:
+    """Write to an unbuffered file, which may take a part at a time."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _broken(where: Path | str, why: object) -> UserError:

@@ -34,13 +34,13 @@ class Scores:
     Attributes:
         pass_at: for every k the mean over problems of the unbiased pass@k, with the 95 %
             interval of a bootstrap over problems.
-        standard_error: of the same means, over problems.
+        standard_error: of the same means, over problems; None for a single problem.
         statuses: how many programs ended how ("passed", "failed", …).
         problems: by task_id, in order.
     """
 
     pass_at: dict[int, Interval]
-    standard_error: dict[int, float]
+    standard_error: dict[int, float | None]
     statuses: dict[str, int]
     problems: dict[str, Tally]
 
@@ -92,10 +92,11 @@ def score(problems: Mapping[str, Tally], ks: Sequence[int], statuses: Iterable[s
         problems: at least one.
         ks: none above the n of any problem.
     """
-    pass_at, errors = {}, {}
+    pass_at: dict[int, Interval] = {}
+    errors: dict[int, float | None] = {}
     for k in ks:
         by_problem = np.array([pass_at_k(n, c, k) for n, c in problems.values()])
         pass_at[k] = bootstrap_interval(by_problem)
-        spread = by_problem.std(ddof=1) if len(by_problem) > 1 else 0.0
-        errors[k] = float(spread) / math.sqrt(len(by_problem))
+        several = len(by_problem) > 1
+        errors[k] = by_problem.std(ddof=1) / math.sqrt(len(by_problem)) if several else None
     return Scores(pass_at, errors, dict(Counter(statuses).most_common()), dict(problems))

@@ -10,6 +10,18 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import TrainingConfig
 
 
+def check_held_out(config: TrainingConfig, there: bool) -> None:
+    """Raise `UserError` where validations are to decide something and there are no held-out rows.
+
+    Args:
+        there: whether there are some.
+    """
+    if not there and (config.early_stopping or config.keep_best):
+        raise UserError(
+            "training.early_stopping and training.keep_best need held-out rows: set data.validation"
+        )
+
+
 class Best:
     """Watches one validation figure.
 

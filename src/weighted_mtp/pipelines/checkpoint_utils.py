@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
@@ -34,8 +35,6 @@ from weighted_mtp.pipelines.optimization import Optimizer
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
-
-MARKER = "COMPLETE"
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -48,21 +47,11 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first; not one that was to be renamed yet."""
-    return sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*[0-9]/{MARKER}"))
-
-
 def is_trained(run_dir: Path, steps: int) -> bool:
     """Whether the run's newest whole checkpoint is the one after its last step, its model in one
     piece."""
     last = checkpoint_path(run_dir, steps)
     return complete_checkpoints(run_dir)[-1:] == [last] and (last / "model").is_dir()
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether model and optimizer lie there in parts."""
-    return (checkpoint / "shards").is_dir()
 
 
 def save_checkpoint(
@@ -87,14 +76,13 @@ def save_checkpoint(
     def write() -> None:
         start_checkpoint(partial, step, state or {})
         save_model(adapter, tokenizer, partial / "model")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        save_torch(optimizer.state_dict(), partial / "optimizer.pt")
 
     with writing(partial):
         on_main(write)
     save_rng(partial)
-    if distributed.is_main_process():
-        complete_checkpoint(final, keep_last, keep_steps)
-    distributed.barrier()
+    with writing(partial):
+        on_main(lambda: complete_checkpoint(final, keep_last, keep_steps))
     return final
 
 
@@ -109,10 +97,20 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise unwritten(path, str(error)) from error
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        if "PytorchStreamWriter" not in str(error):
-            raise
-        raise unwritten(path, str(error)) from error
+
+
+def save_torch(state: object, path: Path) -> None:
+    """`torch.save`, whose zip writer reports a full disk as one of several RuntimeErrors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        torch.save(state, path)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise OSError(f"{path.name} is incomplete; is the disk full?") from error
 
 
 def unwritten(path: Path, reason: str) -> UserError:
@@ -132,7 +130,7 @@ def save_rng(partial: Path) -> None:
     failure: UserError | None = None
     try:
         with writing(partial):
-            torch.save(rng_state(), partial / f"rng-{distributed.rank()}.pt")
+            save_torch(rng_state(), partial / f"rng-{distributed.rank()}.pt")
     except UserError as error:
         failure = error
     if distributed.any_rank(failure is not None, torch.device("cpu")):
@@ -147,6 +145,11 @@ def partial_path(final: Path) -> Path:
 def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None:
     """Make the directory, and in it `trainer.json`. One is written at a time: what else is partial
     was left by a run that was killed, and goes."""
+    run_dir = partial.parents[1]
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir}: was deleted or moved while the run wrote to it; step {step} is not saved"
+        )
     for left in {partial, *partial.parent.glob("step-*.partial")}:
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -182,16 +185,31 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def save_tokenizer(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files, those of the model's own folder unchanged, and the generation
+    settings that came with the model."""
+    folder.mkdir(parents=True)
+    if not adapter.side_files.has_tokenizer:
+        tokenizer.save(folder)
+    adapter.side_files.write(folder)
+
+
 def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:
-    """The weights in native layout, with tokenizer and value head beside them."""
+    """Write the weights in native layout, with tokenizer, value head and generation settings."""
     with tempfile.TemporaryDirectory() as name:
         folder, head = Path(name) / "tokenizer", None
-        tokenizer.save(folder)
+        save_tokenizer(adapter, tokenizer, folder)
         files = sorted(folder.iterdir())
         if adapter.value_head is not None:
             head = Path(name) / value_head_path(directory).name
             adapter.value_head.save_checkpoint(head)
-        save_native(adapter.transformer, directory, tokenizer_files=files, value_head_file=head)
+        save_native(
+            adapter.transformer,
+            directory,
+            tokenizer_files=files,
+            value_head_file=head,
+            config_fields=adapter.side_files.config_fields,
+        )
 
 
 def restore_optimizer(path: Path, optimizer: Optimizer, state: Any) -> None:
@@ -259,33 +277,3 @@ def damaged(path: Path, error: Exception) -> UserError:
         f"{path}: cannot be read ({one_line(error, 120)}); delete this checkpoint directory to "
         "resume from the one before it"
     )
-
-
-def resolve_model_dir(path: Path) -> Path:
-    """The model directory meant by `path`: a run means its newest checkpoint, a checkpoint its
-    `model/`, and any other directory is taken as it is.
-
-    Raises:
-        UserError: nothing is there, or the model lies in parts.
-    """
-    path = newest_checkpoint(path)
-    if is_sharded(path) and not (path / "model").is_dir():
-        raise UserError(
-            f"{path}: its model is in parts, one for each process; make it whole with "
-            f"weighted-mtp convert {path} DIRECTORY, and give that directory"
-        )
-    return path / "model" if (path / MARKER).exists() else path
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """The newest complete checkpoint of a run; any other directory as it is.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a run, a checkpoint or a model directory")
-    newest = complete_checkpoints(path)
-    if not newest and (path / "config.yaml").exists():
-        raise UserError(f"{path}: this run has saved no complete checkpoint yet")
-    return newest[-1] if newest else path

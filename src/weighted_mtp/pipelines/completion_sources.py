@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.data.datasets import file_digest, read_lines, unreadable
+from weighted_mtp.data.datasets import file_digest, read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 from weighted_mtp.evaluation.benchmarks import Benchmark, Problem
-from weighted_mtp.evaluation.completions import begins_a_block, cut, written_text
+from weighted_mtp.evaluation.completions import written_text
+from weighted_mtp.evaluation.extraction import cut, opens_a_block
 from weighted_mtp.evaluation.mutants import mutants
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
 from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed
@@ -95,8 +96,8 @@ class GivenCompletions:
 def read_completions(path: Path, benchmark: Benchmark, partial: bool = False) -> GivenCompletions:
     """A JSONL file in EvalPlus's format: `task_id`, and `completion` or `solution`.
 
-    A completion is treated as a model's; a solution is a whole program. Problems are named without
-    regard to case (`Mbpp/601`).
+    A completion follows the prompt; a solution is a whole program, and is taken where a line has
+    both. Neither is cut at stop strings. The case of a task_id does not matter (`Mbpp/601`).
 
     Args:
         partial: problems may be missing; else that is an error.
@@ -142,10 +143,12 @@ def _given(
             f"{where}: {benchmark.name} has no problem {task_id!r:.60} (of the "
             f"{len(benchmark.problems)} that are evaluated)"
         )
-    whole = "completion" not in record
-    text = record.get("solution" if whole else "completion")
+    whole = record.get("solution") is not None  # of the two, the one that EvalPlus takes
+    field = "solution" if whole else "completion"
+    text = record.get(field)
     if not isinstance(text, str):
         raise UserError(f"{where}: needs the field 'completion' or 'solution', a text")
+    refuse_half_pairs({field: text}, where)
     return problem, text, whole
 
 
@@ -233,8 +236,8 @@ class ModelCompletions:
     def _written(self, batch: Sequence[tuple[Problem, int]]) -> list[str]:
         """The text of each, ended at the stop strings.
 
-        A plain completion that begins with a fenced block, and was stopped, is written again whole:
-        inside of a fence the stop strings mean nothing (`answer_of`).
+        A plain completion that opens a block before it has answered, and was stopped, is written
+        again whole: inside of a fence the stop strings mean nothing.
         """
         texts, blocks = self._continued(batch, self._stops)
         again = [place for place, block in enumerate(blocks) if block and self._plain]
@@ -258,5 +261,5 @@ class ModelCompletions:
             if text != completion.text:  # decoded at once and piece by piece: a strange tokenizer
                 _log.warning("%s: decoding stopped elsewhere than its text ends", problem.task_id)
             texts.append(text)
-            blocks.append(completion.finish == "stop" and begins_a_block(whole))
+            blocks.append(completion.finish == "stop" and opens_a_block(problem, whole))
         return texts, blocks

@@ -10,7 +10,15 @@ import torch
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.files import check_output_directory
+from weighted_mtp.core.logging import get_logger, run_log
+from weighted_mtp.core.model_folder import (
+    complete_checkpoints,
+    find_model,
+    find_tokenizer,
+    is_hub_id,
+    is_sharded,
+)
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokenizers import (
     Tokenizer,
@@ -21,17 +29,19 @@ from weighted_mtp.data.tokenizers import (
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import (
-    checkpoint_path,
-    checkpoint_step,
-    complete_checkpoints,
-    is_sharded,
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
+from weighted_mtp.pipelines.model_start import (
+    Start,
+    fresh_model,
+    stored_model,
+    warn_past_positions,
+    with_value_head,
 )
-from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model, with_value_head
 from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
 from weighted_mtp.pipelines.reference import online_reference
 from weighted_mtp.pipelines.remote_runs import meet, share_recipe
 from weighted_mtp.pipelines.resuming import check_sources, is_same_run, tell_changes
+from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 from weighted_mtp.pipelines.trainer import Trainer, TrainResult
 from weighted_mtp.pipelines.training_data import training_data
@@ -77,13 +87,16 @@ def run(request: RunRequest) -> TrainResult:
     """
     recipe, run_dir = request.recipe, request.run_dir
     runtime, data = recipe.runtime, recipe.data
-    with distributed.naming_the_step(), environment_of(runtime) as env:
+    outermost = request if request.outer is None else request.outer
+    with (
+        distributed.naming_the_step(),
+        environment_of(runtime) as env,
+        writing_run(outermost.run_dir),
+    ):
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
-        if (
-            request.record is None
-        ):  # else this is the second stage, and it was told before the first
+        if request.record is None:  # a second stage was told of changes before the first one
             tell_changes(run_dir, recipe, checkpoint)
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
@@ -99,7 +112,14 @@ def run(request: RunRequest) -> TrainResult:
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
         parallel = parallelise(module, module.grouping_plan(), runtime, env, start.fill)
-        rows = training_data(recipe, collator, objective, request.data_dir or run_dir, checkpoint)
+        rows = training_data(
+            recipe,
+            collator,
+            objective,
+            request.data_dir or run_dir,
+            checkpoint,
+            adapter.args.vocab_size,
+        )
         on_main(lambda: check_sources(run_dir, checkpoint, rows.sources))
         annotate = None
         if objective.needs_reference:
@@ -130,6 +150,7 @@ def run(request: RunRequest) -> TrainResult:
         with (
             distributed.naming_the_step(trainer.current_step),
             naming_remedies(trainer.current_step, env.device),
+            run_log(run_dir / "train.log", env.is_main),
         ):
             return trainer.fit()
 
@@ -168,6 +189,7 @@ def find_checkpoint(request: RunRequest) -> Path | None:
         UserError: a new run would overwrite an old one, there is no run to resume, or a place
             cannot be used.
     """
+    on_main(lambda: check_output_directory(request.run_dir, "--output-dir"))
     check_directory(request.run_dir)
     meet(request.recipe.training.remote, request.run_dir, request.resume)
     run_dir = request.run_dir
@@ -220,13 +242,23 @@ def record_recipe(request: RunRequest) -> None:
 
 
 def build_tokenizer(recipe: Recipe) -> Tokenizer:
-    """The tokenizer a recipe names, or the one stored with its model."""
+    """The tokenizer a recipe names, or the one stored with its model. `tokenizer.path` may be all
+    that `model.path` may be, or a tokenizer's file."""
     config = recipe.tokenizer
-    if config.kind != "auto":
-        return make_tokenizer(config.kind, config.path)
-    if recipe.model.path is None:
-        raise UserError("tokenizer.kind auto needs model.path; from scratch, name one, e.g. bytes")
-    return load_tokenizer(recipe.model.path)
+    if config.kind == "auto":
+        source = config.path or recipe.model.path
+        if source is None:
+            raise UserError(
+                "tokenizer.kind auto needs model.path; from scratch, name one, e.g. bytes"
+            )
+        return load_tokenizer(source)
+    path = config.path
+    if path is not None and (path.is_dir() or is_hub_id(path)):
+        path = find_tokenizer(path)
+        path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+        if config.kind == "sentencepiece":
+            path = path / "tokenizer.model"
+    return make_tokenizer(config.kind, path)
 
 
 def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
@@ -246,17 +278,23 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
     """The model of a recipe, not yet in memory: from a checkpoint of this run, from `model.path`,
     or fresh."""
     objective, needed = recipe.objective, OBJECTIVES[recipe.objective.name].needs_value_head
-    if checkpoint is not None and is_sharded(checkpoint):
-        start = sharded_model(checkpoint)
-        check_length(recipe, start.adapter.args)
-        return start
+    sharded = checkpoint is not None and is_sharded(checkpoint)
     source = checkpoint / "model" if checkpoint is not None else recipe.model.path
-    if source is not None:
+    if checkpoint is not None and sharded:
+        start = sharded_model(checkpoint)
+    elif source is not None:
+        source = find_model(source)
         start = stored_model(source, recipe.model)
-        check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source))
     else:
         start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
+    check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source or "the model"))
     check_length(recipe, start.adapter.args)
+    side_files = start.adapter.side_files
+    if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer
+        side_files = side_files.without_tokenizer()
+    start.adapter.side_files = side_files.stopping_at(tokenizer.eos_id)
+    if sharded:
+        return start
     if needed:
         stored = stored_value_head(recipe, source)
         start = with_value_head(start, stored, objective.value.head_type)
@@ -297,3 +335,4 @@ def check_length(recipe: Recipe, args: ModelArgs) -> None:
             f"data.max_length {recipe.data.max_length} exceeds the model's {longest} positions; "
             f"--set data.max_length={longest}, or give it more: --set {key}={half}"
         )
+    warn_past_positions(recipe.data.max_length, args, f"data.max_length {recipe.data.max_length}")

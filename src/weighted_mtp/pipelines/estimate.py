@@ -5,6 +5,7 @@ Letters: n future tokens (heads).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -13,24 +14,14 @@ from torch import nn
 
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import resolve_device
-from weighted_mtp.data.corpus import Corpus
-from weighted_mtp.data.datasets import first_row
-from weighted_mtp.data.tokenizers import check_vocabulary
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
-from weighted_mtp.pipelines.compose import (
-    build_tokenizer,
-    check_length,
-    model_args,
-    stored_value_head,
-)
 from weighted_mtp.pipelines.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Mode, Setting
-from weighted_mtp.pipelines.model_start import stretched
-from weighted_mtp.pipelines.objectives import Objective, make_objective
-from weighted_mtp.pipelines.reference import check_reference
+from weighted_mtp.pipelines.objectives import Objective
+from weighted_mtp.pipelines.resolve import Processes, resolve
 
 
 @dataclass(frozen=True)
@@ -67,26 +58,8 @@ def estimate(recipe: Recipe) -> Estimate:
         UserError: what training with this recipe would refuse.
     """
     device = resolve_device(recipe.runtime.device)
-    for path in (recipe.data.train, recipe.data.validation):
-        if recipe.data.source == "jsonl" and path is not None:
-            first_row(path)
-    if recipe.data.source == "text":
-        text = recipe.data.text
-        for source in (text.path, text.validation_path):
-            if source is not None:
-                Corpus(source, text.key, text.suffixes, text.separator).files()
-    tokenizer = build_tokenizer(recipe)
-    if recipe.model.path is not None:
-        args = stretched(inspect_checkpoint(recipe.model.path).args, recipe.model)
-        check_vocabulary(tokenizer, args.vocab_size, str(recipe.model.path))
-    else:
-        args = model_args(recipe, tokenizer.vocab_size)
-    check_length(recipe, args)
-    objective = make_objective(recipe.objective, args.n_future_tokens)
-    if objective.needs_reference:
-        check_reference(recipe)
-    if objective.needs_value_head:
-        stored_value_head(recipe, recipe.model.path)
+    processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
+    args, objective = resolve(recipe, processes)
     counts = count(recipe, args, objective)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     return Estimate(
@@ -157,7 +130,7 @@ def setting_of(
     fsdp = runtime.fsdp
     shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
     model = recipe.objective.rho1.reference_model if objective.needs_reference else None
-    reference = 0 if model is None else inspect_checkpoint(resolve_model_dir(model)).parameters
+    reference = 0 if model is None else inspect_checkpoint(find_model(model)).parameters
     setting = Setting(
         rows=rows,
         length=length,

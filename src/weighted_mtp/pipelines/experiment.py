@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config import Recipe, load_recipe, setting
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import complete_checkpoints
 from weighted_mtp.data.processes import available_cores
-from weighted_mtp.pipelines.checkpoint_utils import complete_checkpoints, is_trained
+from weighted_mtp.pipelines.checkpoint_utils import is_trained
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 
 log = get_logger(__name__)
@@ -205,7 +206,7 @@ def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     start = complete_checkpoints(folder(request, "base", seed))[-1] / "model"
     changes = [
         "model.architecture=null",
-        f"model.path={start}",
+        setting("model.path", start),
         f"training.steps={request.steps}",
         f"training.save_every={request.steps}",
         f"training.validate_every={request.steps}",
@@ -218,7 +219,8 @@ def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     if chosen.recipe == "verifiable":
         changes.append("critic_stage=null")
     if arm == "rho1":
-        changes.append(f"objective.rho1.reference_model={folder(request, 'baseline', seed)}")
+        baseline = folder(request, "baseline", seed)
+        changes.append(setting("objective.rho1.reference_model", baseline))
     settings = [*data, *changes, *chosen.settings, *request.settings]
     return load_recipe(chosen.recipe, request.preset, settings)
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+
+log = get_logger(__name__)
 
 
 def in_words(figures: dict[str, Any]) -> str:
@@ -40,11 +45,30 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned = self._cut = False
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """Append one record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line({"kind": kind, "step": step, **figures}))
+        """Append one record. One that cannot be written is dropped with a warning, the first time.
+
+        Raises:
+            UserError: the run directory is gone, so that nothing can be saved.
+        """
+        line = _line({"kind": kind, "step": step, **figures})
+        try:
+            # One unbuffered write: what a full disk cuts off is the end of this record alone.
+            with self.path.open("ab", buffering=0) as file:
+                if self._cut:
+                    line = "\n" + line
+                self._cut = file.write(line.encode()) != len(line.encode())
+        except OSError as error:
+            if not self.path.parent.is_dir():
+                raise UserError(
+                    f"{self.path.parent}: was deleted or moved while the run wrote to it; nothing "
+                    f"after the last checkpoint is saved (step {step})"
+                ) from error
+            if not self._warned:
+                log.warning("%s: cannot be written (%s); training goes on", self.path, error)
+            self._warned = True
 
     def rewind(self, step: int) -> None:
         """Drop records later than `step`: a resumed run writes them again."""
@@ -60,12 +84,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
     NaN, and so are the bare NaN of files written before."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+        if not isinstance(record, dict):
+            continue
+        kind, step = record.get("kind"), record.get("step")
+        if isinstance(kind, str) and isinstance(step, int) and not isinstance(step, bool):
             records.append(_each(record, lambda x: math.nan if x is None else x))
     return records
 
@@ -74,6 +101,26 @@ def curve(records: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[
     """Steps and values of one figure."""
     chosen = [r for r in records if r["kind"] == kind and key in r]
     return [r["step"] for r in chosen], [r[key] for r in chosen]
+
+
+def number(value: Any) -> float:
+    """A figure; NaN for one that is missing or null."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def head_figures(record: Mapping[str, Any], key: str) -> list[float]:
+    """A figure of every head; none if it is missing or null."""
+    values = record.get(key)
+    return [number(value) for value in values] if isinstance(values, list) else []
+
+
+def heads_curve(
+    records: Sequence[dict[str, Any]], kind: str, key: str
+) -> tuple[list[int], list[list[float]]]:
+    """Steps and the figures of every head, where there are some."""
+    found = [(r["step"], head_figures(r, key)) for r in records if r["kind"] == kind]
+    found = [(step, values) for step, values in found if values]
+    return [step for step, _ in found], [values for _, values in found]
 
 
 def _line(record: dict[str, Any]) -> str:

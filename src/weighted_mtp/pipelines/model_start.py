@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
@@ -80,7 +81,9 @@ def stored_model(directory: Path, config: ModelConfig) -> Start:
             copy_whole(weight, weights[name])
         log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
 
-    return Start(MetaLlamaMTPAdapter(transformer), fill)
+    adapter = MetaLlamaMTPAdapter(transformer)
+    adapter.side_files = SideFiles.read(directory)
+    return Start(adapter, fill)
 
 
 def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
@@ -90,6 +93,22 @@ def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
         max_seq_len=config.max_seq_len or args.max_seq_len,
         rope_theta=config.rope_theta or args.rope_theta,
     )
+
+
+def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
+    """Say, once, that rows may go past the positions that the model was trained for.
+
+    Args:
+        longest: tokens of the longest row that may come.
+        where: what allows it: a setting, or the model and its prompts.
+    """
+    if longest > args.max_seq_len:
+        warn_once(
+            log,
+            f"{where} goes past the {args.max_seq_len} positions that the model is made for "
+            "(max_seq_len, in config.json max_position_embeddings): what it reads and writes there "
+            "may be poor",
+        )
 
 
 def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:

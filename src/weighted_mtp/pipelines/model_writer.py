@@ -12,12 +12,17 @@ from typing import Any
 from weighted_mtp.core.config import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, has_chat_template
+from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.decoding_figures import DecodingFigures
+from weighted_mtp.pipelines.model_start import warn_past_positions
+
+_log = get_logger(__name__)
 
 
 class ModelWriter:
@@ -47,7 +52,7 @@ class ModelWriter:
         dtype: str | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        self.model_dir = resolve_model_dir(path)
+        self.model_dir = find_model(path)
         self.tokenizer = load_tokenizer(self.model_dir)
         shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
@@ -81,12 +86,14 @@ class ModelWriter:
 
         Args:
             row_seeds: one for each prompt, see `row_seed`.
-            stops: strings that end a text; they are not part of it.
+            stops: strings that end a text; they are not part of it. The name of a control token
+                stands for the token too.
             logprobs: keep the tokens' log-probabilities.
 
         Raises:
             UserError: a prompt leaves no room for the answer.
         """
+        self._warn_of_length(prompts)
         start = time.monotonic()
         try:
             completions, report = complete(
@@ -109,6 +116,7 @@ class ModelWriter:
         Raises:
             UserError: the prompt leaves no room for the answer.
         """
+        self._warn_of_length([prompt])
         try:
             return Stream(
                 self._model,
@@ -121,8 +129,17 @@ class ModelWriter:
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def _warn_of_length(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, prompts), default=0) + self._max_new_tokens
+        where = f"{self.model_dir}: a prompt with {self._max_new_tokens} new tokens"
+        warn_past_positions(longest, self._model.args, where)
+
     def _stopping(self, stops: Sequence[str]) -> Stopping:
-        return Stopping(self._max_new_tokens, self.tokenizer.eos_id, tuple(stops), self._decode)
+        """Any end of sequence ends a text, and a control token that a stop string names: its name
+        is never in the text, because decoding leaves control tokens out."""
+        control = self.tokenizer.control
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        return Stopping(self._max_new_tokens, ends, tuple(stops), self._decode)
 
 
 def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
@@ -152,11 +169,27 @@ def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]
 
 def run_data(path: Path) -> dict[str, Any]:
     """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
-    for folder in (path, *path.resolve().parents[:3]):
+    path = path.expanduser()
+    here = path.resolve() if path.exists() else find_model(path)
+    for folder in (here, *here.parents[:3]):
         config = folder / "config.yaml"
         if config.exists():
             return load_recipe_file(config).data.model_dump()
     return {}
+
+
+def warn_of_chat_model(path: Path, template: str) -> None:
+    """Warn if a model that was tuned on conversations, and not trained here with this template, is
+    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    trained = run_data(path).get("template")
+    if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
+        _log.warning(
+            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
+            "a model does not expect; write the prompt by its chat template and give it with "
+            "generate --template raw, or train the model with the template first",
+            path,
+            template,
+        )
 
 
 def trained_template(path: Path) -> str | None:
@@ -187,10 +220,10 @@ def model_identity(path: Path) -> dict[str, Any]:
     Raises:
         UserError: nothing is there.
     """
-    folder = resolve_model_dir(path)
+    folder = find_model(path)
     weights = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".pth", ".bin"))
     return {
-        "path": folder.relative_to(path).as_posix(),
+        "path": (folder.relative_to(path) if path.exists() else Path(folder.name)).as_posix(),
         "files": {
             file.relative_to(folder).as_posix(): [status.st_size, status.st_mtime_ns]
             for file in weights

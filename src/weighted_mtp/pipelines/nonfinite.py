@@ -31,10 +31,13 @@ class SkippedSteps:
         self.count += 1
         report = self.run_dir / f"nonfinite-step-{step}.json"
         if is_main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             rows, tasks = [e.row for e in examples], [e.task_id for e in examples]
             record = {"step": step, "rows": rows, "task_ids": tasks}
-            report.write_text(json.dumps(record) + "\n")
+            try:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                report.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            except OSError as error:
+                log.warning("%s: cannot be written (%s)", report, error)
         told = f"step {step}: loss {loss} and gradient norm {norm} are not finite; the rows are "
         if self.count > self.limit:
             before = f"{self.count - 1} steps were skipped before; " if self.count > 1 else ""

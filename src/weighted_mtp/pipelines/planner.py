@@ -6,19 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config import Recipe, load_recipe, setting
+from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.core.section import Section
 from weighted_mtp.data.tokenizers import make_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
-from weighted_mtp.pipelines.compose import build_tokenizer, check_length, model_args
+from weighted_mtp.pipelines.compose import model_args
 from weighted_mtp.pipelines.estimate import count, numbers_of, setting_of
 from weighted_mtp.pipelines.memory import Memory, peak_memory
 from weighted_mtp.pipelines.memory_inputs import Checkpointing, Counts, Mode
-from weighted_mtp.pipelines.model_start import stretched
-from weighted_mtp.pipelines.objectives import Objective, make_objective
+from weighted_mtp.pipelines.objectives import Objective
+from weighted_mtp.pipelines.resolve import Processes, resolve
 
 MODELS = {
     "7b": ModelArgs(vocab_size=32000, n_future_tokens=4),
@@ -125,9 +126,14 @@ def plan(request: PlanRequest) -> Plan:
     """
     _check_gpus(request)
     recipe = _read_recipe(request)
-    args = stretched(_model_args(request, recipe), recipe.model)
-    check_length(recipe, args)
-    objective = make_objective(recipe.objective, args.n_future_tokens)
+    processes = Processes(request.gpus, min(request.gpus, request.gpus_per_node))
+    shape = None if request.model is None else _shape(request.model)
+    if request.model is not None and shape is None:
+        _check_there(request.model, "--model")
+    args, objective = resolve(recipe, processes, shape, planned=True)
+    device = recipe.runtime.device
+    if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
+        resolve_device(device)
     counts = count(recipe, args, objective)
     reference = _reference_numbers(request, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)
@@ -153,13 +159,16 @@ def _check_gpus(request: PlanRequest) -> None:
 
 
 def _read_recipe(request: PlanRequest) -> Recipe:
-    """The recipe, though it may name neither data nor model yet: neither is read."""
-    overrides = [*request.overrides, "data.source=micro", "data.train=null", "data.validation=null"]
+    """The recipe, though it may name neither data nor model yet."""
+    overrides = list(request.overrides)
     if request.model is not None:
-        overrides += ["model.architecture=null", f"model.path={request.model}"]
+        overrides += ["model.architecture=null", setting("model.path", request.model)]
     try:
         return load_recipe(request.recipe, request.preset, overrides)
     except UserError as error:
+        if "data.source jsonl needs data.train" in str(error):
+            more = [*request.overrides, "data.source=micro"]
+            return _read_recipe(replace(request, overrides=more))
         if request.model is None and "give one of model.path" in str(error):
             names = ", ".join(model_names())
             raise UserError(
@@ -173,26 +182,28 @@ def model_names() -> list[str]:
     return ["micro", *MODELS]
 
 
-def _model_args(request: PlanRequest, recipe: Recipe) -> ModelArgs:
-    if request.model is not None:
-        return _named(request.model, "--model")
-    if recipe.model.path is not None:
-        return inspect_checkpoint(resolve_model_dir(recipe.model.path)).args
-    return model_args(recipe, build_tokenizer(recipe).vocab_size)
-
-
-def _named(name: str, flag: str) -> ModelArgs:
-    """Shape of a model by name or directory."""
-    if name in MODELS:
-        return MODELS[name]
+def _shape(name: str) -> ModelArgs | None:
+    """Shape of a model by name; None for a checkpoint."""
     if name == "micro":
         preset = load_recipe("baseline", "micro")
         return model_args(preset, make_tokenizer("micro").vocab_size)
-    if not Path(name).is_dir():
+    return MODELS.get(name)
+
+
+def _named(name: str, flag: str) -> ModelArgs:
+    """Shape of a model by name, or of a checkpoint."""
+    shape = _shape(name)
+    if shape is not None:
+        return shape
+    _check_there(name, flag)
+    return inspect_checkpoint(name).args
+
+
+def _check_there(name: str, flag: str) -> None:
+    if not Path(name).is_dir() and not is_hub_id(name):
         raise UserError(
             f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
         )
-    return inspect_checkpoint(resolve_model_dir(Path(name))).args
 
 
 def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None:

@@ -17,7 +17,9 @@ from torch import Tensor
 from weighted_mtp.core.config import Recipe
 from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch, Example
@@ -36,8 +38,8 @@ from weighted_mtp.data.token_store import tokenise
 from weighted_mtp.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.pipelines.model_start import warn_past_positions
 from weighted_mtp.pipelines.objectives.base import plain_targets
 from weighted_mtp.pipelines.trainer import Annotate
 from weighted_mtp.pipelines.training_module import batch_loss, read_batch
@@ -72,12 +74,16 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     Raises:
         UserError: the data or the model cannot be read, or do not fit each other.
     """
-    model_dir, device = resolve_model_dir(request.model), resolve_device(request.device)
+    model_dir, device = find_model(request.model), resolve_device(request.device)
+    out = request.out or default_path(request.data)
+    check_output_file(out, "--out")
     tokenizer = load_tokenizer(model_dir)
     transformer = _load(model_dir, tokenizer, device, "--max-length", request.max_length)
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
     store = open_rows(request.data)
     examples = tokenise(store, np.arange(len(store)), collator)
+    if tokenizer.vocab_size > transformer.args.vocab_size:
+        examples.check_ids(transformer.args.vocab_size)
     losses: list[Tensor] = [torch.zeros(0, transformer.args.n_future_tokens)] * len(store)
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
     with Progress(len(by_length), "row") as progress:
@@ -88,7 +94,6 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
             for example, line in zip(part, scored, strict=True):
                 losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
             progress.update(len(part))
-    out = request.out or default_path(request.data)
     made_of = fingerprint(collator, request.template, store.digest)
     write_reference(out, losses, replace(made_of, model=model_digest(model_dir)))
     return out
@@ -143,7 +148,7 @@ def check_reference(recipe: Recipe) -> None:
     if rho1.reference is not None:
         stored_fingerprint(rho1.reference)
     if rho1.reference_model is not None:
-        resolve_model_dir(rho1.reference_model)
+        find_model(rho1.reference_model)
 
 
 class StoredReference:
@@ -198,6 +203,28 @@ def compared_heads(recipe: Recipe, available: int, heads: int) -> int:
     return min(available, heads)
 
 
+def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
+    """The directory of `objective.rho1.reference_model`, looked at before its weights are read;
+    None if losses are stored.
+
+    Raises:
+        UserError: it has another tokenizer, or fewer positions than the longest row.
+    """
+    path = recipe.objective.rho1.reference_model
+    if path is None:
+        return None
+    model_dir = find_model(path)
+    other = load_tokenizer(model_dir)
+    if other.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
+            f"model ({tokenizer.fingerprint}); token losses cannot be compared"
+        )
+    args = inspect_checkpoint(model_dir).args
+    _check_positions(model_dir, args, "data.max_length", recipe.data.max_length)
+    return model_dir
+
+
 def online_reference(
     recipe: Recipe, tokenizer: Tokenizer, device: torch.device, heads: int
 ) -> Annotate | None:
@@ -207,18 +234,11 @@ def online_reference(
         heads: of the policy.
 
     Raises:
-        UserError: the reference has another tokenizer.
+        UserError: as for `check_online`.
     """
-    path = recipe.objective.rho1.reference_model
-    if path is None:
+    model_dir = check_online(recipe, tokenizer)
+    if model_dir is None:
         return None
-    model_dir = resolve_model_dir(path)
-    other = load_tokenizer(model_dir)
-    if other.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{model_dir}: the reference has another tokenizer ({other.fingerprint}) than the "
-            f"model ({tokenizer.fingerprint}); token losses cannot be compared"
-        )
     longest = recipe.data.max_length
     transformer = _load(model_dir, tokenizer, device, "data.max_length", longest)
     transformer.requires_grad_(False)
@@ -238,7 +258,7 @@ def reference_digest(recipe: Recipe) -> str:
         return stored_fingerprint(rho1.reference).model
     if rho1.reference_model is None:
         raise ValueError("the recipe names no reference")
-    return model_digest(resolve_model_dir(rho1.reference_model))
+    return model_digest(find_model(rho1.reference_model))
 
 
 def model_digest(model_dir: Path) -> str:
@@ -255,7 +275,12 @@ def _load(
         model_dir, device=device, dtype=torch.float32, initialize_value_head=False
     )
     check_vocabulary(tokenizer, adapter.args.vocab_size, str(model_dir))
-    positions = adapter.transformer.max_positions
+    _check_positions(model_dir, adapter.args, setting, longest)
+    return adapter.transformer
+
+
+def _check_positions(model_dir: Path, args: ModelArgs, setting: str, longest: int) -> None:
+    positions = 2 * args.max_seq_len
     if longest > positions:
         raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
-    return adapter.transformer
+    warn_past_positions(longest, args, f"{setting} {longest} of the reference {model_dir}")

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import in_brief
+from weighted_mtp.core.files import command_line
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import MARKER, complete_checkpoints, is_sharded
 from weighted_mtp.pipelines.checkpoint_utils import (
-    MARKER,
     checkpoint_path,
     checkpoint_step,
-    complete_checkpoints,
     drop_old,
-    is_sharded,
     saved_state,
 )
 from weighted_mtp.pipelines.remote import Remote, RemoteError, check_name
@@ -97,9 +96,10 @@ class Copies:
         on_main(lambda: failed.extend(self._settle(best)), self._say)
         if not failed:
             return None
+        again = command_line("weighted-mtp", "train", "--resume", "--output-dir", self.run_dir)
         return (
-            f"{self.run_dir}: all is saved there, but {failed[0]}; put that right, then "
-            f"weighted-mtp train --resume --output-dir {self.run_dir} copies what is missing"
+            f"{self.run_dir}: all is saved there, but {failed[0]}; put that right, then {again} "
+            "copies what is missing"
         )
 
     def _settle(self, best: Collection[int]) -> list[str]:

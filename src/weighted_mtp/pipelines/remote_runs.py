@@ -15,11 +15,11 @@ import yaml
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import complete_checkpoints
 from weighted_mtp.core.section import remote_url
 from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     checkpoint_step,
-    complete_checkpoints,
     give_name,
     partial_path,
 )

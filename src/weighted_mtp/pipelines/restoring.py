@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.pipelines.checkpoint_utils import (
-    is_sharded,
     load_saved,
     restore_optimizer,
     restore_rng,

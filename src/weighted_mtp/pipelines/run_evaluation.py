@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.data_sections import MicroConfig
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Program, Row, Verdict
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.data.micro_tasks import generate as generate_micro
 from weighted_mtp.decoding import Sampling, Speculation
+from weighted_mtp.evaluation.benchmarks import Problem
+from weighted_mtp.evaluation.completions import programs_of
+from weighted_mtp.evaluation.extraction import program_of
 from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
+from weighted_mtp.evaluation.result_files import write_all, write_json
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.evaluation.scores import score, tally
 from weighted_mtp.evaluation.statistics import Interval
-from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data
+from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data, warn_of_chat_model
 from weighted_mtp.pipelines.training_data import micro_families
 
 
@@ -81,13 +86,13 @@ class EvaluationResult:
     """What the programs did.
 
     Attributes:
-        pass_at_1: mean over problems.
+        pass_at_1: mean over problems; None without any.
         pass_at: pass@k for the k that were asked for, with 95 % intervals.
         by_family: pass@1 and number of problems of each family.
         decoding: what writing the programs took (`DecodingFigures.record`).
     """
 
-    pass_at_1: float
+    pass_at_1: float | None
     by_family: dict[str, tuple[float, int]]
     attempts: list[Attempt]
     pass_at: dict[int, Interval] = field(default_factory=dict)
@@ -113,6 +118,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
     if request.max_difficulty is not None:
         micro = MicroConfig(max_difficulty=request.max_difficulty)
     template = request.template or trained_on.get("template", "alpaca")
+    warn_of_chat_model(request.path, template)
     with Sandbox() as judge:
         rows = generate_micro(
             request.n_problems, request.seed, judge, request.split, families=micro_families(micro)
@@ -121,7 +127,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         completions = _write(writer, tasks, template, request)
         verdicts = judge(
             [
-                Program(completion, tuple(row["metadata"]["tests"]))
+                _program(row, completion)
                 for (row, _), completion in zip(tasks, completions, strict=True)
             ]
         )
@@ -130,6 +136,20 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationResult:
         for (row, _), completion, verdict in zip(tasks, completions, verdicts, strict=True)
     ]
     return replace(summarise_attempts(attempts, request.ks), decoding=writer.figures.record())
+
+
+def _program(row: Row, completion: str) -> Program:
+    """The code of a completion, out of its fence if it has one, and the row's tests."""
+    metadata = row["metadata"]
+    problem = Problem(
+        row["task_id"],
+        "asserts",
+        row["instruction"],
+        tests=tuple(metadata["tests"]),
+        entry_point=metadata["entry_point"],
+    )
+    (program,) = programs_of(problem, program_of(problem, completion, chat=True))
+    return program
 
 
 def _write(
@@ -161,7 +181,7 @@ def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> E
     for task, passed in scores.items():
         families[family_of[task]].append(passed)
     return EvaluationResult(
-        pass_at_1=sum(scores.values()) / max(1, len(scores)),
+        pass_at_1=sum(scores.values()) / len(scores) if scores else None,
         by_family={f: (sum(s) / len(s), len(s)) for f, s in sorted(families.items())},
         attempts=list(attempts),
         pass_at=score(problems, ks).pass_at if problems else {},
@@ -169,18 +189,31 @@ def summarise_attempts(attempts: Sequence[Attempt], ks: Sequence[int] = ()) -> E
 
 
 def save_result(result: EvaluationResult, path: Path) -> None:
-    """Write every attempt as JSONL, and the summary beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(attempt.record(), ensure_ascii=False) for attempt in result.attempts)
+    """Write every attempt as JSONL, and the summary beside it.
+
+    Raises:
+        UserError: they cannot be written; what could be is kept and named.
+    """
+    lines = [json.dumps(attempt.record()) + "\n" for attempt in result.attempts]
     summary: dict[str, Any] = {"pass@1": result.pass_at_1, "by_family": result.by_family}
     if result.pass_at:
         summary["pass_at"] = {str(k): asdict(found) for k, found in result.pass_at.items()}
     if result.decoding is not None:
         summary["decoding"] = result.decoding
-    path.with_suffix(".summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    partial, kept = path.with_name(path.name + ".partial"), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb", buffering=0) as file:
+            for line in lines:
+                write_all(file, line.encode("ascii"))
+                kept += 1
+        partial.replace(path)
+        write_json(path.with_suffix(".summary.json"), summary)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); {kept} of {len(lines)} programs and "
+            f"verdicts are in {partial}"
+        ) from error
 
 
 def template_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from weighted_mtp.pipelines.remote_copies import Copies
 from weighted_mtp.pipelines.remote_runs import meet
 from weighted_mtp.pipelines.resuming import tell_changes
 from weighted_mtp.pipelines.run_critic import run_critic
+from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import environment_of
@@ -32,7 +33,11 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     if request.recipe.critic_stage is None:
         return run(request)
     # One group for both stages.
-    with distributed.naming_the_step(), environment_of(request.recipe.runtime):
+    with (
+        distributed.naming_the_step(),
+        environment_of(request.recipe.runtime),
+        writing_run(request.run_dir),
+    ):
         return _both_stages(request)
 
 

@@ -24,20 +24,22 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
+from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS, SideFiles
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     complete_checkpoint,
     damaged,
-    is_sharded,
     partial_path,
     save_checkpoint,
     save_model,
     save_rng,
+    save_tokenizer,
     start_checkpoint,
     unwritten,
     writing,
@@ -121,9 +123,11 @@ class ShardedSaver(WholeSaver):
         def prepare() -> None:
             start_checkpoint(partial, step, state)
             (partial / "shards").mkdir()
-            (partial / "skeleton").mkdir()
-            write_json(partial / "skeleton" / "params.json", write_params(self.adapter.args))
-            self.tokenizer.save(partial / "skeleton" / "tokenizer")
+            skeleton = partial / "skeleton"
+            skeleton.mkdir()
+            write_json(skeleton / "params.json", write_params(self.adapter.args))
+            save_tokenizer(self.adapter, self.tokenizer, skeleton / "tokenizer")
+            write_json(skeleton / CONFIG_FIELDS, dict(self.adapter.side_files.config_fields))
 
         with writing(partial):
             on_main(prepare)
@@ -159,7 +163,8 @@ class ShardedSaver(WholeSaver):
             raise unwritten(partial_path(final), shards.reason(error)) from error
         if distributed.is_main_process():
             kept = {*keep_steps, *self.copies.pinned}
-            complete_checkpoint(final, self.copies.keep_last, kept)
+            with writing(final):
+                complete_checkpoint(final, self.copies.keep_last, kept)
             self.copies.offer(final, keep_steps)
 
 
@@ -186,7 +191,8 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
         tie(model.transformer)
         save_model(model, tokenizer, checkpoint / "model")
 
-    on_main(write)
+    with writing(checkpoint / "model"):
+        on_main(write)
 
 
 def sharded_model(checkpoint: Path) -> Start:
@@ -200,6 +206,7 @@ def sharded_model(checkpoint: Path) -> Start:
     args = read_params(JsonFile.read(checkpoint / "skeleton" / "params.json"), 1)
     with torch.device("meta"):
         adapter = MetaLlamaMTPAdapter(Transformer(args))
+        adapter.side_files = SideFiles.read(checkpoint / "skeleton")
         if any(name.startswith("weights.value_head.") for name in shapes):
             adapter.attach_value_head(None, "mlp" if HIDDEN in shapes else "linear")
 

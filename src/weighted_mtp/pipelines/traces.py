@@ -16,13 +16,13 @@ import torch
 
 from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.checkpoint_utils import resolve_model_dir
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
 from weighted_mtp.pipelines.training_data import rows_file
 from weighted_mtp.pipelines.training_module import pool_of
@@ -56,7 +56,7 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
     Raises:
         UserError: the run or its data cannot be read.
     """
-    model_dir = resolve_model_dir(run_dir)
+    model_dir = find_model(run_dir)
     if not value_head_path(model_dir).is_file():
         return []
     recipe = load_recipe_file(run_dir / "config.yaml")

@@ -28,7 +28,7 @@ from weighted_mtp.data.batches import Batch
 from weighted_mtp.data.loading import Groups, StepReader
 from weighted_mtp.data.packing import Cutter, Group
 from weighted_mtp.data.tokenizers import Tokenizer
-from weighted_mtp.pipelines.best import Best
+from weighted_mtp.pipelines.best import Best, check_held_out
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
 from weighted_mtp.pipelines.interruption import StopRequest
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
@@ -137,11 +137,7 @@ class Trainer:
         )
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.best = Best(self.config)
-        if not validation and (self.config.early_stopping or self.config.keep_best):
-            raise UserError(
-                "training.early_stopping and training.keep_best need held-out rows: set "
-                "data.validation"
-            )
+        check_held_out(self.config, bool(validation))
         self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
         self.step, self.resumed_from = 0, resume_from
         if resume_from is not None:

@@ -24,6 +24,7 @@ from weighted_mtp.data.sampling import RowOrder
 from weighted_mtp.data.store import RowStore, open_rows
 from weighted_mtp.data.token_store import TokenisedRows, tokenise
 from weighted_mtp.data.token_stream import open_text
+from weighted_mtp.data.tokenizers import spelled_ends
 from weighted_mtp.data.windows import PackedWindows
 from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
@@ -57,9 +58,13 @@ def training_data(
     objective: Objective,
     data_dir: Path,
     checkpoint: Path | None = None,
+    vocab_size: int | None = None,
 ) -> TrainingData:
     """Open, draw and tokenise the data of a recipe; on resume what is still to be read, in the
     order that was planned when the run began.
+
+    Args:
+        vocab_size: of the model, if rows are to be checked for tokens that it lacks.
 
     Raises:
         UserError: a file is missing or bad, or holds nothing to learn from.
@@ -79,7 +84,7 @@ def training_data(
         planned,
         recipe.objective.value.max_pairs_per_problem if objective.group_size == 2 else None,
     )
-    tokenised = tokenise_rows(store, order.used(end), collator, recipe)
+    tokenised = tokenise_rows(store, order.used(end), collator, recipe, vocab_size)
     examples: Examples = tokenised
     if objective.needs_reference:
         examples = with_reference(recipe, collator, tokenised, store.digest, objective.heads)
@@ -90,7 +95,7 @@ def training_data(
     if files["validation"] is not None:
         held_out = open_rows(files["validation"], recipe.data.cache_dir, recipe.data.processes)
         sources["validation"] = held_out.digest
-        validation = _held_out(recipe, collator, held_out)
+        validation = _held_out(recipe, collator, held_out, vocab_size)
     size = f"{len(tokenised):,} of {len(store):,} training rows"
     return TrainingData(RowGroups(order, examples), validation, size, sources)
 
@@ -107,9 +112,11 @@ def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tup
     return state["reader"]["planned"], state["reader"]["position"] + left
 
 
-def _held_out(recipe: Recipe, collator: AlpacaCollator, store: RowStore) -> list[Group]:
+def _held_out(
+    recipe: Recipe, collator: AlpacaCollator, store: RowStore, vocab_size: int | None
+) -> list[Group]:
     """Every row that has something to predict."""
-    rows = tokenise_rows(store, np.arange(len(store)), collator, recipe)
+    rows = tokenise_rows(store, np.arange(len(store)), collator, recipe, vocab_size)
     return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
 
 
@@ -129,16 +136,24 @@ def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> 
 
 
 def tokenise_rows(
-    store: RowStore, wanted: Indices, collator: AlpacaCollator, recipe: Recipe
+    store: RowStore,
+    wanted: Indices,
+    collator: AlpacaCollator,
+    recipe: Recipe,
+    vocab_size: int | None = None,
 ) -> TokenisedRows:
-    """Tokenise rows, once for all runs; say how many were cut, and how many have a prompt that
-    leaves no room at all: nothing can be learned from those, and they are passed over.
+    """Tokenise rows, once for all runs; say how many were cut, how many have a prompt that leaves
+    no room at all (nothing can be learned from those, and they are passed over), and how many
+    contain the name of BOS or EOS.
 
     Raises:
-        UserError: no row has a response token within `data.max_length`.
+        UserError: no row has a response token within `data.max_length`, or one has a token that
+            the model lacks.
     """
     data = recipe.data
     rows = tokenise(store, wanted, collator, data.cache_dir, data.processes or available_cores())
+    if vocab_size is not None and collator.tokenizer.vocab_size > vocab_size:
+        rows.check_ids(vocab_size)
     empty = len(rows.without_response)
     if rows.truncated or empty:
         log.warning(
@@ -148,6 +163,14 @@ def tokenise_rows(
             len(rows),
             collator.max_length,
             empty,
+        )
+    if rows.spelled:
+        log.warning(
+            "%d of %d rows contain %s as text, and so it stays: each row gets one BOS and one EOS "
+            "by itself; remove the text from the data if it was meant as these",
+            rows.spelled,
+            len(rows),
+            " or ".join(spelled_ends(collator.tokenizer)),
         )
     if empty == len(rows):
         raise UserError(f"data.max_length {collator.max_length} leaves no row a response; raise it")

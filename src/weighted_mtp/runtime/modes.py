@@ -18,21 +18,25 @@ from weighted_mtp.runtime.fsdp import Sharded
 from weighted_mtp.runtime.parallel import Fill, Parallel
 
 
-def check_mode(config: RuntimeConfig, world_size: int) -> None:
+def check_mode(config: RuntimeConfig, world_size: int, per_node: int | None = None) -> None:
     """Before anything is read: does the mode go with so many processes?
+
+    Args:
+        per_node: processes of a node; None: as torchrun says.
 
     Raises:
         UserError: it does not.
     """
+    who = "torchrun started" if per_node is None else "the plan is for"
     if config.parallel == "none" and world_size > 1:
         raise UserError(
-            f"runtime.parallel is none, but torchrun started {world_size} processes; "
+            f"runtime.parallel is none, but {who} {world_size} processes; "
             "--set runtime.parallel=ddp"
         )
-    if config.parallel == "hsdp" and world_size % shard_size(config, world_size):
+    size = config.fsdp.shard_size or per_node or shard_size(config, world_size)
+    if config.parallel == "hsdp" and world_size % size:
         raise UserError(
-            f"runtime.fsdp.shard_size {shard_size(config, world_size)} does not divide the "
-            f"{world_size} processes that torchrun started"
+            f"runtime.fsdp.shard_size {size} does not divide the {world_size} processes that {who}"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.core.types import Row
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def load_named_tokenizer(name: str) -> Tokenizer:
     path = Path(name)
     if name in ("bytes", "micro"):
         return make_tokenizer(name)
-    if path.is_dir():
+    if path.is_dir() or is_hub_id(name):
         return load_tokenizer(path)
     if not path.exists():
         raise UserError(f"--tokenizer {name}: neither bytes, nor micro, nor a path that exists")

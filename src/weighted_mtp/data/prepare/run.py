@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.prepare.inputs import Input, open_input
@@ -73,6 +74,7 @@ def prepare(request: PrepareRequest) -> dict[str, Any]:
     """
     if request.workers is not None and request.workers < 1:
         raise UserError("--workers must be at least 1")
+    check_output_directory(request.out, "--out")
     source = SOURCES[request.kind]
     read = open_input(
         source,

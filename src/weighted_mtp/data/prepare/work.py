@@ -194,10 +194,12 @@ def _entries(task: Task, columns: Sequence[str] | None) -> Iterator[tuple[int, E
 
 
 def _converted(job: Job, unit: Unit, outcome: Outcome) -> Converted:
-    if job.limit is not None:
-        outcome = _within(job.limit, outcome)
     split = unit.split or outcome.split or SOURCES[job.source].default_split or UNKNOWN_SPLIT
     try:
+        for row in outcome.rows:  # before a tokenizer counts them
+            "".join((row["instruction"], row["input"], row["output"])).encode()
+        if job.limit is not None:
+            outcome = _within(job.limit, outcome)
         rows = [_encode(row) + "\n" for row in outcome.rows]
         problem = "" if outcome.problem is None else _encode(outcome.problem) + "\n"
         for line in (*rows, problem):

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
@@ -19,11 +21,16 @@ class MetaLlamaMTPAdapter(nn.Module):
     """Owns a `Transformer` and, for the critic and verifiable stages, a `ValueHead`.
 
     The value head reads the normalised hidden state of the next-token path.
+
+    Attributes:
+        side_files: tokenizer files and generation settings of the folder that the model came from;
+            they are saved with it.
     """
 
     def __init__(self, transformer: Transformer, value_head: ValueHead | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        self.side_files = SideFiles()
         self.value_head: ValueHead | None = None
         if value_head is not None:
             self.attach_value_head(value_head)
@@ -36,7 +43,7 @@ class MetaLlamaMTPAdapter(nn.Module):
         dtype: str | torch.dtype | None = None,
         initialize_value_head: bool = True,
     ) -> MetaLlamaMTPAdapter:
-        """Load a checkpoint in any layout `load_meta_mtp_model` knows.
+        """Load a checkpoint in any layout and from any place `load_meta_mtp_model` knows.
 
         Args:
             device: "auto" takes cuda, then mps, then cpu.
@@ -47,10 +54,12 @@ class MetaLlamaMTPAdapter(nn.Module):
         Raises:
             UserError: the checkpoint is missing, damaged or of an unknown layout.
         """
-        transformer = load_meta_mtp_model(Path(model_path), device=device, dtype=dtype)
+        directory = find_model(model_path)
+        transformer = load_meta_mtp_model(directory, device=device, dtype=dtype)
         adapter = cls(transformer)
+        adapter.side_files = SideFiles.read(Path(model_path))
         if initialize_value_head:
-            stored = value_head_path(Path(model_path))
+            stored = value_head_path(directory)
             adapter.attach_value_head(
                 ValueHead.load_checkpoint(stored) if stored.is_file() else None
             )

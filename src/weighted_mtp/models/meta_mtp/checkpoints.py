@@ -3,7 +3,8 @@
 - native: `configs/params.json`, `safetensors/model*.safetensors`, `tokenizer/`, `metadata.json`
   (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained;
 - Meta's: `params.json`, `consolidated*.pth`;
-- Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`.
+- Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`; ours have
+  the extra heads and the value head in `mtp/`.
 """
 
 from __future__ import annotations
@@ -13,32 +14,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
-from weighted_mtp.models.meta_mtp.layouts.huggingface import read_huggingface, write_huggingface
+from weighted_mtp.models.meta_mtp.layouts.huggingface import (
+    MTP_FOLDER,
+    VALUE_HEAD_FILE,
+    WEIGHT_FILES,
+    own_file,
+    read_huggingface,
+    write_huggingface,
+)
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
 from weighted_mtp.models.meta_mtp.layouts.native import read_native, verify_sums, write_native
-from weighted_mtp.models.meta_mtp.layouts.source import Source
+from weighted_mtp.models.meta_mtp.layouts.side_files import (
+    find_side_files,
+    find_tokenizer,
+    read_config_fields,
+)
+from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 
 log = get_logger(__name__)
 
 MAX_SHARD_BYTES = 5 * 2**30
-GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    GENERATION_CONFIG,  # holds the end-of-sequence token that transformers stops at
-)
+_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache")
+"""Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
 _READERS: dict[str, Callable[[Path], Source]] = {
     "native": read_native,
     "meta": read_meta,
@@ -53,30 +60,45 @@ class CheckpointInfo:
     Attributes:
         layout: "native", "meta" or "huggingface".
         dtype: name of the stored format; several, comma-separated, when mixed.
+        loaded_dtype: name of the format that it is loaded in.
         parameters: how many numbers the model has; tied embeddings count once.
         bytes: size of the weight files together.
         files: the weight files.
+        tokenizer: name of the file that the tokenizer is loaded from, "" without one.
+        side_files: names of the tokenizer's and generation files, of chat templates.
+        config_fields: token ids and generation settings that the configuration names.
         verified: what `verify=True` compared, "" without it.
     """
 
     layout: str
     args: ModelArgs
     dtype: str
+    loaded_dtype: str
     parameters: int
     bytes: int
     files: tuple[Path, ...]
-    has_tokenizer: bool
+    tokenizer: str
+    side_files: tuple[str, ...]
+    config_fields: Mapping[str, Any]
     has_value_head: bool
     verified: str = ""
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return bool(self.tokenizer)
 
 
 def detect_layout(directory: Path) -> str | None:
     """ "native", "meta" or "huggingface", by the files that are there; None for none of them."""
     if (directory / "configs" / "params.json").is_file() or (directory / "safetensors").is_dir():
         return "native"
+    config = (directory / "config.json").is_file()
+    stems = [name for stem in WEIGHT_FILES for name in (stem, f"{stem}.index.json")]
+    if config and any((directory / name).is_file() for name in stems):
+        return "huggingface"  # also where Meta's files are beside them
     if any(directory.glob(PATTERN)):
         return "meta"
-    if (directory / "config.json").is_file():
+    if config:
         return "huggingface"
     return "meta" if (directory / "params.json").is_file() else None
 
@@ -87,26 +109,40 @@ def load_meta_mtp_model(
     dtype: str | torch.dtype | None = None,
     *,
     verify: bool = False,
+    keep_formats: bool = False,
 ) -> Transformer:
     """Load a checkpoint in any of the three layouts; the log says which it was.
+
+    `model_dir` may also be a run, a checkpoint of one, or a model of the hub (`find_model`).
 
     Keys, shapes and formats are checked before any weight is read. Peak memory is the model in its
     final `dtype`, one tensor, and a fortieth of the files.
 
     Args:
         device: where to; "auto" takes cuda, then mps, then cpu.
-        dtype: number format of the weights; None keeps the stored one.
+        dtype: number format of the weights; None keeps the stored one. Where the weights have
+            several, it takes the narrowest that holds every matrix exactly.
+        keep_formats: with a `dtype` of None, leave each weight in its own format, to be written
+            again as it was; a model of several formats may not run.
         verify: compare the SHA-256 sums of a native checkpoint first, which reads it twice.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
             architecture; the one line names file and key.
     """
-    directory = Path(model_dir)
+    directory = find_model(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = open_checkpoint(directory)
     if verify:
         _verify_files(directory, source)
+    formats = sorted(str(dtype).removeprefix("torch.") for dtype in set(source.formats.values()))
+    if number_format is None and not keep_formats and len(formats) > 1:
+        number_format = common_dtype(source.formats)
+        warn_once(
+            log,
+            f"{directory}: its weights have several number formats ({', '.join(formats)}); loaded "
+            f"as {str(number_format).removeprefix('torch.')}",
+        )
     model = source.materialise(target, number_format)
     log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
     return model
@@ -121,7 +157,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    directory = Path(path)
+    directory = find_model(path)
     source = open_checkpoint(directory)
     verified = ""
     if verify:
@@ -132,10 +168,13 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
         layout=source.layout,
         args=source.model.args,
         dtype=", ".join(sorted({part.dtype for part in parts})),
+        loaded_dtype=str(common_dtype(source.formats)).removeprefix("torch."),
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
         bytes=sum(file.size for file in source.files),
         files=tuple(file.path for file in source.files),
-        has_tokenizer=any(f.name != GENERATION_CONFIG for f in find_tokenizer_files(directory)),
+        tokenizer=tokenizer.name if (tokenizer := find_tokenizer(directory)) else "",
+        side_files=tuple(find_side_files(directory)),
+        config_fields=read_config_fields(directory),
         has_value_head=value_head_path(directory).is_file(),
         verified=verified,
     )
@@ -150,22 +189,31 @@ def save_native(
     extra_metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     value_head_file: Path | None = None,
+    config_fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the native layout, bit for bit; `directory` appears whole or not at all.
 
     Args:
-        tokenizer_files: copied into `tokenizer/`.
+        tokenizer_files: files and folders, copied into `tokenizer/`.
         max_shard_bytes: above it the weights are split over several files.
         extra_metadata: kept under `extra` in `metadata.json`.
         overwrite: replace a checkpoint that is there, once the new one is whole.
         value_head_file: copied to `value_head.safetensors`.
+        config_fields: token ids and generation settings, see `read_config_fields`.
 
     Raises:
         UserError: `directory` exists (or, with `overwrite`, is no checkpoint), or cannot be
             written; nothing was changed.
     """
     with _destination(directory, overwrite, value_head_file) as partial:
-        write_native(model, partial, tokenizer_files, max_shard_bytes, extra_metadata or {})
+        write_native(
+            model,
+            partial,
+            tokenizer_files,
+            max_shard_bytes,
+            extra_metadata or {},
+            config_fields or {},
+        )
 
 
 def save_huggingface(
@@ -176,20 +224,22 @@ def save_huggingface(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     value_head_file: Path | None = None,
+    config_fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Write Hugging Face's Llama layout: trunk and next-token head as
-    `LlamaForCausalLM.from_pretrained` loads them, the extra heads in `mtp_heads.safetensors`, from
-    where `load_meta_mtp_model` takes them back.
+    `LlamaForCausalLM.from_pretrained` loads them. Extra heads and value head go into the subfolder
+    `mtp/`, which other readers do not enter and from where `load_meta_mtp_model` takes them back.
 
-    Arguments and errors as for `save_native`; tokenizer files lie beside the weights.
+    Arguments and errors as for `save_native`; tokenizer files are put beside the weights.
     """
-    with _destination(directory, overwrite, value_head_file) as partial:
-        write_huggingface(model, partial, tokenizer_files, max_shard_bytes)
+    with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+        write_huggingface(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` where a checkpoint must not be written: something is there and `overwrite`
-    is not set, or what is there is neither a checkpoint nor an empty folder."""
+    is not set, or what is there is neither a checkpoint nor an empty folder, holds other folders
+    (another checkpoint, an evaluation), or belongs to a run."""
     destination = Path(directory)
     if not overwrite:
         check_absent(destination)
@@ -201,30 +251,45 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> None:
         raise UserError(
             f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
         )
+    if (destination.parent / MARKER).exists():
+        raise UserError(
+            f"{destination}: is the model of a checkpoint that a run resumes from, so it is not "
+            "overwritten; choose another name"
+        )
+    for path in sorted(destination.iterdir()):
+        if path.is_dir() and path.name not in _FOLDERS:
+            raise UserError(
+                f"{path}: is not part of the checkpoint {destination}, with which it would be "
+                "deleted; move it away, or choose another destination"
+            )
 
 
 def find_tokenizer_files(model_dir: str | Path) -> list[Path]:
-    """The tokenizer's files: all in `tokenizer/`, else those of known names beside the weights."""
-    directory = Path(model_dir)
-    if (directory / "tokenizer").is_dir():
-        return sorted(path for path in (directory / "tokenizer").iterdir() if path.is_file())
-    return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    """The files of tokenizer, chat templates and generation settings: all in `tokenizer/`, else
+    those of known names beside the weights. A folder of templates is one entry."""
+    found = find_side_files(Path(model_dir))
+    return sorted(
+        {path.parents[name.count("/") - 1] if "/" in name else path for name, path in found.items()}
+    )
 
 
 def value_head_path(model_dir: str | Path) -> Path:
-    """Where a checkpoint's value head lies, if it has one."""
-    return Path(model_dir) / "value_head.safetensors"
+    """Where a checkpoint's value head is, if it has one: in `mtp/`, or beside the weights."""
+    directory = Path(model_dir)
+    inner = own_file(directory, VALUE_HEAD_FILE)
+    return inner if inner.is_file() else directory / VALUE_HEAD_FILE
 
 
 @contextmanager
 def _destination(
-    directory: str | Path, overwrite: bool, value_head_file: Path | None
+    directory: str | Path, overwrite: bool, value_head_file: Path | None, head_folder: str = "."
 ) -> Iterator[Path]:
     destination = Path(directory).expanduser().resolve()
     check_destination(destination, overwrite)
     with new_directory(destination, overwrite) as partial:
         if value_head_file:
-            shutil.copyfile(value_head_file, value_head_path(partial))
+            (partial / head_folder).mkdir(exist_ok=True)
+            shutil.copyfile(value_head_file, partial / head_folder / VALUE_HEAD_FILE)
         yield partial
 
 
@@ -234,24 +299,15 @@ def open_checkpoint(directory: Path) -> Source:
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    if not directory.exists():
-        raise UserError(f"{directory}: no such directory; check the path")
-    if not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the directory that holds it")
+    directory = find_model(directory)
     layout = detect_layout(directory)
     if layout is None:
         raise UserError(
             f"{directory}: no checkpoint found; looked for configs/params.json and safetensors/ "
             "(native), params.json and consolidated*.pth (Meta), config.json and "
-            f"model*.safetensors (Hugging Face), but the folder holds {_listing(directory)}"
+            f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
     return _READERS[layout](directory)
-
-
-def _listing(directory: Path) -> str:
-    names = sorted(path.name for path in directory.iterdir())
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _verify_files(directory: Path, source: Source) -> str:

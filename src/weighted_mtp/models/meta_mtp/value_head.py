@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.tensors import save_file
 
 HeadType = Literal["linear", "mlp"]
 

@@ -52,9 +52,12 @@ def check_absent(destination: Path) -> None:
 
 
 def copy_files(files: Sequence[Path], directory: Path) -> None:
-    """Copy files, by their own names, into `directory`."""
+    """Copy files, and folders of files, by their own names, into `directory`."""
     for file in files:
-        shutil.copyfile(file, directory / file.name)
+        if file.is_dir():
+            shutil.copytree(file, directory / file.name, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(file, directory / file.name)
 
 
 def _put_in_place(partial: Path, destination: Path, overwrite: bool) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.params import build_args
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
+
+log = get_logger(__name__)
 
 HEADS_KEY = "mtp_n_future_tokens"
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
@@ -78,15 +82,24 @@ def _check_family(config: JsonFile) -> None:
 
 
 def _read_rope(config: JsonFile) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5), or `rope_theta` and
-    `rope_scaling` (transformers 4)."""
+    """Base and scaling, from `rope_scaling` and `rope_theta` (transformers 4) or `rope_parameters`
+    (transformers 5). Where several say different things the order is that of transformers 5:
+    `rope_scaling` unless it is empty, the base inside before the one outside, `rope_type` before
+    `type`."""
     theta = config.positive("rope_theta", 10000.0)
-    rope = config.nested("rope_parameters") or config.nested("rope_scaling")
-    if rope is None:
-        return theta, None
+    found = [config.nested(key) for key in ("rope_scaling", "rope_parameters")]
+    given = [rope for rope in found if rope is not None and rope.fields]
+    rope = given[0] if given else JsonFile(config.path, {})
+    if len(given) == 2 and given[0].fields != given[1].fields:
+        warn_once(
+            log,
+            f"{config.path}: rope_scaling and rope_parameters differ; rope_scaling is used, as in "
+            "transformers",
+        )
     theta = rope.positive("rope_theta", theta)
-    if rope.positive("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.error("partial_rotary_factor", "is not 1; not supported")
+    for part in (rope, config):
+        if part.positive("partial_rotary_factor", 1.0) != 1.0:
+            raise part.error("partial_rotary_factor", "is not 1; not supported")
     kind = rope.optional("rope_type", str) or rope.optional("type", str) or "default"
     if kind == "default":
         return theta, None
@@ -96,14 +109,18 @@ def _read_rope(config: JsonFile) -> tuple[float, RopeScaling | None]:
         factor=rope.positive("factor"),
         low_freq_factor=rope.positive("low_freq_factor"),
         high_freq_factor=rope.positive("high_freq_factor"),
-        original_max_seq_len=rope.count("original_max_position_embeddings"),
+        original_max_seq_len=rope.count(
+            "original_max_position_embeddings", config.count("max_position_embeddings", 2048)
+        ),
     )
 
 
-def write_config(args: ModelArgs, dtype: torch.dtype) -> dict[str, Any]:
+def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` for the trunk and next-token head, in the spelling both versions read.
 
-    It names no special tokens, because a model knows none: the tokenizer's own files do.
+    Args:
+        fields: token ids and generation settings (`read_config_fields`). The ids of BOS, EOS and
+            padding are null where they are not given: absent ones would be Llama 2's.
     """
     scaling = None
     if args.rope_scaling is not None:
@@ -114,6 +131,7 @@ def write_config(args: ModelArgs, dtype: torch.dtype) -> dict[str, Any]:
             "high_freq_factor": args.rope_scaling.high_freq_factor,
             "original_max_position_embeddings": args.rope_scaling.original_max_seq_len,
         }
+    name = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -134,6 +152,9 @@ def write_config(args: ModelArgs, dtype: torch.dtype) -> dict[str, Any]:
         "tie_word_embeddings": args.tie_embeddings,
         "bos_token_id": None,
         "eos_token_id": None,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "pad_token_id": None,
+        **fields,
+        "torch_dtype": name,
+        "dtype": name,
         HEADS_KEY: args.n_future_tokens,
     }

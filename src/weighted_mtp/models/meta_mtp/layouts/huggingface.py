@@ -1,16 +1,18 @@
-"""Hugging Face's Llama layout: `config.json`, `model*.safetensors`, `mtp_heads.safetensors`.
+"""Hugging Face's Llama layout: `config.json`, `model*.safetensors`, `mtp/mtp_heads.safetensors`.
 
 transformers rotates first half against second half, Meta neighbouring pairs: the rows of `wq` and
 `wk` are in another order, and nothing else differs. The extra heads, which transformers does not
-know, lie beside the model under Meta's names and in Meta's order.
+know, are in the subfolder `mtp/` under Meta's names and in Meta's order: vLLM reads every
+safetensors file at the top of the folder and refuses tensors that it does not know.
 
 Letters: D model width, H attention heads, d head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,12 +20,13 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
     Part,
     Source,
     Stored,
     assemble,
-    build_skeleton,
+    common_dtype,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
@@ -35,7 +38,11 @@ from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
 )
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 
-HEADS_FILE = "mtp_heads.safetensors"
+HEADS_FILE, VALUE_HEAD_FILE = "mtp_heads.safetensors", "value_head.safetensors"
+MTP_FOLDER = "mtp"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Each may have shards and an index instead; the first that is there is read."""
+
 _ROOT = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
     "attention.wq": "self_attn.q_proj",
@@ -69,14 +76,25 @@ def read_huggingface(directory: Path) -> Source:
     """
     config = JsonFile.read(directory / "config.json")
     args = read_config(config)
-    files = open_weights(directory, "model.safetensors", "pytorch_model.bin")
-    files += _open_heads(directory / HEADS_FILE, config, args.n_future_tokens)
+    ours = (HEADS_FILE, VALUE_HEAD_FILE)
+    files = open_weights(directory, *WEIGHT_FILES, ours=ours)
+    files += _open_heads(own_file(directory, HEADS_FILE), config, args.n_future_tokens)
     model = build_skeleton(args, config.path, len(index_parts(files)))
 
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
         return Stored(parts[:1], heads=_rotary_heads(name, args))
 
     return assemble("huggingface", model, files, directory, hf_name, _is_rope_table, store)
+
+
+def own_file(directory: Path, name: str) -> Path:
+    """Where a file that only this project reads is: in `mtp/`, or (old exports) at the top."""
+    old = directory / name
+    return (
+        old
+        if old.is_file() and not (directory / MTP_FOLDER / name).is_file()
+        else (directory / MTP_FOLDER / name)
+    )
 
 
 def _is_rope_table(key: str) -> bool:
@@ -113,6 +131,7 @@ def write_huggingface(
     directory: Path,
     tokenizer_files: Sequence[Path],
     max_shard_bytes: int,
+    config_fields: Mapping[str, Any],
 ) -> None:
     """Write the whole layout into an empty directory."""
     args = model.args
@@ -123,10 +142,12 @@ def write_huggingface(
     def transform(name: str, tensor: Tensor) -> Tensor:
         return _to_halves(tensor, heads[name]) if heads[name] else tensor
 
-    write_json(directory / "config.json", write_config(args, model.output.weight.dtype))
-    write_safetensors(state, directory, max_shard_bytes, transform)
+    dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
+    write_json(directory / "config.json", write_config(args, dtype, config_fields))
+    write_safetensors(state, directory, max_shard_bytes, transform, always_index=True)
     if extra:
-        write_safetensors_file(extra, directory / HEADS_FILE)
+        (directory / MTP_FOLDER).mkdir(exist_ok=True)
+        write_safetensors_file(extra, directory / MTP_FOLDER / HEADS_FILE)
     copy_files(tokenizer_files, directory)
 
 

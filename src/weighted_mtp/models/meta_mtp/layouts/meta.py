@@ -8,13 +8,13 @@ from pathlib import Path
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.params import read_params
+from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
     EMBEDDING,
     Part,
     Source,
     Stored,
     assemble,
-    build_skeleton,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import PickleFile, TensorFile

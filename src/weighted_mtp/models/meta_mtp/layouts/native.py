@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
+from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
+from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
     EMBEDDING,
     Source,
     assemble,
-    build_skeleton,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import open_weights, write_safetensors
@@ -58,6 +60,7 @@ def write_native(
     tokenizer_files: Sequence[Path],
     max_shard_bytes: int,
     extra_metadata: Mapping[str, str],
+    config_fields: Mapping[str, Any],
 ) -> None:
     """Write the layout into `directory`; last `metadata.json`, with the sums of all files."""
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -65,9 +68,11 @@ def write_native(
     (directory / "safetensors").mkdir()
     write_json(directory / "configs" / "params.json", write_params(model.args))
     write_safetensors(state, directory / "safetensors", max_shard_bytes)
-    if tokenizer_files:
+    if tokenizer_files or config_fields:
         (directory / "tokenizer").mkdir()
         copy_files(tokenizer_files, directory / "tokenizer")
+    if config_fields:
+        write_json(directory / CONFIG_FIELDS, dict(config_fields))
     metadata = {
         "format_version": FORMAT_VERSION,
         "layout": "native",

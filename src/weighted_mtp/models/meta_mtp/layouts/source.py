@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
@@ -26,7 +25,7 @@ from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     known_dtype,
     release_pages,
 )
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 TIED, EMBEDDING = "output.weight", "tok_embeddings.weight"
 
@@ -73,6 +72,11 @@ class Stored:
         whole = sum(part.shape[self.dim] for part in self.parts if len(part.shape) > self.dim)
         return (*first[: self.dim], whole, *first[self.dim + 1 :])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest format that holds all parts exactly."""
+        return reduce(torch.promote_types, (DTYPES[part.dtype] for part in self.parts))
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `UserError` unless the parts are of a format we read and make up `shape`."""
         for part in self.parts:
@@ -95,7 +99,7 @@ class Stored:
         Raises:
             UserError: a value is NaN or infinite, or too large for `dtype`.
         """
-        dtype = dtype or DTYPES[self.parts[0].dtype]
+        dtype = dtype or self.dtype
         whole = torch.empty(self.shape, dtype=dtype, device=device)
         start = 0
         for part in self.parts:
@@ -142,8 +146,16 @@ class Source:
     files: list[TensorFile]
     twin: Stored | None = None
 
+    @property
+    def formats(self) -> dict[str, torch.dtype]:
+        """The stored number format of every parameter."""
+        return {name: stored.dtype for name, stored in self.weights.items()}
+
     def materialise(self, device: torch.device, dtype: torch.dtype | None) -> Transformer:
         """Read every weight into the model. Call once.
+
+        Args:
+            dtype: None leaves each weight in its stored format.
 
         Raises:
             UserError: weights are not finite, or too large for `dtype`.
@@ -178,11 +190,24 @@ class Source:
         if self.twin is None:
             return
         for twin, part in zip(self.twin.parts, self.weights[EMBEDDING].parts, strict=True):
-            if not torch.equal(twin.file.view(twin.key), part.file.view(part.key)):
+            stored, other = twin.file.view(twin.key), part.file.view(part.key)
+            wide = torch.promote_types(stored.dtype, other.dtype)
+            if not torch.equal(stored.to(wide), other.to(wide)):
                 raise UserError(
                     f"{twin} differs from {part.key}, though the configuration ties them; "
                     "set tie_embeddings (tie_word_embeddings) to false"
                 )
+
+
+def common_dtype(formats: Mapping[str, torch.dtype]) -> torch.dtype:
+    """One number format for a whole model: the narrowest that holds every matrix exactly. Norms
+    follow them, since float32 norms alone should not double the memory of a bfloat16 model.
+
+    Args:
+        formats: of the parameters, by name.
+    """
+    matrices = [dtype for name, dtype in formats.items() if not name.endswith("norm.weight")]
+    return reduce(torch.promote_types, matrices)
 
 
 def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:
@@ -192,41 +217,6 @@ def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:
         for key in file.header:
             found.setdefault(key, []).append(Part(file, key))
     return {key: tuple(parts) for key, parts in found.items()}
-
-
-class _NoInit(TorchFunctionMode):
-    """Leaves fresh weights alone. On the meta device random numbers mean nothing, yet asking for
-    them makes torch import sympy and its like: a second, and 75 MB."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer:
-    """The model on the meta device.
-
-    Raises:
-        UserError: `config` asks for more layers than `n_tensors` could fill, or for the impossible.
-    """
-    if args.n_layers > n_tensors:
-        raise UserError(
-            f"{config}: n_layers {args.n_layers} is more than the {n_tensors} tensors stored; "
-            "correct it, or copy the checkpoint again"
-        )
-    try:
-        with torch.device("meta"), _NoInit():
-            return Transformer(args)
-    except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{config}: no model can be built from it ({error})") from error
 
 
 def assemble(

@@ -10,21 +10,25 @@ from __future__ import annotations
 import pickle
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.core.tensors import save_file
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 
+log = get_logger(__name__)
+
 _SAFETENSORS_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin|consolidated.*\.pth")
 _SMALLEST_STRETCH = 4 * 2**20
 _NOT_TENSORS = "get a copy that holds tensors alone (safetensors is safest)"
 
@@ -195,19 +199,42 @@ def open_indexed(index: Path) -> list[TensorFile]:
     return list(files.values())
 
 
-def open_weights(directory: Path, *stems: str) -> list[TensorFile]:
-    """`STEM` or `STEM.index.json` with its shards, for the first of `stems` that is there.
+def open_weights(directory: Path, *stems: str, ours: Collection[str] = ()) -> list[TensorFile]:
+    """Open `STEM`, else the shards of `STEM.index.json`, for the first of `stems` that is there:
+    the order of transformers. A warning names other weight files in the directory.
+
+    Args:
+        ours: weight files that someone else reads.
 
     Raises:
         UserError: none is there, or what is there is damaged.
     """
+    files = _first_weights(directory, stems)
+    read = {file.path.name for file in files}
+    others = sorted(
+        path.name
+        for path in directory.iterdir()
+        if _WEIGHTS.fullmatch(path.name) and path.name not in read and path.name not in ours
+    )
+    if others:
+        used = files[0].path.name if len(files) == 1 else f"the {len(files)} shards of the index"
+        warn_once(log, f"{directory}: read {used}, as transformers does; not read: {_few(others)}")
+    return files
+
+
+def _first_weights(directory: Path, stems: Sequence[str]) -> list[TensorFile]:
     for stem in stems:
-        if (directory / f"{stem}.index.json").is_file():
-            return open_indexed(directory / f"{stem}.index.json")
         if (directory / stem).is_file():
             return [open_tensor_file(directory / stem)]
+        if (directory / f"{stem}.index.json").is_file():
+            return open_indexed(directory / f"{stem}.index.json")
     wanted = " nor ".join(f"{stem} (or {stem}.index.json)" for stem in stems)
     raise UserError(f"{directory}: holds no weights, neither {wanted}; copy the checkpoint again")
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def write_safetensors(
@@ -215,11 +242,13 @@ def write_safetensors(
     directory: Path,
     max_shard_bytes: int,
     transform: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+    always_index: bool = False,
 ) -> None:
     """Write `model.safetensors`, or numbered shards and their index when that would be too large.
 
     Args:
         max_shard_bytes: no shard is larger, unless one tensor alone is.
+        always_index: write the index of a single file too.
         transform: applied to each (name, tensor) when its shard is written.
     """
     shards = _shards(tensors, max_shard_bytes)
@@ -230,7 +259,7 @@ def write_safetensors(
         state = {name: transform(name, tensors[name]) for name in names}
         write_safetensors_file(state, directory / file)
         weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
+    if len(shards) > 1 or always_index:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(directory / "model.safetensors.index.json", index)

@@ -1,0 +1,23 @@
+"""Writing tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import torch as safetensors
+from torch import Tensor
+
+
+def save_file(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file with the permissions of any new file.
+
+    safetensors itself writes a private temporary file (mode 0600) and renames it, so that other
+    users could read everything of a checkpoint but its weights.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # what the umask gives
+    safetensors.save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    path.chmod(mode)

@@ -1,0 +1,48 @@
+"""The model of a checkpoint, built without memory for its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves fresh weights alone. On the meta device random numbers mean nothing, yet asking for
+    them makes torch import sympy and its like: a second, and 75 MB."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer:
+    """The model on the meta device.
+
+    Raises:
+        UserError: `config` asks for more layers than `n_tensors` could fill, or for the impossible.
+    """
+    if args.n_layers > n_tensors:
+        raise UserError(
+            f"{config}: n_layers {args.n_layers} is more than the {n_tensors} tensors stored; "
+            "correct it, or copy the checkpoint again"
+        )
+    try:
+        with torch.device("meta"), _NoInit():
+            return Transformer(args)
+    except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{config}: no model can be built from it ({error})") from error

@@ -1,0 +1,149 @@
+"""`weighted-mtp report` writes its page for every run that trained a step, however it ended."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.integration import helpers_training
+from tests.integration.helpers_training import train
+
+from weighted_mtp.cli.main import main
+
+rows_file = helpers_training.rows_file
+
+STEP = {"kind": "train", "step": 1, "head_loss": [2.0, 3.0], "loss": 2.5}
+HELD_OUT = {
+    "kind": "validation",
+    "step": 1,
+    "head_loss": [2.0, 3.0],
+    "head_accuracy": [0.5, 0.25],
+    "head_confidence": [0.4, 0.2],
+    "head_calibration_error": [0.1, 0.05],
+    "head_acceptance": [1.0, 0.3],
+    "head_acceptance_sampled": [1.0, 0.2],
+    "tokens_per_forward": 1.3,
+    "tokens_per_forward_sampled": 1.2,
+}
+ATTEMPT = {
+    "task_id": "micro/sum/1",
+    "instruction": "add",
+    "completion": "return 1",
+    "passed": True,
+    "status": "passed",
+    "detail": "",
+}
+
+
+def report(run_dir: Path, *words: str) -> str:
+    """The page."""
+    assert main(["report", str(run_dir), *words]) == 0
+    return (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def metrics(folder: Path, *records: dict | str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory, rows_file) -> Path:
+    """A run of one step without validation data, as it came off the trainer."""
+    run_dir = tmp_path_factory.mktemp("runs") / "one $x$ step"
+    assert train(run_dir, rows_file, training__steps=1) == 0
+    return run_dir
+
+
+def test_one_step_without_validation_data(one_step, capsys):
+    assert "Training loss" in report(one_step)
+    assert (one_step / "loss.png").stat().st_size > 1000
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_checkpoint_stands_for_its_run(one_step):
+    checkpoint = next((one_step / "checkpoints").iterdir())
+    for place in (checkpoint, checkpoint / "model"):
+        (one_step / "report.html").unlink(missing_ok=True)
+        assert main(["report", str(place)]) == 0
+        assert (one_step / "report.html").exists()
+
+
+RECORDS = {
+    "figures that are null": (
+        STEP,
+        {
+            **HELD_OUT,
+            **dict.fromkeys(HELD_OUT, None),
+            "kind": "validation",
+            "step": 1,
+            "right_preferred": None,
+            "auc_at_50": None,
+        },
+    ),
+    "heads that are null": (
+        STEP,
+        {**HELD_OUT, "head_loss": [None, 2.0], "head_accuracy": [None] * 2},
+    ),
+    "a class that is absent": (
+        {**STEP, "weight_correct": {"mean": None}, "weight_incorrect": None},
+    ),
+    "a critic alone": (
+        {"kind": "train", "step": 1, "value_loss": 0.2},
+        {"kind": "validation", "step": 1, "value_loss": 0.2, "auc_at_50": 0.5, "auc_at_100": None},
+    ),
+    "heads that come later": (STEP, {**STEP, "step": 2, "head_loss": [1.0, 2.0, 3.0]}),
+    "nothing finite": ({**STEP, "head_loss": [None, None]},),
+    "acceptance alone": (STEP, {"kind": "validation", "step": 1, "head_acceptance": [1.0, 0.5]}),
+    "a line cut short": (STEP, '{"kind": "train", "step": 2, "head_lo'),
+    "lines that are not records": (STEP, "[" * 100_000, "3", '{"kind": 1, "step": []}', "\x00\x00"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_figures_that_are_missing(case, tmp_path, capsys):
+    page = report(metrics(tmp_path / "run", *RECORDS[case]))
+    assert "<title>Run run</title>" in page
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    run_dir = metrics(tmp_path / "run", STEP, HELD_OUT)
+    with (run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "st\xff\xfe\x80')
+    assert "50.0%" in report(run_dir)
+
+
+def test_stopped_in_the_first_stage(tmp_path):
+    metrics(tmp_path / "run" / "critic", {"kind": "train", "step": 1, "value_loss": 0.2})
+    report(tmp_path / "run")
+
+
+def test_stopped_before_the_first_checkpoint(one_step, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in ("metrics.jsonl", "config.yaml"):
+        shutil.copy(one_step / name, run_dir)
+    assert "no complete checkpoint yet" in report(run_dir)
+
+
+def test_results_that_were_cut_short(tmp_path):
+    run_dir = metrics(tmp_path / "run", STEP, HELD_OUT)
+    (run_dir / "evaluation").mkdir()
+    lines = [json.dumps(ATTEMPT), json.dumps({"passed": False}), '{"task_id": "mic', "[]"]
+    (run_dir / "evaluation" / "micro-test.jsonl").write_text("\n".join(lines))
+    assert "50.0 %" in report(run_dir) or "50.0%" in report(run_dir)
+
+
+@pytest.mark.parametrize("records", [(), (HELD_OUT,), ("",)])
+def test_a_run_without_a_step_is_one_line(records, tmp_path, capsys):
+    assert main(["report", str(metrics(tmp_path / "run", *records))]) == 2
+    assert "no training step yet" in capsys.readouterr().err
+
+
+def test_the_picture_lies_beside_the_page(tmp_path):
+    run_dir = metrics(tmp_path / "run", STEP)
+    assert main(["report", str(run_dir), "--output", str(tmp_path / "out" / "page.html")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"page.html", "loss.png"}
+    assert [p.name for p in run_dir.iterdir()] == ["metrics.jsonl"]
