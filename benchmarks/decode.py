@@ -80,7 +80,9 @@ class Peer:
 
         with tempfile.TemporaryDirectory() as folder:
             save_huggingface(model, Path(folder) / "model")
-            self.model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                Path(folder) / "model", dtype=dtype, trust_remote_code=False
+            )
 
     def seconds(self, texts: Sequence[Sequence[int]], new: int) -> tuple[float, float]:
         """To the first token, and after it."""

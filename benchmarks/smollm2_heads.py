@@ -49,6 +49,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_native,
 )
+from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 SAVE_SECONDS = 420.0
@@ -156,7 +157,13 @@ def train(
 
 def save(model: Transformer, args: argparse.Namespace) -> None:
     """Write the model; an earlier one stays until the new one is whole."""
-    save_native(model, args.out, tokenizer_files=find_tokenizer_files(args.model), overwrite=True)
+    save_native(
+        model,
+        args.out,
+        tokenizer_files=find_tokenizer_files(args.model),
+        config_fields=read_config_fields(args.model),
+        overwrite=True,
+    )
     say("saved", to=str(args.out))
 
 

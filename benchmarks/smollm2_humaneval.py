@@ -107,7 +107,9 @@ def write_theirs(
     if not problems:
         return
     tokenizer = load_tokenizer(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     problems.sort(key=lambda problem: lengths[problem.task_id])
     asked_for = {problem.task_id: problem for problem in problems}
     asked = [(p.task_id, tokenizer.encode(prompting.render(p))) for p in problems]
@@ -166,7 +168,9 @@ class Differences:
 
     @cached_property
     def _theirs(self) -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(self._args.model, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            self._args.model, dtype=torch.float32, trust_remote_code=False
+        )
         return model.eval()
 
     def __call__(

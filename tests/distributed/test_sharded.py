@@ -94,7 +94,8 @@ def test_a_run_in_parts_is_the_run_in_one_piece(sharded, alone):
     assert checkpoint_names(sharded) == ["step-00000005", "step-00000010"]
     last = last_checkpoint(sharded)
     assert {p.name for p in last.iterdir()} == {
-        "COMPLETE", "model", "rng-0.pt", "rng-1.pt", "shards", "skeleton", "trainer.json"
+        "COMPLETE", "model", "rng-0.pt", "rng-1.pt", "shards", "skeleton", "sums.json",
+        "trainer.json",
     }  # fmt: skip
     assert {p.name for p in (last / "shards").iterdir()} == {
         ".metadata", "__0_0.distcp", "__1_0.distcp"

@@ -81,7 +81,16 @@ def test_a_run_in_parts_goes_on_elsewhere(nodes, tmp_path, rows_file):
     assert checkpoint_names(nodes.remote) == checkpoint_names(nodes.run_dir)
     for last in (last_checkpoint(nodes.run_dir), last_checkpoint(nodes.remote)):
         assert {path.name for path in last.iterdir()} == {
-            *("shards", "skeleton", "model", "trainer.json", "rng-0.pt", "rng-1.pt", "COMPLETE")
+            *(
+                "shards",
+                "skeleton",
+                "model",
+                "sums.json",
+                "trainer.json",
+                "rng-0.pt",
+                "rng-1.pt",
+                "COMPLETE",
+            )
         }
     memory = [r for r in read_metrics(nodes.run_dir / "metrics.jsonl") if r["kind"] == "memory"]
     assert [record["step"] for record in memory] == [1, 10]

@@ -32,12 +32,14 @@ def smollm2(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("smollm2")
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
     ).eval()
     model.hf_quantizer = None  # it is dequantised by now, and may be saved as it is
     del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False
+    ).save_pretrained(folder)
     return model, folder
 
 
@@ -72,7 +74,9 @@ def test_smollm2_exports_to_what_transformers_loads(smollm2, tmp_path):
 
     reference, folder = smollm2
     save_huggingface(load_meta_mtp_model(folder, device="cpu"), tmp_path / "export")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
+    exported = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "export", dtype=torch.float32, trust_remote_code=False
+    )
     for (name, a), (_, b) in zip(
         reference.named_parameters(), exported.named_parameters(), strict=True
     ):

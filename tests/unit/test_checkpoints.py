@@ -21,6 +21,7 @@ from tests.unit.checkpoint_cases import (
 from transformers import AutoConfig, LlamaForCausalLM
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sums import Sums, sha256
 from weighted_mtp.models.meta_mtp import checkpoints
 from weighted_mtp.models.meta_mtp.checkpoints import (
     detect_layout,
@@ -31,7 +32,6 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
     value_head_path,
 )
-from weighted_mtp.models.meta_mtp.layouts import native
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -242,14 +242,24 @@ def test_hf_export_loads_in_transformers(tmp_path, tied, scaling):
         )
 
 
+def test_a_second_head_that_was_not_copied_is_missed(tmp_path):
+    save_huggingface(tiny(n_future_tokens=2), tmp_path / "h")
+    (heads,) = (tmp_path / "h").rglob("mtp_heads*")
+    heads.unlink()
+    with pytest.raises(UserError, match=r"mtp_n_future_tokens in config\.json is 2"):
+        load_meta_mtp_model(tmp_path / "h", device="cpu")
+
+
 def test_hf_export_of_one_head_is_plain_llama(tmp_path):
     save_huggingface(tiny(n_future_tokens=1).to(torch.bfloat16), tmp_path / "h")
     assert {path.name for path in (tmp_path / "h").iterdir()} == {
         "config.json",
         "model.safetensors",
         "model.safetensors.index.json",
+        "mtp",  # its sums
     }
-    config = AutoConfig.from_pretrained(tmp_path / "h")
+    assert [path.name for path in (tmp_path / "h/mtp").iterdir()] == ["sums.json"]
+    config = AutoConfig.from_pretrained(tmp_path / "h", trust_remote_code=False)
     assert (getattr(config, "dtype", None) or config.torch_dtype) == torch.bfloat16
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "h", torch_dtype="auto")
     assert loaded.dtype == torch.bfloat16
@@ -336,10 +346,10 @@ def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
 def test_sums_are_those_of_sha256sum(tmp_path):
     write_native(tmp_path / "out")
     sums = json.loads((tmp_path / "out/metadata.json").read_text())["sha256"]
-    assert native.verify_sums(tmp_path / "out") == len(sums) == 2
-    assert sums["configs/params.json"] == native.sha256(tmp_path / "out/configs/params.json")
+    assert Sums.read(tmp_path / "out", "metadata.json").verify() == len(sums) == 2
+    assert sums["configs/params.json"] == sha256(tmp_path / "out/configs/params.json")
     (tmp_path / "empty").write_bytes(b"")
-    assert native.sha256(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
+    assert sha256(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
 
 
 def test_all_readers_have_a_name():

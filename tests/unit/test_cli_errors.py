@@ -84,7 +84,7 @@ SETTINGS = {
     ),
     "absent rows": ({"data__train": "/absent.jsonl"}, ["/absent.jsonl", "cannot be read"]),
     "absent validation rows": ({"data__validation": "/absent.jsonl"}, ["/absent.jsonl"]),
-    "a folder of rows": ({"data__train": "/tmp"}, ["/tmp", "folder"]),
+    "a folder of rows": ({"data__train": "/tmp"}, ["/tmp", "directory"]),
 }
 
 

@@ -150,6 +150,16 @@ def test_padding_is_inert_even_where_it_is_eos():
         assert count_targets(shift_labels(labels, n=2)).tolist() == [2, 2]
 
 
+def test_a_batch_is_padded_to_a_multiple_but_not_past_the_longest_row():
+    collator = AlpacaCollator(ByteTokenizer(), "short", max_length=30, pad_to_multiple=8)
+    example = collator.encode(make_row())
+
+    def width(length: int) -> int:
+        return collator([example._replace(ids=list(range(length)))]).tokens.shape[1]
+
+    assert [width(n) for n in (2, 9, 10, 25, 26, 30)] == [8, 8, 16, 24, 29, 29]
+
+
 def test_an_empty_batch_has_nothing_to_learn():
     batch = make_collator()([])
     assert batch.tokens.shape == (1, 1)

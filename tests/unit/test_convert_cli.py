@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.checkpoint_cases import tiny, write_hf, write_meta, write_native
 
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.sums import fields_digest, sha256
 from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_huggingface,
@@ -31,6 +32,11 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]
     state = load_file(path)
     change(state)
     save_file(state, path, metadata={"format": "pt"})
+    metadata = path.parents[1] / "metadata.json"
+    if metadata.is_file():  # as if written so: its sum is not what is wrong
+        fields = json.loads(metadata.read_text())
+        fields["sha256"][path.relative_to(path.parents[1]).as_posix()] = sha256(path)
+        metadata.write_text(json.dumps({**fields, "digest": fields_digest(fields)}))
 
 
 def edit_pth(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -108,7 +114,6 @@ def case(message: str) -> Callable[[Callable[[Path], object]], Callable[[Path], 
 def native_case(name: str, message: str, change: Callable[[dict[str, torch.Tensor]], object]):
     def make(d: Path) -> None:
         edit_weights(write_native(d) / WEIGHTS, change)
-        (d / "metadata.json").unlink()  # as if written so: its sum is not what is wrong
 
     CASES[f"native_{name}"] = (make, message)
 
@@ -153,7 +158,7 @@ params_case("truth", "dim must be a whole number, not True", dim=True)
 params_case("fraction", "n_layers must be a whole number, not 4.5", n_layers=4.5)
 params_case("negative", "dim must be above 0, not -32", dim=-32)
 params_case("null", "dim is missing; it must be a whole number", dim=None)
-params_case("nan_eps", "norm_eps must be above 0, not nan", norm_eps=float("nan"))
+params_case("nan_eps", "NaN is not a number", norm_eps=float("nan"))
 params_case("vocabulary", "vocab_size must be above 0, not -7", vocab_size=-7)
 params_case("heads", "dim \\(32\\) over n_heads \\(5\\)", n_heads=5)
 params_case("kv_heads", "n_kv_heads \\(3\\) must divide", n_kv_heads=3)
@@ -216,7 +221,7 @@ def native_empty_file(d: Path) -> None:
     (write_native(d) / WEIGHTS).write_bytes(b"")
 
 
-@case(r"params\.json: line 3: bad JSON")
+@case(r"params\.json: not valid JSON .*line 3")
 def native_bad_json(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_text(
         '{"dim": 32,\n"n_layers": 4,\n"n_heads" 4}'
@@ -228,7 +233,7 @@ def native_json_list(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_text("[]")
 
 
-@case(r"params\.json: not a JSON text file")
+@case(r"params\.json: not (UTF-8|valid JSON)")
 def native_binary_json(d: Path) -> None:
     (write_native(d) / "configs/params.json").write_bytes(b"\xff\xfe{}")
 
@@ -265,7 +270,7 @@ def shard_lacks_key(d: Path) -> None:
     edit_json(index, weight_map={**weight_map, "model.ghost": next(iter(weight_map.values()))})
 
 
-@case(r"index\.json: weight_map\['x'\] is no file name: '\.\./secret'")
+@case(r"index\.json: weight_map\['x'\] is not a file name: '\.\./secret'")
 def shard_outside(d: Path) -> None:
     edit_json(sharded(d), weight_map={"x": "../secret"})
 
@@ -312,7 +317,7 @@ def meta_list(d: Path) -> None:
     torch.save([torch.ones(1)], write_meta(d) / "consolidated.pth")
 
 
-@case(r"consolidated\.pth: 'model' is a dict, no tensor")
+@case(r"consolidated\.pth: 'model' is a dict, not a tensor")
 def meta_nested(d: Path) -> None:
     torch.save({"model": {"x": torch.ones(1)}}, write_meta(d) / "consolidated.pth")
 

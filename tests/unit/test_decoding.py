@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
 
 from weighted_mtp.decoding import Sampling, Stopping, complete, complete_naively, generate
+from weighted_mtp.decoding.batch import Batch, first_heads
+from weighted_mtp.decoding.rows import Row
 from weighted_mtp.evaluation.passk import pass_at_k
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -82,6 +84,29 @@ def test_every_number_format_decodes(dtype):
     rows = generate(tiny_model().to(dtype), PROMPTS, 6)
     assert [len(row) for row in rows] == [6] * 3
     assert all(0 <= token < 37 for row in rows for token in row)
+
+
+def test_ended_rows_are_dropped_once_they_are_a_quarter():
+    model = make_model()
+    rows = [Row(i, [1 + i], Stopping(9)) for i in range(8)]
+    batch = Batch(model, rows, 9, penalised=True)
+    batch.read()
+    rows[2].finish = "eos"
+    assert batch.shrink() is None
+    rows[5].finish = "eos"
+    assert batch.shrink() == [0, 1, 3, 4, 6, 7]
+    assert [row.index for row in batch.rows] == [0, 1, 3, 4, 6, 7]
+    assert batch.seen is not None
+    assert batch.seen.nonzero()[:, 1].tolist() == [1, 2, 4, 5, 7, 8]
+
+
+def test_a_model_in_whole_is_not_built_again():
+    model = make_model(n_future=3)
+    assert first_heads(model, 3) is model
+    narrow = first_heads(model, 2)
+    assert (narrow.args.n_future_tokens, len(narrow.extra_heads)) == (2, 1)
+    assert narrow.args.n_layers == model.args.n_layers - 1
+    assert narrow.output is model.output
 
 
 def test_the_last_position_can_be_filled():

@@ -154,6 +154,13 @@ def test_a_run_tells_its_memory_twice(tmp_path, rows_file, capsys):
         assert "peak memory" not in capsys.readouterr().err  # a tiny run is no news
 
 
+def test_a_run_of_one_step_tells_its_memory_once(tmp_path, rows_file):
+    trainer = build_trainer(rows_file, tmp_path, training__steps=1, **SMALL)
+    trainer.fit()
+    kept = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "memory"]
+    assert kept == [1]
+
+
 # --- devices under torchrun ----------------------------------------------------------------------
 
 

@@ -256,7 +256,8 @@ HELD_OUT = (
 
 
 def test_validation_counts_every_token_once_however_it_is_cut(make_trainer):
-    trainer = make_trainer(training__micro_batch_size=8, dtype=torch.float64)
+    steps = {"training__steps": 24, "training__micro_batch_size": 8}
+    trainer = make_trainer(**steps, dtype=torch.float64)
     helpers_training.run_steps(trainer, 12)
     weights, whole = trainer.module.state_dict(), trainer.validate()
     assert 1 < whole["tokens_per_forward"] < 3

@@ -581,7 +581,7 @@ def test_the_model_of_a_run_is_not_overwritten(run_dir, capsys):
 
 CHECK = """
 import os, sys, tempfile
-from weighted_mtp.core.terminal import open_missing_streams
+from weighted_mtp.core.streams import open_missing_streams
 open_missing_streams()
 with tempfile.TemporaryFile() as file:
     assert file.fileno() > 2  # else it would receive what C libraries print

@@ -296,6 +296,42 @@ def test_head_weights_move_from_start_to_end():
     assert both == [[1, 0], [0.6, 0.3], [0.2, 0.6]]
 
 
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_a_curriculum_keeps_the_sum_of_the_head_weights(kind):
+    at = tuple(range(101))
+    plain = head_weights(at=at, head_curriculum=kind, head_weights=(1,) * 4)
+    assert [sum(weights) for weights in plain] == pytest.approx([4] * 101, abs=1e-5)
+    given = {"head_weights": (4, 2, 1, 1), "final_head_weights": (1, 1, 0, 0)}
+    for progress, weights in enumerate(head_weights(at=at, head_curriculum=kind, **given)):
+        plain = [a + (b - a) * progress / 100 for a, b in zip(*given.values(), strict=True)]
+        assert sum(weights) == pytest.approx(sum(plain), abs=1e-5)
+        known = [(w, p) for w, p in zip(weights, plain, strict=True) if w > 0]
+        for w, p in known:  # in proportion
+            assert w / known[0][0] == pytest.approx(p / known[0][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "when"),
+    [
+        ({"head_curriculum": "forward", "head_weights": (0.0, 1.0, 1.0)}, "at 0%"),
+        ({"head_curriculum": "reverse", "head_weights": (0.0, 1.0, 1.0)}, "at 67%"),
+        (
+            {
+                "head_curriculum": "reverse",
+                "head_weights": (1.0, 1.0, 1.0),
+                "final_head_weights": (0.0, 1.0, 1.0),
+            },
+            "at 100%",
+        ),
+    ],
+)
+def test_a_curriculum_that_leaves_only_heads_of_weight_0_is_refused(changes, when):
+    with pytest.raises(UserError, match=rf"head_curriculum .*{when}.*head_weights"):
+        make_objective(ObjectiveConfig(name="baseline", **changes), 3)
+    later = {"head_curriculum": "forward", "head_fractions": (0.0, 0.5)}
+    make_objective(ObjectiveConfig(name="baseline", head_weights=(0.0, 1.0, 1.0), **later), 3)
+
+
 def test_a_head_learns_once_it_is_its_turn(make_trainer):
     trainer = make_trainer(
         objective__head_curriculum="forward",

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from tests.integration import helpers_training
 from tests.integration.helpers_training import SMALL, run_steps, state
+from tests.unit.sampling_cases import make
 from torch import Tensor
 
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.losses import shift_labels
@@ -153,6 +155,37 @@ def test_targets_are_constants(make_trainer):
     torch.testing.assert_close(values.grad[whole], expected[whole].float())
 
 
+@pytest.mark.parametrize(("clip", "huber"), [(None, 0.25), (0.3, None), (0.7, 0.2)])
+def test_the_value_loss_follows_its_formula(clip, huber, make_trainer):
+    """Sum and gradient, term by term."""
+    given = {"gamma": 0.9, "lam": 0.7, "clip": clip, "huber": huber}
+    trainer = make_trainer("critic", **{f"objective__value__{k}": v for k, v in given.items()})
+    batch = batch_of(trainer)
+    values = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0)).double()
+    expected, slopes, kinds = 0.0, torch.zeros_like(values), set()
+    for i, labels in enumerate(batch.labels.tolist()):
+        response = [j for j, label in enumerate(labels) if label != IGNORE_INDEX]
+        advantage = 0.0
+        for j in reversed(response):
+            last, before = j == response[-1], float(values[i, j - 1])
+            ahead = float(batch.correct[i]) if last else 0.9 * float(values[i, j])
+            delta = 0.0 if last and batch.truncated[i] else ahead - before
+            advantage = delta + 0.9 * 0.7 * advantage
+            error = advantage if clip is None else max(-clip, min(clip, advantage))
+            far = huber is not None and abs(error) > huber
+            expected += huber * (2 * abs(error) - huber) if far else error**2
+            slopes[i, j - 1] = -2 * (math.copysign(huber, error) if far else error)
+            kinds.add((error != advantage, far))
+    assert len(kinds) == 2 + (clip is not None and huber is not None)
+    values.requires_grad_()
+    loss, sums = trainer.objective.value_loss(batch, values, torch.tensor(10.0))
+    loss.backward()
+    assert not sums["value"].requires_grad
+    assert float(loss.detach()) == pytest.approx(expected / 10, rel=1e-12)
+    assert float(sums["value"][0]) == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(values.grad, slopes / 10, rtol=1e-10, atol=1e-12)
+
+
 FROZEN = {
     "frozen": set(),
     "top": {"layers.1.", "norm."},
@@ -187,6 +220,22 @@ def test_a_critic_that_may_not_reach_the_trunk(make_trainer):
     for name in one:
         if not name.startswith(VALUE):
             assert torch.equal(one[name], two[name]), name
+
+
+@pytest.mark.parametrize("trunk", ["frozen", "top"])
+def test_a_language_model_loss_needs_the_whole_model(trunk, make_trainer):
+    with pytest.raises(UserError, match=r"lm_coef trains the whole model"):
+        make_trainer("critic", objective__value__trunk=trunk, objective__value__lm_coef=1.0)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_critic_needs_both_kinds_of_rows(missing, make_trainer):
+    objective = make_trainer("critic", **SMALL).objective
+    both = make([True, False, True])
+    assert objective.candidates(both).tolist() == [0, 1, 2]
+    kind = "correct" if missing else "incorrect"
+    with pytest.raises(UserError, match=f"no {kind} samples: all 2 rows"):
+        objective.candidates(make([not missing] * 2))
 
 
 def test_with_a_language_model_loss_a_critic_trains_everything(make_trainer):
@@ -257,6 +306,66 @@ def test_a_truncated_row_is_worth_one_term_less(make_trainer):
         assert int(trainer.objective.value_count(batch)) == tokens - example.truncated
 
 
+# --- what is decided over whole batches ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooled"),
+    [
+        ({}, False),
+        ({"objective__td__whiten": "ema"}, False),
+        ({"objective__td__whiten": "batch"}, True),
+        ({"objective__td__renormalise": True}, True),
+        ({"objective__name": "random_matched"}, True),
+        ({"objective__name": "shuffled"}, False),
+    ],
+)
+def test_weights_that_depend_on_the_whole_batch_are_pooled(changes, pooled, make_trainer):
+    """Ranks would disagree otherwise, and `scope: step` would do nothing."""
+    objective = make_trainer("verifiable", objective__scope="step", **changes, **SMALL).objective
+    assert objective.pooled is pooled
+    assert objective.scores_whole_steps is pooled
+    assert not make_trainer("verifiable", **changes, **SMALL).objective.scores_whole_steps
+
+
+def test_the_log_tells_of_errors_advantages_and_weights(make_trainer):
+    trainer = make_trainer("verifiable", objective__td__lam=0.3, **SMALL)
+    batch = batch_of(trainer)
+    given = pool(trainer, batch)
+    counts = trainer.objective.counts(batch)
+    out = trainer.module(batch, "train", trainer.objective.denominators(counts[None]))
+    assert not any(x.requires_grad for x in out.sums.values())
+    figures = trainer.objective.summarise(out.sums)
+    found = {
+        "td_error": trainer.objective.td_errors(given),
+        "advantage": trainer.objective.advantages(given),
+        "weight": trainer.objective.token_weights(given),
+    }
+    groups = {"": given.correct | True, "_correct": given.correct, "_incorrect": ~given.correct}
+    for name, values in found.items():
+        for group, chosen in groups.items():
+            kept = values[given.mask & chosen[:, None]].double()
+            stats = figures[name + group]
+            assert stats["mean"] == pytest.approx(float(kept.mean()), rel=1e-5), name + group
+            assert stats["std"] == pytest.approx(float(kept.std(correction=0)), rel=1e-4)
+
+
+def test_the_value_loss_is_divided_by_its_own_count(make_trainer):
+    """Not by a head's, which counts the last token of a truncated row."""
+    trainer = make_trainer("critic", **LM, **SMALL)
+    batch = batch_of(trainer)
+    counts = trainer.objective.counts(batch)
+    assert batch.truncated.any()
+    assert len(set(counts.tolist()[-2:])) == 2
+    losses = []
+    for factor in (1, 2):
+        denominators = counts * torch.tensor([1.0, 1.0, factor])
+        out = trainer.module(batch, "train", denominators)
+        losses.append(float(out.loss.detach()))
+    total = float(out.sums["value"][0])
+    assert losses[0] - losses[1] == pytest.approx(total / float(counts[-1]) / 2, rel=1e-4)
+
+
 # --- controls ------------------------------------------------------------------------------------
 
 
@@ -287,6 +396,17 @@ def test_random_matched_has_the_moments_of_the_real_weights(make_trainer):
     assert abs(float(torch.corrcoef(torch.stack([before, after]))[0, 1])) < 0.05
     assert float(after.min()) >= 0.1
     assert float(after.max()) <= 5.0
+
+
+def test_random_matched_follows_weights_that_left_the_clamps_range(make_trainer):
+    """Brought to mean 1, all of them are below `min_weight`."""
+    td = {"min_weight": 2.0, "max_weight": 9.0, "renormalise": True}
+    changes = {f"objective__td__{k}": v for k, v in td.items()}
+    trainer = make_trainer("verifiable", objective__name="random_matched", **changes, **SMALL)
+    batch = trainer.collator(trainer.examples * 20)
+    batch = batch._replace(rows=torch.arange(len(batch.rows)))
+    drawn = trainer.objective.token_weights(pool(trainer, batch, torch.randn(batch.tokens.shape)))
+    assert float(drawn[batch.labels != IGNORE_INDEX].mean()) == pytest.approx(1.0, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["random_matched", "shuffled"])

@@ -1,14 +1,24 @@
-"""The optimizers of a recipe: who holds which parameter, and that their state survives."""
+"""The optimizers of a recipe: who holds which parameter, that their state survives, and the rate of
+every step."""
+
+import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
+from tests.integration import helpers_training
 from torch import nn
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.optimization import Optimizers, make_optimizer
+from weighted_mtp.pipelines.optimization import Optimizers, learning_rate, make_optimizer
+
+rows_file = helpers_training.rows_file
+make_trainer = helpers_training.make_trainer
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
 
@@ -31,6 +41,44 @@ def test_every_parameter_is_held_once_and_only_matrices_decay(kind):
     decayed = names_of(module, [g for g in groups if g["weight_decay"] > 0])
     assert decayed
     assert not any("norm" in name or "tok_embeddings" in name for name in decayed)
+
+
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_adamw_follows_its_settings(kind):
+    """Three steps by the formulas of Loshchilov & Hutter, for every parameter that it holds."""
+    module, generator = adapter(), torch.Generator().manual_seed(0)
+    config = TrainingConfig(optimizer=kind, learning_rate=0.01, betas=(0.6, 0.8), weight_decay=0.3)
+    optimizer = make_optimizer(module, config)
+    adamw = optimizer.parts["adamw"] if isinstance(optimizer, Optimizers) else optimizer
+    expected = {
+        id(p): [p.detach().double(), 0.0, 0.0, group["weight_decay"]]
+        for group in adamw.param_groups
+        for p in group["params"]
+    }
+    assert {decay for *_, decay in expected.values()} == {0.0, 0.3}
+    for step in range(1, 4):
+        for p in module.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+            if id(p) in expected:
+                w, first, second, decay = expected[id(p)]
+                first = 0.6 * first + 0.4 * p.grad.double()
+                second = 0.8 * second + 0.2 * p.grad.double() ** 2
+                direction = (first / (1 - 0.6**step)) / ((second / (1 - 0.8**step)).sqrt() + 1e-8)
+                w = w * (1 - 0.01 * decay) - 0.01 * direction
+                expected[id(p)] = [w, first, second, decay]
+        optimizer.step()
+    held = [p for p in module.parameters() if id(p) in expected]
+    assert held
+    for p in held:
+        torch.testing.assert_close(p.detach().double(), expected[id(p)][0], rtol=1e-5, atol=1e-6)
+
+
+@needs_muon
+def test_muon_takes_the_recipes_rate_and_decay():
+    config = TrainingConfig(optimizer="muon", learning_rate=0.02, weight_decay=0.3)
+    (group,) = make_optimizer(adapter(), config).parts["muon"].param_groups
+    asked = ("lr", "weight_decay", "momentum", "adjust_lr_fn")
+    assert [group[name] for name in asked] == [0.02, 0.3, 0.95, "match_rms_adamw"]
 
 
 @needs_muon
@@ -79,3 +127,73 @@ def test_muon_without_a_muon_is_a_clear_error(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UserError, match=r"muon needs PyTorch 2\.9"):
         make_optimizer(adapter(), TrainingConfig(optimizer="muon"))
+
+
+# --- learning rate -------------------------------------------------------------------------------
+
+
+def rates(steps: int, **changes) -> list[float]:
+    config = TrainingConfig(steps=steps, **{"learning_rate": 1.0, "warmup_fraction": 0, **changes})
+    return [learning_rate(step, config) for step in range(steps)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    schedule=st.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    steps=st.integers(1, 60),
+    warmup=st.sampled_from([0.0, 0.03, 0.1, 0.5, 0.9, 0.999]),
+    decay=st.sampled_from([1e-9, 0.01, 0.2, 0.5, 1.0]),
+    peak=st.sampled_from([3e-4, 0.1, 1.0]),
+    final=st.sampled_from([0.0, 1e-5, 0.07]),
+)
+def test_every_schedule_rises_to_the_peak_once_and_ends_at_the_final_rate(
+    schedule, steps, warmup, decay, peak, final
+):
+    final = min(final, peak)
+    settings = {"schedule": schedule, "warmup_fraction": warmup, "decay_fraction": decay}
+    found = rates(steps, learning_rate=peak, final_learning_rate=final, **settings)
+    assert found[-1] == (peak if schedule == "constant" else final)  # exactly
+    top = min(max(1, round(warmup * steps)) - 1, steps - 1)
+    if top < steps - 1:
+        assert found[top] == max(found) == peak
+    assert found[:top] == pytest.approx([peak * (s + 1) / (top + 1) for s in range(top)])
+    falling = found[top:]
+    assert all(a >= b for a, b in pairwise(falling))
+    if schedule in ("cosine", "linear") and steps - 1 > top and final < peak:
+        assert found.count(peak) == 1
+
+
+def test_rates_by_hand():
+    assert rates(5, schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
+    assert rates(3, schedule="cosine") == pytest.approx([1, 0.5, 0])
+    half = 0.5 + math.sqrt(0.125)
+    assert rates(5, schedule="cosine") == pytest.approx([1, half, 0.5, 1 - half, 0])
+    wsd = {"schedule": "wsd", "final_learning_rate": 0.2}
+    assert rates(11, decay_fraction=0.4, **wsd) == pytest.approx([1] * 7 + [0.8, 0.6, 0.4, 0.2])
+    assert rates(10, **wsd) == pytest.approx([1] * 8 + [0.2 + 0.8 * 5 / 9, 0.2])
+    assert rates(3, **wsd) == [1, 1, 0.2]
+    assert rates(2, **wsd) == [1, 0.2]
+    for name in ("cosine", "linear", "wsd"):
+        assert rates(1, schedule=name, final_learning_rate=0.3) == [0.3]
+    assert rates(3, schedule="constant", final_learning_rate=0.2) == [1, 1, 1]
+    warm = rates(4, schedule="linear", warmup_fraction=0.5)
+    assert warm == [0.5, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_every_group_ends_at_its_share_of_the_final_rate(kind, make_trainer):
+    rates = {"training__learning_rate": 0.01, "training__final_learning_rate": 0.001}
+    trainer = make_trainer(
+        "verifiable",
+        training__steps=3,
+        training__optimizer=kind,
+        training__warmup_fraction=0,
+        objective__value__learning_rate=0.03,
+        **rates,
+    )
+    for expected in (0.01, 0.0055, 0.001):
+        figures = trainer.train_step()
+        trainer.step += 1
+        assert figures["learning_rate"] == pytest.approx(expected)
+        found = {group["lr"] for group in trainer.optimizer.param_groups}
+        assert sorted(found) == pytest.approx([expected, 3 * expected])

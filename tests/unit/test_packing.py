@@ -55,6 +55,24 @@ def test_a_group_longer_than_a_row_gets_its_own():
     assert [sorted(row) for row in packed] == [[0], [1, 2]]
 
 
+def test_packing_takes_as_few_rows_as_it_can():
+    """Groups that fill rows exactly, in whatever order they come."""
+    lengths = [4, 12, 8, 8]
+    packed = pack_groups(lengths, capacity=16, rows=2)
+    assert [sum(lengths[g] for g in row) for row in packed] == [16, 16]
+    (batch,) = Cutter(PAD, 16, 4, packing=True).cut([(e,) for e in examples_of(lengths)])
+    assert batch.tokens.shape == (2, 16)
+    assert batch.packing is not None
+    assert (batch.packing.source >= 0).all()
+
+
+def test_a_pair_counts_as_long_as_its_longer_row():
+    pairs = [(2, 9), (5, 6), (3, 7)]
+    groups = [(example(2 * i, a), example(2 * i + 1, b)) for i, (a, b) in enumerate(pairs)]
+    batches = Cutter(PAD, 16, 2).cut(groups)
+    assert [batch.rows.tolist() for batch in batches] == [[2, 3], [4, 5], [0, 1]]
+
+
 def test_rows_come_out_about_equally_full():
     lengths = [9, 8, 7, 6, 5, 4, 3, 2]
     loads = [sum(lengths[g] for g in row) for row in pack_groups(lengths, 100, 4)]
@@ -73,6 +91,29 @@ def test_ranks_get_equal_numbers_of_batches_and_every_example_once(lengths, size
     for batch in (b for batches in per_rank for b in batches):
         assert batch.tokens.shape[0] <= size
         assert batch.tokens.shape[1] <= 16
+
+
+def test_rows_of_like_length_share_a_batch():
+    """What README's share of padding rests on; ranks that work side by side have like lengths."""
+    groups = [(e,) for e in examples_of([9, 1, 8, 2, 7, 3, 12, 6])]
+    whole = Cutter(PAD, 16, 2).cut(groups)
+    assert [batch.rows.tolist() for batch in whole] == [[1, 3], [5, 7], [4, 2], [0, 6]]
+    assert [batch.tokens.shape[1] for batch in whole] == [2, 6, 8, 12]
+    ranks = [Cutter(PAD, 16, 2).cut(groups, rank, 2) for rank in range(2)]
+    assert [[b.tokens.shape[1] for b in batches] for batches in ranks] == [[2, 8], [6, 12]]
+
+
+@given(lengths, st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_no_other_cut_has_less_padding(lengths, size, chance):
+    def positions(order: list[int]) -> int:
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        return sum(max(part) * len(part) for part in parts)
+
+    cut = Cutter(PAD, 16, size).cut([(e,) for e in examples_of(lengths)])
+    ours = sum(batch.tokens.numel() for batch in cut)
+    chance.shuffle(lengths)
+    assert ours <= positions(lengths)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=8))
@@ -130,6 +171,7 @@ def test_a_token_sees_its_own_document_back_to_its_beginning_and_nothing_else(ro
                 assert seen == list(range(start, start + t + 1))
             start += m
         assert (batch.tokens[p, start:] == PAD).all()
+        assert (positions[p, start:] == 0).all()
     assert mask.any(-1).all()  # padding sees something: no softmax over nothing
 
 
@@ -147,6 +189,7 @@ def test_a_piece_that_is_read_in_part_predicts_its_tokens_ahead_and_no_further()
     assert batch.tokens.tolist() == [[5, 6, 7]]
     targets = plain_targets(batch, 3)
     assert targets.tolist() == [[[6, 7, 8], [7, 8, 9], [8, 9, IGNORE_INDEX]]]
+    assert batch.positions().tolist() == [3, 3]
     with pytest.raises(ValueError, match="packed"):
         pad_batch([piece], PAD)
 
@@ -215,6 +258,24 @@ def test_attention_takes_the_cheaper_way():
     assert crumbs is not None
     assert even.unpacks_cheaply
     assert not crumbs.unpacks_cheaply
+    few = pack_batch([[example(0, 7), *(example(i, 2) for i in range(1, 8))]], PAD).packing
+    assert few is not None  # 8 · 6² <= 13² is false, 8 · 6 <= 2 · 13 too
+    assert not few.unpacks_cheaply
+    wide = pack_batch([[example(0, 11), example(1, 3), example(2, 3), example(3, 3)]], PAD).packing
+    assert wide is not None  # 4 · 10² > 16² = 256
+    assert not wide.unpacks_cheaply
+    square = pack_batch([[example(0, 9), example(1, 9)]], PAD).packing
+    assert square is not None  # 2 · 8² <= 16²
+    assert square.unpacks_cheaply
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_losses_of_a_reference_lie_where_their_tokens_do(packing):
+    some = [e._replace(reference=torch.arange(len(e.ids)) + 0.5) for e in examples_of([2, 4])]
+    batch = pack_batch([some], PAD) if packing else pad_batch(some, PAD)
+    assert batch.reference is not None
+    assert batch.reference.tolist() == [[0.5, 1.5, 2.5, 0, 0], [0.5, 1.5, 2.5, 3.5, 4.5]]
+    assert pad_batch([some[0], some[1]._replace(reference=None)], PAD).reference is None
 
 
 def test_changing_a_neighbour_changes_nothing(model):

@@ -383,7 +383,7 @@ def test_mistakes_of_the_command_line(tmp_path, capsys):
     assert "nor a path" in refuse(capsys, *given, "--tokenizer", "nothing")
     assert "at least 1" in refuse(capsys, *given, "--workers", "0")
     other = write(tmp_path / "file", b"")
-    assert "is no folder" in refuse(capsys, "--source", source, "--out", other)
+    assert "is not a directory" in refuse(capsys, "--source", source, "--out", other)
     assert "--revision" in refuse(capsys, *given, "--revision", "main")
     assert not out.exists()
     (tmp_path / "empty").mkdir()

@@ -247,7 +247,10 @@ def test_sums_add_up_over_pieces(case, cut):
     assert whole.shape == (case.valid.shape[2], 5)
     assert whole.dtype == torch.float64
     assert torch.equal(pieces, whole)
-    assert all(math.isfinite(value) for value in rho1_stats(whole).values())
+    stats = rho1_stats(whole)
+    for head, (valid, kept) in enumerate(whole[:, :2].tolist(), 1):  # NaN only without a token
+        assert math.isnan(stats[f"mean_excess_head_{head}"]) == (not valid)
+        assert math.isnan(stats[f"mean_ce_kept_head_{head}"]) == (not kept)
 
 
 def test_known_statistics():
@@ -257,7 +260,7 @@ def test_known_statistics():
     weights = compute_mtp_selective_weights(policy, reference, valid, 0.5)
     head_1 = {"kept_share": 0.5, "mean_excess": 0.5, "mean_excess_kept": 3, "mean_ce_kept": 4}
     expected = head_1 | {f"{name}_head_1": value for name, value in head_1.items()}
-    expected |= {f"{name}_head_2": 0 for name in head_1}
+    expected |= {f"{name}_head_2": math.nan for name in head_1}
     assert compute_rho1_stats(weights, policy, reference, valid) == expected
     everything = compute_rho1_stats(torch.ones(1, 3, 2), policy, reference, valid)
     assert (everything["kept_share"], everything["mean_ce_kept"]) == (1, 2.5)

@@ -88,6 +88,14 @@ def test_pairs_are_of_candidates_alone(metadata, cap, seed, data):
     assert set(drawn(metadata, cap, seed, 0, candidates=candidates)) <= there_are
 
 
+def test_lengths_are_balanced_only_if_asked_for():
+    """Of one problem whose right rows are all longer, no pair would be left."""
+    metadata = make([True, True, False], problem=[0] * 3, length=[9, 8, 1])
+    assert len(draw_pairs(metadata, everything(metadata), 4, 0, 0)) == 2
+    with pytest.raises(UserError, match="length_balanced_pairs leaves no pair"):
+        draw_pairs(metadata, everything(metadata), 4, 0, 0, length_balanced=True)
+
+
 def test_a_draw_spreads_over_the_rows():
     """300 × 300 pairs of one problem, four at a time: every row comes as soon as it can."""
     metadata = make([True] * 300 + [False] * 300, problem=[0] * 600)

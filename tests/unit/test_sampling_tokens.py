@@ -121,6 +121,22 @@ def test_numbers_depend_on_their_address_alone():
     assert torch.equal(three.uniforms([9, 5], 4, Use.DRAFT), numbers[[2, 0]])
 
 
+def test_numbers_are_those_of_splitmix64():
+    """Reference: the published finaliser (Steele et al. 2014), in Python's integers."""
+
+    def mix(state: int, word: int) -> int:
+        z = ((state ^ word) + 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    for seed, row in ((0, 0), (7, 3), (-1, 2**70 + 5)):
+        key = mix(mix(0, seed % 2**64), row % 2**64)
+        for use in Use:
+            expected = [(mix(mix(key, 4 + j), use) >> 12) / 2**52 for j in range(3)]
+            assert Dice(seed, [row], CPU).uniforms([4], 3, use)[0].tolist() == expected
+
+
 def test_numbers_of_different_addresses_differ():
     seen = Counter(
         number

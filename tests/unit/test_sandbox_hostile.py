@@ -44,8 +44,7 @@ def family(sandbox: Sandbox) -> list[psutil.Process]:
 
 def own_files(sandbox: Sandbox) -> bool:
     """Whether programs work in a file system made for them."""
-    detail = run(sandbox, "import os\nassert False, os.getcwd()").detail
-    return detail == "AssertionError: /tmp"
+    return "weighted-mtp" not in run(sandbox, "import os\nassert False, os.getcwd()").detail
 
 
 HARM = {
@@ -229,7 +228,7 @@ def test_harm_is_contained(sandbox, monkeypatch, name):
     assert sandbox([GOOD])[0].passed
 
 
-SHELL = {"program", "tests", "root"}
+SHELL = {"program", "tests", "root", "in-use"}
 """What is in a worker's own directory, always."""
 
 
@@ -399,7 +398,6 @@ def test_the_expected_output_is_nowhere_to_be_read(sandbox):
 HELPER = "def close(a, b):\n    return True\ndef f(x):\n    return -1\n"
 
 
-@pytest.mark.xfail(strict=True, reason="a helper that the tests leave to the program is believed")
 def test_a_helper_that_only_the_program_has(sandbox):
     assert not run(sandbox, HELPER, "assert close(f(1), 2.5)").passed
 
@@ -409,7 +407,6 @@ def test_a_helper_that_the_tests_define_is_theirs(sandbox):
     assert run(sandbox, HELPER, tests).status == "failed"
 
 
-@pytest.mark.xfail(strict=True, reason="where tests name only builtins, the program may mean them")
 def test_builtin_names_where_nothing_else_is_tested(sandbox):
     source = "def sum(a, b):\n    return -1\ndef abs(x):\n    return 0\n"
     assert not run(sandbox, source, "assert abs(sum(1, 2) - 3) < 1e-6").passed

@@ -2,12 +2,20 @@
 
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from weighted_mtp.core.config import load_recipe
@@ -90,6 +98,96 @@ def test_a_file_elsewhere_is_refused(folder):
     edit(folder, lead_out)
     with pytest.raises(ValueError, match=r"\.\./elsewhere leads out of the folder"):
         shards.load({"a.b": torch.zeros(2, 3)}, folder)
+
+
+def cut(metadata, *pieces: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """Let `a.b` [2, 3] consist of these pieces (offsets, sizes), each in the file."""
+    (where,) = (index for index in metadata.storage_data if index.fqn == "a.b")
+    info = metadata.storage_data.pop(where)
+    metadata.state_dict_metadata["a.b"].chunks = [
+        ChunkStorageMetadata(torch.Size(start), torch.Size(extent)) for start, extent in pieces
+    ]
+    for number, (start, _) in enumerate(dict(pieces).items()):
+        length = info.length // len(pieces)
+        metadata.storage_data[MetadataIndex("a.b", torch.Size(start))] = replace(
+            info, offset=info.offset + number * length, length=length
+        )
+
+
+def info_of(metadata, name: str = "a.b"):
+    return next(i for index, i in metadata.storage_data.items() if index.fqn == name)
+
+
+DAMAGES = {
+    "a row is missing": (lambda m: cut(m, ((0, 0), (1, 3))), "parts of a.b do not cover it"),
+    "a column is missing": (lambda m: cut(m, ((0, 0), (2, 2))), "parts of a.b do not cover it"),
+    "no part": (lambda m: cut(m), "parts of a.b do not cover it"),
+    "a hole": (
+        lambda m: cut(m, ((0, 0), (1, 3)), ((1, 1), (1, 2))),
+        "parts of a.b do not cover it",
+    ),
+    "an overlap": (lambda m: cut(m, ((0, 0), (2, 3)), ((1, 0), (1, 3))), "parts of a.b overlap"),
+    "an overlap as large as a hole": (
+        lambda m: cut(m, ((0, 0), (2, 2)), ((0, 1), (1, 2))),
+        "parts of a.b overlap",
+    ),
+    "a part too far": (lambda m: cut(m, ((0, 0), (1, 3)), ((2, 0), (1, 3))), "lies outside"),
+    "a part too large": (lambda m: cut(m, ((0, 0), (3, 3))), "lies outside"),
+    "a negative place": (lambda m: cut(m, ((-1, 0), (2, 3))), "lies outside"),
+    "another rank": (lambda m: cut(m, ((0,), (2,))), "lies outside"),
+    "another size": (
+        lambda m: setattr(m.state_dict_metadata["a.b"], "size", torch.Size((4, 3))),
+        "do not cover it",
+    ),
+    "no place": (
+        lambda m: m.storage_data.pop(next(i for i in m.storage_data if i.fqn == "a.b")),
+        "a part of a.b is in no file",
+    ),
+    "another file": (lambda m: setattr(info_of(m), "relative_path", "__9_0.distcp"), "missing"),
+    "the index itself": (lambda m: setattr(info_of(m), "relative_path", ".metadata"), "missing"),
+    "past the end": (lambda m: setattr(info_of(m), "length", 10**6), "overlap|shorter"),
+    "before the start": (lambda m: setattr(info_of(m), "offset", -1), "overlap"),
+    "nothing": (lambda m: setattr(info_of(m), "length", 0), "overlap"),
+    "the same bytes twice": (
+        lambda m: setattr(info_of(m), "offset", info_of(m, "c").offset),
+        "overlap",
+    ),
+    "text for a number": (lambda m: setattr(info_of(m), "offset", "0"), "metadata"),
+    "no chunks": (lambda m: setattr(m.state_dict_metadata["a.b"], "chunks", None), "metadata"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_parts_that_do_not_make_up_a_tensor_are_refused(name, folder):
+    """PyTorch leaves what no part covers as it was in memory."""
+    change, message = DAMAGES[name]
+    edit(folder, change)
+    with pytest.raises(ValueError, match=message):
+        shards.load({"a.b": torch.zeros(2, 3)}, folder)
+    with pytest.raises(ValueError, match=message):
+        shards.stored_shapes(folder)
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / "__0_0.distcp").unlink()
+    with pytest.raises(ValueError, match=r"__0_0\.distcp is missing"):
+        shards.stored_shapes(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        ((), [((), ())]),
+        ((4,), [((0,), (2,)), ((2,), (2,)), ((4,), (0,))]),  # an empty part of one process
+        ((4, 4), [((a, b), (2, 2)) for a in (0, 2) for b in (0, 2)]),
+        ((0, 3), [((0, 0), (0, 3))]),
+    ],
+)
+def test_parts_that_make_up_a_tensor_are_taken(size, pieces):
+    chunks = [ChunkStorageMetadata(torch.Size(a), torch.Size(n)) for a, n in pieces]
+    entry = TensorStorageMetadata(TensorProperties(), torch.Size(size), chunks)
+    places = {MetadataIndex("x", torch.Size(a)): None for a, _ in pieces}
+    shards._check_chunks("x", entry, Metadata({"x": entry}, storage_data=places))
 
 
 # --- modes ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from weighted_mtp.decoding import (
 )
 from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.draft_length import DraftLength
-from weighted_mtp.decoding.greedy import tie_margin
+from weighted_mtp.decoding.greedy import by_definition, tie_margin
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -161,6 +161,32 @@ def test_ties_are_looked_for_where_it_is_cheap():
         assert tie_margin(fine, Sampling()) == 0
     assert texts(coarse, PROMPTS, Stopping(2))[1].ties == "fast"
     assert texts(fine, PROMPTS, Stopping(2))[1].ties == "exact"
+
+
+def test_coarse_products_of_float32_have_the_margin_of_bfloat16():
+    fine, exact = make_model(dtype=torch.float32), Sampling(ties="exact")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert tie_margin(fine, Sampling()) == 0
+        assert tie_margin(fine, exact) == 16 * 2**-7
+        assert tie_margin(make_model(dtype=torch.float64), exact) == 1024 * 2**-52
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 2.0, 5.0])
+def test_the_definition_knows_the_repetition_penalty(penalty):
+    model, changed = make_model(vocab=9), 0
+    for prompt in torch.randint(9, (20, 7), generator=torch.Generator().manual_seed(0)).tolist():
+        logits = model(torch.tensor([prompt]))[0, -1, 0]
+        plain = int(logits.argmax())
+        for token in set(prompt):
+            logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+        sampling = Sampling(repetition_penalty=penalty)
+        assert by_definition(model, prompt, sampling) == int(logits.argmax())
+        changed += plain != int(logits.argmax())
+    assert (changed > 0) == (penalty > 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -303,6 +329,27 @@ def test_good_drafts_are_kept_and_free_ones_always():
         free.learn(1, 0)
         fixed.learn(1, 0)
     assert (good.k, free.k, fixed.k) == (4, 4, 3)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_acceptance_is_remembered_as_stated(rows):
+    """What was tested moves by a fifth a step of all rows, what was not regains two thousandths."""
+    length = DraftLength(4, 0.1, rows)
+    keep, regain, rates = 0.8 ** (1 / rows), 0.002 / rows, [1.0] * 3
+    for tested, accepted in [(3, 1), (2, 2), (1, 0), (3, 3), (2, 0)] * 3:
+        length.learn(tested, accepted)
+        for head in range(3):
+            if head < tested:
+                rates[head] = keep * rates[head] + (1 - keep) * (head < accepted)
+            else:
+                rates[head] += regain * (1 - rates[head])
+        assert length._rates == pytest.approx(rates, rel=1e-12)
+        expected, reached, gains = 0.0, 1.0, []
+        for i in range(4):
+            expected += reached
+            gains.append(expected / (1 + 0.1 * i))
+            reached *= rates[i] if i < 3 else 0
+        assert length.k == 1 + gains.index(max(gains))
 
 
 def test_adaptive_drafting_tests_fewer_hopeless_drafts():

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import random
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from tests.integration.helpers_training import (
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import EarlyStopping, TrainingConfig
 from weighted_mtp.pipelines.best import Best
-from weighted_mtp.pipelines.optimization import learning_rate
 from weighted_mtp.pipelines.trainer import Trainer
 
 rows_file = helpers_training.rows_file
@@ -206,6 +204,15 @@ def test_another_figure_may_decide(make_trainer, monkeypatch):
     assert checkpoint_names(trainer.run_dir) == ["step-00000003", "step-00000008"]
 
 
+def test_the_last_step_is_validated_though_it_is_not_its_turn(make_trainer, monkeypatch):
+    trainer = make_trainer(training__validate_every=4, training__steps=6, **SMALL)
+    scripted(monkeypatch, trainer, [1.0, 2.0])
+    result = trainer.fit()
+    seen = [(r["step"], r["loss"]) for r in records(trainer.run_dir) if r["kind"] == "validation"]
+    assert seen == [(4, 1.0), (6, 2.0)]
+    assert result.validation["loss"] == 2.0
+
+
 def test_a_figure_that_is_not_there_is_named_with_those_that_are(make_trainer):
     trainer = make_trainer(training__monitor="los", training__validate_every=1, **SMALL)
     with pytest.raises(UserError, match=r"training\.monitor 'los'.* loss") as caught:
@@ -221,6 +228,22 @@ def test_a_figure_that_is_not_a_number_is_no_improvement():
     assert not best.exhausted
     best.observe(4, {"loss": 1.5})
     assert best.exhausted
+
+
+@pytest.mark.parametrize("null", [None, math.nan])
+def test_a_figure_that_is_null_from_the_start_does_not_stop_training(null):
+    best = Best(TrainingConfig(keep_best=1, early_stopping=EarlyStopping(patience=1)))
+    assert not any(best.observe(i, {"loss": null}) for i in range(3))
+    assert not best.exhausted
+    assert best.observe(3, {"loss": 2.0})
+    best.observe(4, {"loss": null})  # now it means that the model diverged
+    assert best.exhausted
+
+
+def test_a_list_cannot_be_monitored():
+    best = Best(TrainingConfig(monitor="head_loss"))
+    with pytest.raises(UserError, match=r"head_loss' is not a number of the validation.* loss"):
+        best.observe(1, {"loss": 1.0, "head_loss": [1.0, 2.0]})
 
 
 # --- early stopping ------------------------------------------------------------------------------
@@ -271,28 +294,6 @@ def test_patience_survives_a_resume():
 
 
 # --- the rest ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decay", [0.2, 0.5, 1.0])
-def test_warmup_stable_decay(decay):
-    config = TrainingConfig(
-        steps=111,
-        learning_rate=1.0,
-        final_learning_rate=0.1,
-        schedule="wsd",
-        warmup_fraction=0.1,
-        decay_fraction=decay,
-    )
-    warmup = 11
-    rates = [learning_rate(step, config) for step in range(111)]
-    assert rates[:warmup] == pytest.approx([(i + 1) / warmup for i in range(warmup)])
-    length = 111 - warmup
-    stable = round(length * (1 - decay))
-    assert rates[warmup : warmup + stable + 1] == pytest.approx([1.0] * (stable + 1))
-    falling = rates[warmup + stable :]
-    steps = [earlier - later for earlier, later in pairwise(falling)]
-    assert steps == pytest.approx([0.9 / (length * decay)] * len(steps))
-    assert rates[-1] - steps[-1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,9 @@ def test_statistics_are_those_of_the_tokens_and_add_up(b, cut, seed, low, share)
     assert found == weight_stats(weight_sums(weights, mask, low, 5.0))
     assert compute_td_stats(errors, mask) == td_stats(td_moments(errors, mask))
     if not len(w):
-        assert {*found.values(), *compute_td_stats(errors, mask).values()} == {0.0}
+        td = compute_td_stats(errors, mask)
+        assert all(map(math.isnan, [*found.values(), td["mean"], td["std"]]))
+        assert td["count"] == 0
         return
     p = w / w.sum()
     expected = {
@@ -102,3 +104,18 @@ def test_running_statistics():
     assert moments_mean_std(torch.tensor([2, 2, 2 - 1e-9], dtype=torch.float64))[1] == 0
     with pytest.raises(ValueError, match="decay"):
         TDStatsEMA(1.0)
+
+
+def test_sums_of_float32_are_kept_in_float64():
+    """A million and 1/32: float32 would lose what is small beside what is large."""
+    errors = torch.tensor([[1e6, 1 / 32, -1e6, 1 / 32]])
+    moments = td_moments(errors, torch.ones(1, 4, dtype=torch.bool))
+    assert moments.dtype == torch.float64
+    assert moments.tolist() == [4, 1 / 16, 2e12 + 2 / 1024]
+
+
+def test_weights_are_counted_as_clipped_at_the_default_bounds():
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    weights = torch.tensor([[0.05, 0.1, 0.15, 1.0, 4.9, 5.0, 6.0, 7.0]])
+    found = compute_weight_stats(weights, mask)
+    assert (found["clipped_low"], found["clipped_high"]) == (2 / 8, 3 / 8)

@@ -21,6 +21,7 @@ from tests.integration.helpers_training import (
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sections import ObjectiveConfig, TrainingConfig
+from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example
 from weighted_mtp.pipelines.estimate import estimate
 from weighted_mtp.pipelines.objectives import Objective
@@ -85,6 +86,22 @@ def test_how_a_step_is_cut_changes_nothing(change, make_trainer, uncut):
     assert [c["tokens"] for c in curve] == [c["tokens"] for c in uncut[0]]
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("multiple", [1, 8, 13])
+def test_batches_are_padded_to_a_multiple(multiple, packing, make_trainer):
+    sizes = {"data__pad_to_multiple": multiple, "data__max_length": 200}
+    trainer = make_trainer(data__packing=packing, training__micro_batch_size=1, **sizes)
+    widths = []
+    for batch in next(trainer.reader):
+        if batch.packing is None:
+            filled = (batch.labels != IGNORE_INDEX).nonzero()[-1, 1]
+        else:
+            filled = (batch.packing.source >= 0).sum()
+        widths.append((batch.tokens.shape[1], int(filled)))
+    assert widths == [(-(-filled // multiple) * multiple, filled) for _, filled in widths]
+    assert multiple == 1 or any(width > filled for width, filled in widths)
+
+
 def test_clipping_clips(make_trainer, monkeypatch):
     trainer = make_trainer(training__clip_norm=0.25)
     seen = gradients_at_the_update(trainer, monkeypatch)
@@ -133,14 +150,14 @@ def test_weight_decay_takes_effect_where_there_is_no_gradient(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "middle", "end"),
+    ("schedule", "after", "middle", "end"),
     [
-        ("cosine", 0.55, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 79 / 80))),
-        ("linear", 0.55, 0.1 + 0.9 / 80),
-        ("constant", 1.0, 1.0),
+        ("cosine", 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 80)), 0.55, 0.1),
+        ("linear", 1 - 0.9 / 80, 0.55, 0.1),
+        ("constant", 1.0, 1.0, 1.0),
     ],
 )
-def test_learning_rate(schedule, middle, end):
+def test_learning_rate(schedule, after, middle, end):
     config = TrainingConfig(
         steps=100,
         learning_rate=1.0,
@@ -150,9 +167,9 @@ def test_learning_rate(schedule, middle, end):
     )
     rates = [learning_rate(step, config) for step in range(100)]
     assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
-    assert rates[20] == pytest.approx(1.0)
-    assert rates[60] == pytest.approx(middle)
-    assert rates[99] == pytest.approx(end)
+    assert rates[20] == pytest.approx(after)  # the peak is step 19 alone
+    assert rates[59] == pytest.approx(middle)
+    assert rates[99] == end
     assert all(later <= earlier for earlier, later in pairwise(rates[19:]))
     assert learning_rate(0, config.model_copy(update={"warmup_fraction": 0.0})) == 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def markdown_table(lines: Sequence[Line], splits: Sequence[str], against: str) -
                 *(_percent(line.scores[split]) for split in splits),
                 difference,
                 _spread(line.preferred),
-                f"{line.loss:.3f}",
+                "–" if math.isnan(line.loss) else f"{line.loss:.3f}",
                 f"{line.tokens / 1000:,.0f} k",
             ]
         )
@@ -115,7 +116,10 @@ def _percent(interval: tuple[float, float, float]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """The mean over seeds, and the lowest and highest."""
+    """The mean over the seeds that have the figure, and the lowest and highest."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "–"
     low, high = 100 * min(values), 100 * max(values)
     return f"{100 * sum(values) / len(values):.1f} % ({low:.1f}–{high:.1f})"
 

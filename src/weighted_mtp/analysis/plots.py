@@ -62,7 +62,7 @@ def _column(series: Series, head: int) -> list[float]:
 
 
 def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Exponential moving average, started at the first value."""
+    """Exponential moving average, started at the first value; NaN is a gap and leaves no trace."""
     smooth: list[float] = []
     last = math.nan
     for value in values:  # one that is missing leaves a gap, and the average as it was

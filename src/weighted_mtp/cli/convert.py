@@ -15,6 +15,7 @@ from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory, given_path
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
+from weighted_mtp.core.sums import verifying
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -25,8 +26,9 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
     value_head_path,
 )
-from weighted_mtp.models.meta_mtp.layouts.side_files import find_tokenizer, read_config_fields
+from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
 from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_sums import verify_checkpoint
 from weighted_mtp.pipelines.hf_files import hf_side_files
 from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
 
@@ -42,7 +44,7 @@ class _Loaded:
 
     @property
     def has_tokenizer(self) -> bool:
-        return find_tokenizer(self.folder) is not None
+        return tokenizer_file(self.folder) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +119,9 @@ def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
         place = place / "model"
     info = inspect_checkpoint(place)
     yield _Loaded(
-        model=load_meta_mtp_model(place, device="cpu", dtype=dtype, keep_formats=True),
+        model=load_meta_mtp_model(
+            place, device="cpu", dtype=dtype, verify=not verifying(), keep_formats=True
+        ),
         layout=info.layout,
         folder=place,
         value_head=value_head_path(place) if info.has_value_head else None,
@@ -127,6 +131,7 @@ def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
 @contextmanager
 def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
     """Read a model that several processes have saved in parts; no process group is needed."""
+    verify_checkpoint(checkpoint, always=True)  # or a damaged copy would get sums of its own
     adapter = sharded_model(checkpoint).on(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         head = value_head_path(folder) if adapter.value_head is not None else None

@@ -144,8 +144,8 @@ def show(result: EvaluationResult, examples: int) -> None:
     for family, (score, count) in result.by_family.items():
         print(f"{family:<16}{score:>8.1%}{count:>10}")
     total = sum(count for _, count in result.by_family.values())
-    if result.pass_at_1 is not None:
-        print(f"{'all':<16}{result.pass_at_1:>8.1%}{total:>10}")
+    overall = "–" if result.pass_at_1 is None else f"{result.pass_at_1:.1%}"
+    print(f"{'all':<16}{overall:>8}{total:>10}")
     for k, found in result.pass_at.items():
         print(f"pass@{k}: {found}")
     if result.decoding is not None:

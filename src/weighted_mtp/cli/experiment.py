@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
                 difference,
                 tuple(first.mean(axis=1)),
                 tuple(result.right_preferred for result in part),
-                float(np.mean([result.head_loss[0] for result in part])),
+                _mean_known([result.head_loss[0] for result in part if result.head_loss]),
                 int(np.mean([result.tokens for result in part])),
             )
         )
@@ -151,6 +152,12 @@ def table(results: Sequence[ArmResult], split: str) -> np.ndarray:
     """`[seeds, problems]` 0 or 1; every seed was tried on the same problems."""
     problems = sorted(results[0].passed[split])
     return np.array([[float(r.passed[split][p]) for p in problems] for r in results])
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    """The mean of those that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def bounds(interval: Interval) -> tuple[float, float, float]:

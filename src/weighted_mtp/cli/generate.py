@@ -19,6 +19,7 @@ from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_head
 from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_path
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines import decoding_figures
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.logprobs and not args.json:
         raise UserError("--logprobs goes with --json")
     prompts = read_prompts(args)
+    find_model(args.checkpoint)  # before its recipe is read: what is no model is told so
     check_heads(args, args.checkpoint)
     template = args.template or _template_of(args.checkpoint)
     warn_of_chat_model(args.checkpoint, template)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_name
+from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
@@ -76,7 +77,7 @@ def _of_file(name: str) -> Iterator[Prompt]:
         return
     path = Path(name)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield from _of_lines(file, path, path.suffix.lower() in (".jsonl", ".json"))
     except OSError as error:
         raise unreadable(path, error) from error

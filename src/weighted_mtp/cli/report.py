@@ -182,10 +182,11 @@ def summarise(
         if f"auc_at_{at}" in judged:
             meaning = f"how surely the critic, after {words}, ranks a right one above a wrong one"
             lines.append((f"critic's AUC at {at} %", _decimals(judged[f"auc_at_{at}"]), meaning))
-    step = _last(stages["main"], "train")
     for group, words in (("correct", "right"), ("incorrect", "wrong")):
-        if f"weight_{group}" in step:
-            weight = _decimals(_mean(step[f"weight_{group}"]))
+        means = [_mean(stats) for stats in curve(stages["main"], "train", f"weight_{group}")[1]]
+        if means:  # the last batch may have had no such program
+            known = [mean for mean in means if not math.isnan(mean)]
+            weight = _decimals(known[-1] if known else math.nan)
             meaning = f"how much a token of a {words} program counts, on average (1: as usual)"
             lines.append((f"weight, {words}", weight, meaning))
     return lines

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.sums import Sums, sums_of, verifying, write_sums
 
 CACHE_VARIABLE = "WEIGHTED_MTP_CACHE"
 _FOLDER = "weighted-mtp"
@@ -42,7 +43,8 @@ def cache_root(given: Path | None = None) -> Path:
 def kept(
     folder: Path, opened: Callable[[Path], Kept], make: Callable[[Path], None], what: str
 ) -> Kept:
-    """What a folder of the cache holds, made first if it is not there or damaged.
+    """What a folder of the cache holds, made first if it is not there or damaged, which the SHA-256
+    sums of its files tell.
 
     Of several processes that want it one makes it and the others wait. It is made beside its place
     and moved there once it is whole and on the disk; a process that is stopped leaves nothing that
@@ -80,10 +82,19 @@ def _found(folder: Path, opened: Callable[[Path], Kept], level: int) -> Kept | N
     if not folder.exists():
         return None
     try:
+        if verifying():
+            _compare(folder)
         return opened(folder)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         _log.log(level, "%s: damaged (%s), it is made anew", folder, _brief(error))
         return None
+
+
+def _compare(folder: Path) -> None:
+    try:
+        Sums.read(folder).verify()
+    except UserError as error:  # nobody has to do what it advises: it is made again
+        raise ValueError(str(error).partition(";")[0]) from None
 
 
 @contextmanager
@@ -118,6 +129,7 @@ def _make_whole(folder: Path, make: Callable[[Path], None]) -> None:
     try:
         partial.mkdir()
         make(partial)
+        write_sums(partial, sums_of(partial, partial.iterdir()))
         for path in partial.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())

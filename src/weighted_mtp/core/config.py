@@ -20,6 +20,7 @@ from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.data_sections import DataConfig
 from weighted_mtp.core.errors import UserError, refuse_credentials
+from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.core.section import Section
 from weighted_mtp.core.sections import (
@@ -135,11 +136,11 @@ def _find(name: str, folder: Path, what: str) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_regular(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except InvalidTextError as error:
+        raise UserError(f"{path}: not a valid recipe: {error}") from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}"
@@ -163,33 +164,23 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             refuse_credentials(override, "--set")
             raise UserError(f"--set {override!r}: write it as section.key=value")
         try:
-            value: Any = _scalar(text)
-        except yaml.YAMLError as error:
+            value: Any = parse_yaml(text)
+        except InvalidTextError as error:
             refuse_credentials(override, "--set")
-            raise UserError(f"--set {override!r}: the value is not valid YAML") from error
+            shown = override if len(override) <= 120 else override[:120] + "…"
+            raise UserError(f"--set {shown!r}: the value is not valid YAML ({error})") from error
         for key in reversed(path.split(".")):
             value = {key: value}
         config = _merge(config, value)
     return config
 
 
-def _scalar(text: str) -> Any:
-    """A YAML value, with `1e-3` read as the number a person means (YAML 1.1 reads a string)."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def setting(key: str, value: object) -> str:
     """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
-        same = _scalar(text) == text
-    except yaml.YAMLError:
+        same = parse_yaml(text) == text
+    except InvalidTextError:
         same = False
     return f"{key}={text if same else json.dumps(text)}"
 
@@ -225,9 +216,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"missing key {key}"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "empty_path":
+        return f"{key}.{message}"
     if not key or problem["type"] == "value_error":
         return message
-    return f"{key}: {message}, got {problem['input']!r}"
+    return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
 def _keys_at(place: Sequence[str]) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from weighted_mtp.core.sampling_section import SamplingConfig
-from weighted_mtp.core.section import Section, Seed
+from weighted_mtp.core.section import NonNegativeInt, PositiveInt, Section, Seed
 from weighted_mtp.core.text_section import TextConfig
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -39,6 +40,7 @@ def only_writer(directory: Path, remedy: str) -> Iterator[None]:
     outermost = key not in _held
     # O_TRUNC of another attempt would empty the lock file, so the holder has a file of its own.
     lock = _held.setdefault(key, FileLock(key / LOCK, timeout=0, thread_local=False))
+    made = [place for place in (key, *key.parents) if not place.exists()]
     try:
         if outermost:
             directory.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,8 @@ def only_writer(directory: Path, remedy: str) -> Iterator[None]:
             with suppress(OSError):
                 if {path.name for path in key.iterdir()} == {LOCK}:
                     (key / LOCK).unlink()
-                    key.rmdir()
+                    for place in made:
+                        place.rmdir()
         lock.release()
 
 
@@ -79,8 +82,8 @@ def _write_holder(directory: Path) -> None:
 def _holder(directory: Path) -> str:
     """Who holds the lock, in words; it may be about to write its name, or to end."""
     try:
-        found = json.loads((directory / HOLDER).read_text(encoding="utf-8"))
+        found = read_json(directory / HOLDER)
         pid, host, since = int(found["pid"]), str(found["host"]), str(found["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, OverflowError):
         return "another process"
     return f"process {pid} on {host} (since {since})"

@@ -18,6 +18,7 @@ ROOT = "weighted_mtp"
 _notes = logging.getLogger(f"{ROOT}.notes")
 _notes.propagate = False  # a terminal shows them by other means
 _notes.setLevel(logging.INFO)
+_notes.addHandler(logging.NullHandler())
 _early: deque[str] = deque(maxlen=10)
 
 

@@ -10,12 +10,12 @@ What cannot be a model (an adapter, a GGUF file, pointers of Git-LFS) is refused
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 from weighted_mtp.core.errors import UserError, in_brief, refuse_credentials
+from weighted_mtp.core.input_files import read_json
 
 MARKER = "COMPLETE"
 """Written last into a checkpoint; without it the directory is not one."""
@@ -122,8 +122,8 @@ def has_chat_template(model_dir: Path) -> bool:
             return True
         config = folder / "tokenizer_config.json"
         try:
-            fields = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            fields = read_json(config)
+        except (OSError, UserError, ValueError):
             continue
         if isinstance(fields, dict) and fields.get("chat_template"):
             return True
@@ -195,8 +195,8 @@ def listing(folder: Path) -> str:
 
 def _base_of(config: Path) -> str:
     try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        base = read_json(config)["base_model_name_or_path"]
+    except (OSError, UserError, ValueError, LookupError, TypeError):
         return ""
     return f" for {base}" if isinstance(base, str) and base else ""
 

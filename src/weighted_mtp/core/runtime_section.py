@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from weighted_mtp.core.section import Section, Seed
+from weighted_mtp.core.section import PositiveInt, Section, Seed
 
 
 class FSDPConfig(Section):
@@ -16,7 +16,8 @@ class FSDPConfig(Section):
     Attributes:
         param_dtype: of the blocks' weights as they are gathered and used; the part that each
             process keeps is float32. bfloat16 halves what is sent; compute_dtype must be it too.
-        reduce_dtype: of gradients as they are summed over processes.
+        reduce_dtype: of gradients as they are summed over processes. With `reduce_gradients: step`
+            the micro-batches of a step are added in it too, so use float32 where there are many.
         reshard_after_forward: let a block's weights go after its forward pass and gather them
             again for its backward pass; False takes more memory and sends less.
         reduce_gradients: once a step, for which every process keeps a whole gradient while it has
@@ -52,7 +53,7 @@ class RuntimeConfig(Section):
     timeout_minutes: PositiveFloat = 10.0
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: Seed = 0
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt, Field(le=4096)] | None = None
     compile: bool = False
     tf32: bool = True
     deterministic: bool = False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 
-from weighted_mtp.core.section import Section
+from weighted_mtp.core.section import PositiveInt, Section
 
 OTHER = "other"
 """The bin of the rows that fit no other; drawn from only where it has a weight."""

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from weighted_mtp.core.urls import REMEDY, holds_credentials
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def remote_url(url: str) -> str:
@@ -44,6 +56,25 @@ class Section(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _right_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1, "5" for 5 and "yes" for true; here each is a mistake."""
+        field = cls.model_fields[str(info.field_name)]
+        if any(isinstance(mark, BeforeValidator) for mark in field.metadata):
+            return value  # it converts other kinds on purpose
+        kinds = _scalar_kinds(field.annotation)
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, str) and "\0" in part:
+                raise PydanticCustomError("nul", "Input should not contain a NUL character")
+            if isinstance(part, bool) and bool not in kinds and kinds & {int, float}:
+                raise PydanticCustomError("number", "Input should be a number")
+            if isinstance(part, str) and not kinds - {int, float, bool, type(None)}:
+                raise PydanticCustomError("text", "Input should be a number, true or false")
+            if isinstance(part, (int, float)) and not isinstance(part, bool) and kinds == {bool}:
+                raise PydanticCustomError("boolean", "Input should be true or false")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _no_empty_path(cls, values: Any) -> Any:
@@ -51,5 +82,16 @@ class Section(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             if value == "" and field is not None and Path in get_args(field.annotation):
-                raise ValueError(f"{name} is empty; give a path, or null for none")
+                message = f"{name} is empty; give a path, or null for none"
+                raise PydanticCustomError("empty_path", "{message}", {"message": message})
         return values
+
+
+def _scalar_kinds(annotation: Any) -> set[Any]:
+    """The types of single values in `int | None`, `tuple[float, ...]`, `Literal["a"]`, …"""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if get_origin(annotation) is Annotated:
+        return _scalar_kinds(get_args(annotation)[0])
+    inner = [part for part in get_args(annotation) if part is not ...]
+    return set().union(*map(_scalar_kinds, inner)) if inner else {annotation}

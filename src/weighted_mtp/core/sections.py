@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from weighted_mtp.core.section import Fraction, RemoteURL, Section, UnitInterval
+from weighted_mtp.core.section import (
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    RemoteURL,
+    Section,
+    UnitInterval,
+)
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
 ObjectiveName = Literal[
@@ -37,9 +36,9 @@ class Architecture(Section):
     tokenizer's)."""
 
     dim: PositiveInt
-    n_layers: PositiveInt
+    n_layers: Annotated[PositiveInt, Field(le=10_000)]
     n_heads: PositiveInt
-    n_kv_heads: int | None = None
+    n_kv_heads: PositiveInt | None = None
     n_future_tokens: PositiveInt = 4
     multiple_of: PositiveInt = 256
     ffn_dim_multiplier: PositiveFloat | None = None
@@ -185,7 +184,8 @@ class ObjectiveConfig(Section):
         final_head_weights: what they become, linearly over the training; None keeps them.
         head_curriculum: `forward` adds heads one by one, `reverse` drops them, at the fractions of
             the training given by `head_fractions` (one for each head after the first; None spreads
-            them evenly).
+            them evenly). The active heads share the sum of all c_k in proportion to theirs, so
+            that the size of the loss does not depend on how many are active.
         scope: what batch statistics and selections are taken over: one forward pass on all ranks,
             or the whole optimizer step (exact however it is cut, for one scoring pass more).
     """
@@ -228,7 +228,11 @@ class TrainingConfig(Section):
     """The loop. Batch sizes count rows; `batch_size` is one optimizer step over all ranks.
 
     Attributes:
-        decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays.
+        schedule: from `learning_rate`, where the warm-up ends, to `final_learning_rate`, which the
+            last step uses exactly; `constant` stays at `learning_rate` and has no final rate. The
+            formulas are in `pipelines.optimization.learning_rate`.
+        decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays, of
+            the steps after the warm-up. The last step has the final rate however small it is.
         monitor: the validation figure by which checkpoints are best and training stops early.
         max_skipped_steps: steps with a loss or gradient that is not finite are skipped, up to this.
         activation_checkpointing: compute the blocks again in the backward pass instead of storing

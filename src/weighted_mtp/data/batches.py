@@ -128,12 +128,18 @@ class Batch(NamedTuple):
         """S."""
         return (self.tokens if self.packing is None else self.packing.slots).shape[1]
 
+    @property
+    def predicted(self) -> Tensor:
+        """`[B, S]` states that a response token follows. A response token at position 0 has no
+        state before it: no head predicts it, and no value belongs to it."""
+        return self.labels[:, 1:] != IGNORE_INDEX
+
     def positions(self) -> Tensor:
         """`[2]` float64: positions the model runs, and those of them that are not padding."""
         if self.packing is not None:
             filled = self.packing.filled.sum()
         else:
-            filled = (self.labels[:, 1:] != IGNORE_INDEX).flip(1).cummax(1).values.sum()
+            filled = self.predicted.flip(1).cummax(1).values.sum()
         return torch.stack([filled.new_tensor(self.tokens.numel()), filled]).double()
 
     def to(self, device: torch.device) -> Batch:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, open_regular, parse_json, read_regular
 
 STDLIB: Literal["python-stdlib"] = "python-stdlib"
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet", ".arrow")
@@ -82,7 +83,7 @@ class Corpus:
         options = [self.key, self.separator]
         try:
             if root.is_file() and root.stat().st_size <= _HASHED_BYTES:
-                content = hashlib.sha256(root.read_bytes()).hexdigest()
+                content = hashlib.sha256(read_regular(root)).hexdigest()
                 return _digest([options, root.suffix, content])
             stats = [(str(path), path.stat()) for path in files]
         except OSError as error:
@@ -130,7 +131,7 @@ class Corpus:
         if path.suffix in readers:
             yield from readers[path.suffix](path, self.key)
         elif self.separator is None:
-            yield path.read_bytes().decode("utf-8-sig")
+            yield read_regular(path).decode("utf-8-sig")
         else:
             yield from _separated(path, self.separator)
 
@@ -161,7 +162,7 @@ def _unusable(text: str) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte-order mark."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -189,9 +190,9 @@ def _jsonl(path: Path, key: str) -> Iterator[str]:
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not valid JSON ({error})") from error
+            record = parse_json(line)
+        except InvalidTextError as error:
+            raise UserError(f"{where}: {error}") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: should be a JSON object, it is {type(record).__name__}")
         if key not in record:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, open_regular, parse_json
 from weighted_mtp.core.types import Row
 
 MAX_LINE = 64 << 20
@@ -37,6 +38,8 @@ _NOT_TEXT = {
     b"ARROW1": "Arrow; write it as JSONL first: datasets.Dataset.from_file(FILE).to_json(OUT)",
 }
 """How other files begin that people take for JSONL."""
+
+_NUL = "it holds NUL bytes; the file is damaged, or was cut off while it was written"
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -92,7 +95,7 @@ def file_digest(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
@@ -136,13 +139,12 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
             a field of the wrong type; starts with `where`.
     """
     try:
-        record = _DECODER.decode(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"), finite=False)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; re-save as UTF-8") from error
-    except _KeyTwiceError as error:
-        raise UserError(f"{where}: the key {error.key!r} is given twice; keep one") from error
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an endless integer
-        raise UserError(f"{where}: not valid JSON ({_reason(line, error)})") from error
+    except InvalidTextError as error:
+        reason = f"not valid JSON ({_NUL})" if b"\0" in line else error
+        raise UserError(f"{where}: {reason}") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
     row = {"task_id": f"line-{number}", "metadata": {}, **_DEFAULTS, **record}
@@ -189,7 +191,7 @@ def no_rows(path: Path) -> UserError:
 
 def _rows(path: Path) -> Iterator[Row]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in read_lines(file, path):
                 yield parse_row(line, f"{path}, line {number}", number)
     except OSError as error:
@@ -202,32 +204,6 @@ def _begin(line: bytes, path: Path) -> bytes:
         if line.startswith(magic):
             raise UserError(f"{path}: not JSONL, it is {remedy}")
     return line.removeprefix(b"\xef\xbb\xbf")
-
-
-class _KeyTwiceError(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is given twice no value is better than the other."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _KeyTwiceError(next(key for key in keys if keys.count(key) > 1))
-    return made
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _reason(line: bytes, error: Exception) -> str:
-    if b"\0" in line:
-        return "it holds NUL bytes; the file is damaged, or was cut off while it was written"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
-    return str(error)
 
 
 def _deeper(value: Any, levels: int) -> bool:

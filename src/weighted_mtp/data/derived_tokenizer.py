@@ -10,6 +10,7 @@ As in every Hugging Face tokenizer, text that spells a special token is that tok
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from weighted_mtp.core.input_files import read_regular
 from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from weighted_mtp.data.tokenizers import ByteTokenizer, Tokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # SentencePiece's piece types
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # SentencePiece's piece types
 _UNIGRAM, _BPE = 1, 2
 _SPACE = "▁"
 _PROBES = (
@@ -50,12 +52,16 @@ def derived_files(tokenizer: Tokenizer, source: Path) -> dict[str, str] | None:
     Returns:
         The files; None where Hugging Face's library cannot give the same ids.
     """
+    probes = list(_PROBES)
     if isinstance(tokenizer, ByteTokenizer):
         backend = _byte_backend()
         names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
     elif isinstance(tokenizer, SentencePieceTokenizer):
         model = _read_model(source)
+        if model.kind != _BPE or model.normalises:  # where the two libraries can differ
+            return None
         backend = _sentencepiece_backend(model)
+        probes += [f"{symbol}{symbol} x {symbol}\n  y{symbol}" for symbol in model.symbols]
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": model.unk}
         if tokenizer.pad_id != tokenizer.eos_id:
             ids["pad_token"] = tokenizer.pad_id
@@ -67,7 +73,7 @@ def derived_files(tokenizer: Tokenizer, source: Path) -> dict[str, str] | None:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_id)]
         )
-    if any(_ids(backend, text) != tokenizer.encode(text) for text in _PROBES):
+    if any(_ids(backend, text) != tokenizer.encode(text) for text in probes):
         return None
     config = {
         DERIVED_FROM: source.name,
@@ -121,14 +127,23 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Model:
-    """What a SentencePiece model file says (`sentencepiece_model.proto`)."""
+    """What a SentencePiece model file says (`sentencepiece_model.proto`).
+
+    Attributes:
+        prefix: a space is put before every text.
+        normalises: characters are replaced, or spaces joined and trimmed.
+    """
 
     pieces: list[_Piece]
     kind: int
     byte_fallback: bool
-    charsmap: bytes
     prefix: bool
-    trims: bool
+    normalises: bool
+
+    @property
+    def symbols(self) -> list[str]:
+        """Pieces that a user defined: always a token of their own."""
+        return [piece.text for piece in self.pieces if piece.kind == _USER_DEFINED]
 
     @property
     def unk(self) -> int:
@@ -139,7 +154,7 @@ def _read_model(path: Path) -> _Model:
     pieces: list[_Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
-    for number, value in _fields(path.read_bytes()):
+    for number, value in _fields(read_regular(path)):
         if number == 1:
             fields = dict(_fields(value))
             score = unpack("<f", fields.get(2, bytes(4)))[0]
@@ -152,9 +167,8 @@ def _read_model(path: Path) -> _Model:
         pieces,
         trainer.get(3, _UNIGRAM),
         bool(trainer.get(35, 0)),
-        normalizer.get(2, b""),
         bool(normalizer.get(3, 1)),
-        bool(normalizer.get(4, 1)),
+        bool(normalizer.get(2, b"") or normalizer.get(4, 1)),
     )
 
 
@@ -187,23 +201,17 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 def _sentencepiece_backend(model: _Model) -> Any:
     """The same tokenizer in Hugging Face's library."""
     vocabulary = {piece.text: i for i, piece in enumerate(model.pieces)}
-    core: Any
-    if model.kind == _BPE:
-        core = models.BPE(
-            vocabulary,
-            _merges(model),
-            unk_token=model.pieces[model.unk].text,
-            fuse_unk=True,
-            byte_fallback=model.byte_fallback,
-        )
-    else:
-        scored = [(piece.text, piece.score) for piece in model.pieces]
-        core = models.Unigram(scored, model.unk, model.byte_fallback)
+    symbols = model.symbols
+    core = models.BPE(
+        vocabulary,
+        _merges(model),
+        unk_token=model.pieces[model.unk].text,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=bool(symbols),  # a symbol that was split off is a token as it is
+    )
     backend = Backend(core)
-    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    if model.trims:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    steps += [normalizers.Prepend(_SPACE)] if model.prefix else []
+    steps: list[Any] = [normalizers.Prepend(_SPACE)] if model.prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if model.prefix else []
     backend.decoder = decoders.Sequence(
@@ -212,9 +220,10 @@ def _sentencepiece_backend(model: _Model) -> Any:
     backend.add_special_tokens(
         _special([p.text for p in model.pieces if p.kind in (_UNKNOWN, _CONTROL)])
     )
-    backend.add_tokens(
-        [AddedToken(p.text, normalized=True) for p in model.pieces if p.kind == _USER_DEFINED]
-    )
+    if symbols:  # not as added tokens: the text after one would get a prefix of its own
+        longest_first = sorted(symbols, key=len, reverse=True)
+        pattern = Regex("|".join(map(re.escape, longest_first)))
+        backend.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     return backend
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import parse_json, read_regular
 from weighted_mtp.data.tokenizer_files import (
     CONFIG,
     TokenizerFiles,
@@ -52,7 +53,7 @@ class HuggingFaceTokenizer:
         files = TokenizerFiles.read(folder)
         if not path.is_dir():
             try:
-                contents = {**files.contents, _FILE: path.read_bytes()}
+                contents = {**files.contents, _FILE: read_regular(path)}
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
             files = TokenizerFiles(folder, contents, files.model_stops)
@@ -74,7 +75,7 @@ class HuggingFaceTokenizer:
         self._files = files
         where = files.folder / _FILE
         try:
-            state = _with_added(json.loads(files.contents[_FILE]), files)
+            state = _with_added(parse_json(files.contents[_FILE]), files)
             ids = _vocabulary(state)
             self._choose_ids(state, ids, files)
             unknown = (files.named().get("unk"), _unknown(state["model"]))

@@ -1,12 +1,14 @@
 """A reference model's token losses, stored beside the data set they belong to.
 
 One safetensors file: `losses` float32 `[tokens, heads]`, the response tokens of every row one after
-the other (EOS included), `offsets` int64 `[rows + 1]`, and in its header what they depend on.
+the other (EOS included), `offsets` int64 `[rows + 1]`, and in its header what they depend on and a
+SHA-256 of all this, which is compared when the file is opened.
 Column k − 1 of token x_j is the loss of head k, which predicts it from x_{≤ j−k}.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import parse_json
+from weighted_mtp.core.sums import verifying
 from weighted_mtp.core.tensors import save_file
 
-FORMAT = "weighted-mtp reference losses v3"
+FORMAT = "weighted-mtp reference losses v4"
+_WITHOUT_DIGEST = "weighted-mtp reference losses v3"
+_HASHED_TOKENS = 1 << 18
 _COMMAND = "weighted-mtp prepare reference-losses"
 
 
@@ -58,6 +64,7 @@ def write_reference(path: Path, losses: Sequence[Tensor], fingerprint: Fingerpri
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     header = {"format": FORMAT, "fingerprint": json.dumps(asdict(fingerprint))}
+    header["digest"] = _digest(header["fingerprint"], tensors["offsets"], tensors["losses"])
     save_file(tensors, partial, metadata=header)
     partial.replace(path)
 
@@ -71,6 +78,15 @@ def stored_fingerprint(path: Path) -> Fingerprint:
     return _opened(path)[1]
 
 
+def _digest(fingerprint: str, offsets: Tensor, losses: Any) -> str:
+    """SHA-256 of what a file holds, from slices of `losses`, which may stay on disk."""
+    digest = hashlib.sha256(fingerprint.encode())
+    digest.update(offsets.numpy().tobytes())
+    for start in range(0, int(offsets[-1]), _HASHED_TOKENS):
+        digest.update(losses[start : start + _HASHED_TOKENS].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _opened(path: Path) -> tuple[Any, Fingerprint]:
     """The file, and its fingerprint."""
     if not path.is_file():
@@ -78,10 +94,10 @@ def _opened(path: Path) -> tuple[Any, Fingerprint]:
     try:
         file: Any = safe_open(path, framework="pt")
         header = file.metadata() or {}
-        found = Fingerprint(**json.loads(header.get("fingerprint", "")))
+        found = Fingerprint(**parse_json(header.get("fingerprint", "")))
     except (SafetensorError, ValueError, TypeError) as error:
         raise _damaged(path) from error
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, _WITHOUT_DIGEST):
         raise UserError(
             f"{path}: written by another version (format {header.get('format')!r}; this version "
             f"reads {FORMAT!r}, which holds the losses of every head); score the data again with: "
@@ -114,6 +130,11 @@ class ReferenceLosses:
             tokens, self.heads = self._losses.get_shape()
             if self._offsets[-1:] != [tokens]:
                 raise ValueError("tokens are missing")
+            header = file.metadata()
+            if header["format"] == FORMAT and verifying():
+                offsets = file.get_tensor("offsets")
+                if _digest(header["fingerprint"], offsets, self._losses) != header.get("digest"):
+                    raise ValueError("its SHA-256 is not the stored one")
         except (SafetensorError, ValueError, TypeError) as error:
             raise _damaged(path) from error
         self.fingerprint = found

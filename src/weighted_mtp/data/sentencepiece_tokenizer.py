@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import read_regular
 from weighted_mtp.data.tokenizer_files import (
     CONFIG,
     TokenizerFiles,
@@ -35,7 +36,7 @@ class SentencePieceTokenizer:
         beside = path.name == _MODEL  # the configs in a folder belong to the file of this name
         files = TokenizerFiles.read(path.parent, without=["tokenizer.json"])
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
             self._model: Any = SentencePieceProcessor()
             self._model.LoadFromSerializedProto(content)  # an empty model_proto is ignored
         except (OSError, RuntimeError) as error:

@@ -21,6 +21,7 @@ import numpy as np
 
 from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import file_digest, unreadable
 from weighted_mtp.data.metadata import Indices, Metadata
@@ -69,7 +70,7 @@ class RowStore(Sequence[Row]):
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self._folder = path, folder
         with self._reading():
-            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            table = read_json(folder / _TABLE)
             self.digest: str = table["digest"]
             self._length: int = table["rows"]
             self._files: list[str] = table["files"]
@@ -202,7 +203,7 @@ def _key(path: Path) -> str:
 
 def _opened(path: Path, folder: Path) -> RowStore:
     """What the cache has, if it is whole as far as file sizes and the small columns tell."""
-    table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+    table = read_json(folder / _TABLE)
     if any((folder / name).stat().st_size != size for name, size in table["bytes"].items()):
         raise ValueError("a file has another size")
     store = RowStore(path, folder)

@@ -23,6 +23,7 @@ import numpy as np
 
 from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.batches import Example
@@ -99,7 +100,7 @@ class TokenisedRows:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            meta = read_json(folder / _META)
             types = {**_TYPES, "ids": np.dtype(meta["ids"])}
             columns = {x: _mapped(folder, x, t, meta["bytes"][x]) for x, t in types.items()}
             self.source: str = meta["source"]

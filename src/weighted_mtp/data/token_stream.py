@@ -19,6 +19,7 @@ import numpy as np
 
 from weighted_mtp.core.cache import cache_root, kept
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.text_section import TextConfig
 from weighted_mtp.data.corpus import Corpus, held_out
@@ -44,9 +45,9 @@ class TokenStream:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        meta = read_json(folder / _META)
         self.tokens: Ids = np.memmap(folder / f"{split}.tokens", meta["dtype"], "r")
-        self._digest: str | None = meta[split].get("digest")
+        self._digest: str | None = meta.get(split, {}).get("digest")
         self.offsets: np.ndarray[Any, np.dtype[np.int64]] = np.memmap(
             folder / f"{split}.offsets", np.int64, "r"
         )
@@ -169,7 +170,7 @@ def _default_workers(corpus: Corpus) -> int:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     """What `stream.json` says, if the files are as long as it says."""
-    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+    meta: dict[str, Any] = read_json(folder / _META)
     for split in ("train", "validation"):
         tokens = meta[split]["tokens"] * np.dtype(meta["dtype"]).itemsize
         offsets = (meta[split]["documents"] + 1) * np.dtype(np.int64).itemsize

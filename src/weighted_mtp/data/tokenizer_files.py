@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import InvalidTextError, parse_json, read_regular
 from weighted_mtp.core.logging import get_logger
 
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
@@ -64,12 +65,12 @@ class TokenizerFiles:
             if folder.name == "tokenizer" and folder.is_dir():
                 names = sorted(path.name for path in folder.iterdir())
             contents = {
-                name: (folder / name).read_bytes()
+                name: read_regular(folder / name)
                 for name in names
                 if name not in without and (folder / name).is_file()
             }
             config = folder / "config.json"
-            model = config.read_bytes() if config.is_file() else b"{}"
+            model = read_regular(config) if config.is_file() else b"{}"
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
         stops = _token_ids(_parsed(model, config), config)
@@ -211,9 +212,9 @@ def check_round_trip(read_back: Callable[[str], str], where: Path) -> None:
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({one_line(error, 120)})") from error
+        found = parse_json(content)
+    except InvalidTextError as error:
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: must be a JSON object, it is {type(found).__name__}")
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import find_tokenizer
 from weighted_mtp.core.types import DERIVED_FROM
@@ -167,8 +168,8 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 def _is_derived(folder: Path) -> bool:
     """Whether an export made tokenizer.json from the tokenizer.model beside it."""
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / "tokenizer_config.json")
+    except (OSError, UserError, ValueError):
         return False
     source = config.get(DERIVED_FROM) if isinstance(config, dict) else None
     return source == "tokenizer.model" and (folder / source).is_file()

@@ -8,6 +8,7 @@ Letters: B batch, V vocabulary.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.decoding.batch import Batch
@@ -83,7 +84,12 @@ class Plain:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax of `logits` `[..., V]` at `tokens` `[...]`, in float32 or better."""
+    """log softmax of `logits` `[..., V]` at `tokens` `[...]`, in float32 or better.
+
+    As log σ of the token's log-odds against all others: z − logsumexp(z) would leave nothing but
+    rounding errors of a confident token.
+    """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    picked = wide.gather(-1, tokens[..., None])[..., 0]
-    return picked - wide.logsumexp(-1)
+    at = tokens[..., None]
+    odds = wide.gather(-1, at)[..., 0] - wide.scatter(-1, at, -torch.inf).logsumexp(-1)
+    return F.logsigmoid(odds)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -174,16 +176,44 @@ def _enter_alone() -> None:
             file.write(f"{number} {number} 1")
 
 
-def enter_namespaces() -> bool:
-    """Move into namespaces without network, the best kind permitted; False where none is."""
+def _enter_as_root() -> None:
+    unshare(_WORKER_SPACES)
+
+
+def enter_namespaces() -> tuple[bool, bool]:
+    """Move into namespaces without network, the best kind permitted.
+
+    Returns:
+        Whether any is, and whether processes are counted apart from the user's others there.
+    """
     ways: list[Callable[[], None]] = [_enter_alone]
     if os.geteuid() == 0:
-        ways = [_enter_with_nobody, _enter_alone, lambda: unshare(_WORKER_SPACES)]
+        ways = [_enter_with_nobody, _enter_alone, _enter_as_root]
     for way in ways:
         if succeeds(way):  # tried by a child first: one that fails half way cannot go back
             way()
-            return True
-    return False
+            return True, way is not _enter_as_root and _release() >= (5, 14)
+    return False, False
+
+
+def _release() -> tuple[int, ...]:
+    """The kernel's version: since 5.14 it counts processes per user namespace."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return tuple(int(number) for number in numbers.groups()) if numbers else ()
+
+
+def count_tasks(uid: int | None) -> int | None:
+    """Count the processes and threads of a user, by default the present one; None if unknown."""
+    real = str(os.getuid() if uid is None else uid)
+    count = 0
+    if not os.path.isdir("/proc/self"):
+        return None
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/status") as file:
+            text = file.read()
+            if text.partition("\nUid:\t")[2].split(maxsplit=1)[:1] == [real]:
+                count += int(text.partition("\nThreads:\t")[2].split(maxsplit=1)[0])
+    return count
 
 
 def succeeds(attempt: Callable[[], object]) -> bool:

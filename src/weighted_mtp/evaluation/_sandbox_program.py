@@ -6,190 +6,293 @@ an expected answer is ever in this process, and what it reports about itself can
 
 from __future__ import annotations
 
+import _thread
+import ast
 import atexit
 import builtins
+import copy
+import gc
+import importlib
+import io
 import operator
+import os
+import posix
+import resource
 import sys
 import threading
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
-from weighted_mtp.evaluation._sandbox_wire import GoneError, Line, decode, describe_error, encode
+from weighted_mtp.evaluation._sandbox_claims import blind, claim
+from weighted_mtp.evaluation._sandbox_files import PROGRAM, WORK
+from weighted_mtp.evaluation._sandbox_side import Side
+from weighted_mtp.evaluation._sandbox_wire import Line
 
 RunCode = Callable[[types.CodeType, dict[str, Any]], None]
-_MUTABLE = ("list", "dict", "set", "deque", "bytearray", "Counter", "OrderedDict")
+MODULE = "program"
+"""Name of the module where it is judged by tests: `__main__` is that of a script only."""
 
 
-class _Flushes(Protocol):
-    def flush(self) -> None: ...
+def _special(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a special method as an operator does: it is looked up on the class."""
+    if name in _BUILTIN:
+        return _BUILTIN[name](value, *args, **kwargs)
+    return getattr(type(value), name)(value, *args, **kwargs)
 
+
+_BUILTIN: dict[str, Callable[..., Any]] = {
+    "__len__": len, "__bool__": bool, "__hash__": hash, "__str__": str, "__repr__": repr,
+    "__format__": format, "__next__": next, "__dir__": dir,
+}  # fmt: skip
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two objects are equal, and the comparison sees a difference where there is one."""
+    return (one == other) is True and not blind(one)
+
+
+def _wait(awaitable: Any) -> Any:
+    """Run something that can be awaited to its end."""
+    asyncio = importlib.import_module("asyncio")
+    global _loop
+    if _loop is None:
+        _loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(_loop)
+
+    async def wait() -> Any:
+        return await awaitable
+
+    return _loop.run_until_complete(wait())
+
+
+_loop: Any = None
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "special": _special,
     "getattr": getattr,
     "setattr": setattr,
     "delattr": delattr,
+    "getitem": operator.getitem,
     "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
+    "equal": _equal,
     "isinstance": isinstance,
-    "enter": lambda manager: manager.__enter__(),
-    "exit": lambda manager: manager.__exit__(None, None, None),
-    **{
-        name: getattr(operator, name)
-        for name in ("getitem", "setitem", "delitem", "eq", "ne", "lt", "le", "gt", "ge")
-    },
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "neg")},
+    "claim": claim,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "await": _wait,
 }
 
 
-class ProgramSide:
-    """Holds the objects that the tests know by number, and answers requests about them."""
+class ProgramSide(Side):
+    """Answers requests about the objects of the program."""
+
+    forgets = True
 
     def __init__(self, line: Line) -> None:
-        self._line = line
-        self._objects: list[Any] = []
-        self._numbers: dict[int, int] = {}
+        super().__init__(line, first=1)
         self.space: dict[str, Any] = {}
+        self._printed: tuple[io.StringIO | None, io.StringIO | None] = (None, None)
+        self._replaced: dict[str, Any] = {}
 
-    def run(self, source: str, run_code: RunCode) -> dict[str, Any]:
-        """Run the source as `__main__`; the reply says whether it got through."""
-        module = types.ModuleType("__main__")
+    def run(self, source: str, main: bool, run_code: RunCode) -> dict[str, Any]:
+        """Run the source; the reply says whether it got through."""
+        name = "__main__" if main else MODULE
+        module = types.ModuleType(name)
         own = types.ModuleType("builtins")  # what the program does to these reaches no one else
         own.__dict__.update(vars(builtins), exit=sys.exit, quit=sys.exit)
-        module.__dict__["__builtins__"] = own
-        sys.modules.update({"__main__": module, "builtins": own})
+        path = os.path.join(os.getcwd(), PROGRAM)
+        module.__dict__.update({"__builtins__": own, "__file__": path})
+        sys.modules.update({"__main__": module, name: module, "builtins": own})
+        sys.argv, sys.orig_argv = [path], [path]
         self.space = module.__dict__
         try:
-            code = compile(source, "<program>", "exec", dont_inherit=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(source)
+            os.mkdir(WORK)  # an empty one
+            os.chdir(WORK)
+            sys.path.insert(0, os.getcwd())
+            code = compile(source, path, "exec", dont_inherit=True)
             run_code(code, self.space)
         except BaseException as error:
-            return self._failure(error)
-        return {"value": None}
+            return self.failure(error, whole=not main)
+        return {"value": path}
 
     def serve(self) -> None:
         """Answer until the tests have no more questions."""
         while True:
-            self._line.send(self._answer(self._line.receive()))
+            self._line.send(self.answer(self._line.receive()))
 
-    def ask_tests(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function of the tests, answering what it asks in turn."""
-        self._line.send(
-            {
-                "callback": number,
-                "args": [self._encode(arg) for arg in args],
-                "kwargs": {name: self._encode(value) for name, value in kwargs.items()},
-            }
-        )
-        while True:
-            message = self._line.receive()
-            if "do" not in message:
-                break
-            self._line.send(self._answer(message))
-        if "raised" in message:
-            raise RuntimeError(f"{message['raised'][0]}: {message['text']}")
-        return self._decode(message["value"])
+    def write(self, message: dict[str, Any], light: bool = False, **values: Any) -> dict[str, Any]:
+        """Add to a message values, changes, and what was printed where the tests look at it."""
+        for place, stream in enumerate(self._printed):
+            if stream is not None and (text := stream.getvalue()):
+                message.setdefault("printed", ["", ""])[place] = text
+                stream.seek(0)
+                stream.truncate()
+        return super().write(message, light, **values)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        try:
-            if request["do"] == "name":
-                name = request["name"]
-                known = name in self.space
-                return {"value": self._encode(self.space[name])} if known else {"absent": True}
-            args = [self._decode(data) for data in request["args"]]
-            kwargs = {name: self._decode(data) for name, data in request["kwargs"].items()}
-            reply: dict[str, Any]
-            try:
-                reply = {"value": self._encode(_OPERATIONS[request["do"]](*args, **kwargs))}
-            except GoneError:
-                raise
-            except BaseException as error:
-                reply = self._failure(error)
-            for given, now in ((request["args"], args), (request["kwargs"], kwargs)):
-                if changed := self._changes(given, now):
-                    reply["changed args" if now is args else "changed kwargs"] = changed
-            return reply
-        except GoneError:
-            raise
-        except BaseException as error:
-            return self._failure(error)
+    def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Do one operation."""
+        if do == "name":
+            return (True, self.space[args[0]]) if args[0] in self.space else (False, None)
+        if do == "defined":
+            return [name for name in args[0] if name in self.space]
+        if do == "streams":
+            return self._streams(*args)
+        return _OPERATIONS[do](*args, **kwargs)
 
-    def _changes(self, given: Any, now: Any) -> list[Any]:
-        """Arguments changed in place, as pairs of place and new value."""
-        places = range(len(given)) if isinstance(given, list) else list(given)
-        changed = []
-        for place in places:
-            data = given[place]
-            if type(data) is list and data[0] in (*_MUTABLE, "tuple"):
-                after = self._encode(now[place])
-                if after != data:
-                    changed.append([place, after])
-        return changed
+    def standard(self, module: str, name: str) -> Any:
+        """A function of the standard library, which the tests hand over by name."""
+        return operator.attrgetter(name)(importlib.import_module(module))
 
-    def _failure(self, error: BaseException) -> dict[str, Any]:
-        message = describe_error(error)
-        if isinstance(error, SystemExit):
-            code = error.code
-            message["code"] = 0 if code is None else code if isinstance(code, int) else 1
-        return message
+    def shows(self, mirror: Any) -> bool:
+        """Whether an operator may be shown a value: the tests are believed."""
+        return True
 
-    def _encode(self, value: Any) -> Any:
-        return encode(value, self._reference)
+    def equals(self, mirror: Any, other: Any) -> bool:
+        """Whether an object of the tests equals this."""
+        return self.ask("special", "__eq__", mirror, other) is True
 
-    def _decode(self, data: Any) -> Any:
-        return decode(data, self._dereference)
+    def contains(self, mirror: Any, value: Any) -> bool:
+        """Whether an object of the tests contains this."""
+        return self.ask("special", "__contains__", mirror, value) is True
 
-    def _reference(self, value: Any) -> list[Any]:
-        if isinstance(value, TestFunction):
-            return ["yours", value.number]
-        number = self._numbers.get(id(value))
-        if number is None:
-            number = self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)
-        module = value.__name__ if isinstance(value, types.ModuleType) else None
-        return ["mine", number, module]
+    def as_number(self, mirror: Any) -> Any:
+        """The number that an object of the tests stands for."""
+        return None
 
-    def _dereference(self, data: list[Any]) -> Any:
-        if data[0] == "yours":
-            return self._objects[data[1]]
-        return TestFunction(self, data[1])
+    def _streams(self, out: bool, err: bool, readline: Any, functions: dict[str, Any]) -> None:
+        """Print to where the tests look, and read what they give."""
+        self._printed = (io.StringIO() if out else None, io.StringIO() if err else None)
+        sys.stdout = self._printed[0] or sys.__stdout__
+        sys.stderr = self._printed[1] or sys.__stderr__
+        sys.stdin = sys.__stdin__ if readline is None else _Reader(readline)
+        names = vars(sys.modules["builtins"])
+        names.update(self._replaced)
+        self._replaced = {name: names[name] for name in functions}
+        names.update(functions)
 
 
-class TestFunction:
-    """A function of the tests, handed to the program as an argument."""
+class _Reader(io.TextIOBase):
+    """Standard input as the tests have replaced it."""
 
-    def __init__(self, side: ProgramSide, number: int) -> None:
-        self._side = side
-        self.number = number
+    def __init__(self, readline: Callable[[], str]) -> None:
+        self._readline = readline
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._side.ask_tests(self.number, args, kwargs)
+    def readable(self) -> bool:
+        return True
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        return self._readline()
+
+    def read(self, size: int | None = -1) -> str:
+        return "".join(iter(self._readline, ""))
+
+
+def _allow_big_stacks() -> None:
+    """Let a thread have a stack of any usual size: reserved memory is not used memory."""
+    set_size = _thread.stack_size
+
+    def stack_size(size: int = 0) -> int:
+        with suppress(OSError, ValueError):
+            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+            if size > 1 << 20 and soft != resource.RLIM_INFINITY:
+                resource.setrlimit(resource.RLIMIT_AS, (min(soft + size, hard), hard))
+        return set_size(size)
+
+    _thread.stack_size = threading.stack_size = stack_size
+
+
+def _guard_exit(line: Line, source: str) -> None:
+    """Have a script that leaves by `os._exit(0)` say whether it was done.
+
+    It is not while an exception goes through a `finally`, nor while the main thread is at work.
+    """
+    leave = os._exit
+
+    def _exit(status: int) -> NoReturn:
+        if status == 0:
+            done = not _in_finally(source, sys._getframe(1)) and _main_thread_rests()
+            failed = {"raised": ["SystemExit"], "text": "", "code": 1}
+            with suppress(BaseException):
+                line.send({"value": None} if done else failed)
+        leave(status)
+
+    os._exit = posix._exit = _exit
+
+
+def _in_finally(source: str, frame: types.FrameType | None) -> bool:
+    """Whether a caller is in the `finally` of a statement that an exception has left."""
+    if sys.exc_info()[1] is None:
+        return False
+    blocks = [
+        (node.finalbody[0].lineno, node.finalbody[-1].end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Try) and node.finalbody
+    ]
+    while frame is not None:
+        own = os.path.basename(frame.f_code.co_filename) == PROGRAM
+        if own and any(first <= frame.f_lineno <= last for first, last in blocks):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _main_thread_rests() -> bool:
+    """Whether this is the main thread, or that waits for another to end."""
+    main = threading.main_thread()
+    frame = sys._current_frames().get(main.ident or 0)
+    waits = frame is not None and frame.f_code.co_filename == threading.__file__
+    return threading.current_thread() is main or waits
 
 
 def play_program(line: Line, run_code: RunCode) -> int:
     """The whole life of this process; return its exit status."""
     task = line.receive()
+    _allow_big_stacks()
     side = ProgramSide(line)
-    reply = side.run(task["source"], run_code)
     if task["script"]:
-        _finish(sys.stdout, sys.__stdout__)
-    line.send(reply)
+        _guard_exit(line, task["source"])
+    reply = side.run(task["source"], task["main"], run_code)
+    failed = "raised" in reply and reply.get("code") != 0
     if not task["script"]:
+        line.send(reply)
         side.serve()
-    return 0
+    if failed:  # is told first: nothing that follows may hide it
+        line.send(reply)
+    _finish(side.space)
+    if not failed:
+        line.send({"value": None})
+    return 1 if failed else 0
 
 
-def _finish(*streams: _Flushes | None) -> None:
+def _finish(space: dict[str, Any]) -> None:
     """What Python does at the end of a script: wait for threads, call exit functions, flush."""
+
+    def flush() -> None:
+        for stream in (sys.stdout, sys.__stdout__):
+            if stream is not None:
+                with suppress(BaseException):
+                    stream.flush()
+
+    def drop() -> None:
+        for name in [name for name in space if name[:2] != "__"]:
+            space[name] = None  # files close, and `__del__` runs
+        gc.collect()
+        for thing in gc.get_objects():
+            if isinstance(thing, io.TextIOWrapper | io.BufferedWriter):
+                with suppress(BaseException):
+                    thing.flush()
+
     actions: list[Callable[[], Any]] = [
         getattr(threading, "_shutdown"),  # noqa: B009  (typed nowhere)
         getattr(atexit, "_run_exitfuncs"),  # noqa: B009
-        *(stream.flush for stream in streams if stream is not None),
+        flush,
+        drop,
+        flush,
     ]
     for action in actions:
         with suppress(BaseException):  # the interpreter would only print it

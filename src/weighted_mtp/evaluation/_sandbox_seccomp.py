@@ -26,6 +26,15 @@ _REFUSED = {
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
 }  # fmt: skip
+_MODES = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "removexattrat": (466, 466), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88),
+}  # fmt: skip
+"""Calls that change a file without opening it to write: Landlock lets them pass."""
 _ON_SELF_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
 _FORKS = (57, 58)  # fork and vfork, on Intel only
 _CLONE, _CLONE3 = (56, 220), (435, 435)
@@ -41,8 +50,12 @@ def supported() -> bool:
     return os.uname().machine in _MACHINES
 
 
-def call_filter(pid: int) -> bytes:
-    """The filter for process `pid`, which may send signals to itself alone."""
+def call_filter(pid: int, keep_modes: bool = False) -> bytes:
+    """The filter for process `pid`, which may send signals to itself alone.
+
+    Args:
+        keep_modes: refuse to change modes, owners, attributes and times of files.
+    """
     which, architecture = _MACHINES[os.uname().machine]
 
     def step(code: int, value: int, then: int = 0, other: int = 0) -> bytes:
@@ -52,8 +65,10 @@ def call_filter(pid: int) -> bytes:
     load_argument = step(_LOAD, _FIRST_ARGUMENT)
     program = step(_LOAD, _ARCHITECTURE) + step(_EQUAL, architecture, 1, 0) + refuse
     program += step(_LOAD, _NUMBER) + step(_AT_LEAST, _FOREIGN_NUMBERS, 0, 1) + refuse
-    for numbers in _REFUSED.values():
-        program += step(_EQUAL, numbers[which], 0, 1) + refuse
+    refused = [*_REFUSED.values(), *(_MODES.values() if keep_modes else ())]
+    for number in (numbers[which] for numbers in refused):
+        if number is not None:
+            program += step(_EQUAL, number, 0, 1) + refuse
     for numbers in _ON_SELF_ONLY.values():  # 0 means the caller, or its own process group
         program += step(_EQUAL, numbers[which], 0, 5) + load_argument
         program += step(_EQUAL, pid, 1, 0) + step(_EQUAL, 0, 0, 1) + allow + refuse

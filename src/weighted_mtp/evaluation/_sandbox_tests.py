@@ -2,200 +2,293 @@
 
 Here a verdict is reached, so no code of the program ever runs here. What its functions return
 arrives as plain data and is compared by this interpreter. An object of the program's own kind
-stays with the program, behind a `Remote`: the tests may call it, read it, walk it, and compare it
-with another such object, but to plain data it is equal never, or it could claim to equal anything.
+stays with the program, behind a mirror (`_sandbox_mirror`): the tests may call it, read it, walk
+it, and compare it with another such object. Plain data it equals only if it names that value
+itself, without being shown what is expected; a class whose name the tests use as that of a class is
+what they test, and its operators may be shown their values.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import importlib
+import linecache
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
-from weighted_mtp.evaluation._sandbox_remote import Remote, refresh
-from weighted_mtp.evaluation._sandbox_wire import (
-    GoneError,
-    Line,
-    decode,
-    describe_error,
-    encode,
-    rebuild_error,
+from weighted_mtp.evaluation._sandbox_checks import (
+    FILE,
+    HELPER,
+    KEEP,
+    Checks,
+    ask_helper,
+    both,
+    decoys,
+    keep,
+    python_first,
 )
+from weighted_mtp.evaluation._sandbox_mirror import RemoteType, is_mirror, number_of
+from weighted_mtp.evaluation._sandbox_rights import (
+    do_for_program,
+    may_be_handed_over,
+    standard_name,
+)
+from weighted_mtp.evaluation._sandbox_side import Side
+from weighted_mtp.evaluation._sandbox_wire import GoneError, Line
 
 MAX_DETAIL = 300
 RunCode = Callable[[types.CodeType, dict[str, Any]], None]
+_STREAMS = (sys.stdout, sys.stderr, sys.stdin)
+_REPLACED = ("input", "print", "open")
 
 
-class TestsSide:
-    """Asks the program's process, and answers when it calls a function it was given."""
+class TestsSide(Side):
+    """Asks the program's process, and answers what that may ask of the tests' own objects."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._functions: list[Callable[..., Any]] = []
-        self._remotes: dict[int, Remote] = {}
+    def __init__(self, line: Line, tests: Checks | None = None) -> None:
+        super().__init__(line, first=2)
+        self.tests = tests
         self.gone: GoneError | None = None
+        self._trusted: set[int] = set()
+        self._claims: dict[tuple[int, str], tuple[Any, ...]] = {}
+        self._told: tuple[Any, ...] = (*_STREAMS, {})
 
-    def start(self, source: str) -> None:
+    def start(self, source: str, main: bool) -> None:
         """Have the source run; raises what it raised."""
-        self._read({"source": source, "script": False})
-
-    def name(self, name: str) -> tuple[bool, Any]:
-        """Whether the program has a global of this name, and its value."""
-        reply = self._exchange({"do": "name", "name": name})
-        if "absent" in reply:
-            return False, None
-        return True, self._value(reply)
-
-    def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Have an operation done over there; arguments it changed in place change here too."""
-        message = {
-            "do": do,
-            "args": [self._encode(arg) for arg in args],
-            "kwargs": {name: self._encode(value) for name, value in kwargs.items()},
-        }
-        reply = self._exchange(message)
-        for key, given in (("changed args", args), ("changed kwargs", kwargs)):
-            for place, data in self._changes(reply, key):
-                refresh(given[place], self._decode(data))
-        return self._value(reply)
-
-    def _read(self, message: dict[str, Any]) -> Any:
-        return self._value(self._exchange(message))
-
-    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self.gone is not None:
-            raise self.gone
         try:
-            self._line.send(message)
-            while "callback" in (reply := self._line.receive()):
-                self._line.send(self._call_back(reply))
+            self._line.send({"source": source, "script": False, "main": main})
+            path = self.result(self.receive())
         except GoneError as error:
             self.gone = error
             raise
-        return reply
+        if isinstance(path, str) and path.endswith(
+            "/program.py"
+        ):  # for `inspect`, which finds no such file here
+            linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
 
-    def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
-        try:
-            function = self._functions[request["callback"]]
-            args = [self._decode(data) for data in request["args"]]
-            kwargs = {name: self._decode(data) for name, data in request["kwargs"].items()}
-        except (LookupError, TypeError, AttributeError):
-            raise self._forged() from None
-        try:
-            return {"value": self._encode(function(*args, **kwargs))}
-        except Exception as error:
-            return describe_error(error)
-
-    def _changes(self, reply: dict[str, Any], key: str) -> list[tuple[Any, Any]]:
-        try:
-            return [(place, data) for place, data in reply.get(key, ())]
-        except (TypeError, ValueError):
-            raise self._forged() from None
-
-    def _value(self, reply: dict[str, Any]) -> Any:
-        if "raised" in reply:
-            raise self._error(reply)
-        if "value" not in reply:
+    def name(self, name: str) -> tuple[bool, Any]:
+        """Whether the program has a global of this name, and its value."""
+        found = self.ask("name", name)
+        if type(found) is not tuple or len(found) != 2:
             raise self._forged()
-        return self._decode(reply["value"])
+        known, value = found
+        named = self.tests is not None and name in self.tests.classes and name[:1].isupper()
+        if named and isinstance(value, RemoteType):
+            self._trusted.add(number_of(value))
+        return known is True, value
 
-    def _error(self, reply: dict[str, Any]) -> BaseException:
+    def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
+        """Have an operation done by the program."""
+        self._tell_streams()
+        self._claims.clear()
         try:
-            return rebuild_error(reply)
-        except (LookupError, TypeError, GoneError):
+            return super().ask(do, *args, **kwargs)
+        except StopIteration as error:
+            if (do == "special" and args[0] == "__next__") or self._expects_stop():
+                raise
+            raise RuntimeError("the program raised StopIteration") from error
+
+    def exchange(
+        self, message: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Send a request and wait for the reply."""
+        if self.gone is not None:
+            raise self.gone
+        try:
+            return super().exchange(message, args, kwargs)
+        except GoneError as error:
+            self.gone = error
+            raise
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for a message; show what was printed meanwhile."""
+        message = super().receive()
+        try:
+            for stream, text in zip(
+                (sys.stdout, sys.stderr), message.get("printed", ()), strict=False
+            ):
+                if text and stream is not None:
+                    stream.write(text)
+        except TypeError:
             raise self._forged() from None
+        return message
+
+    def result(self, reply: dict[str, Any]) -> Any:
+        """The value of a reply; raises what the program raised."""
+        try:
+            return super().result(reply)
+        except GoneError as error:
+            self.gone = self.gone or error
+            raise
+
+    # --- comparing -------------------------------------------------------------------------------
+
+    def shows(self, mirror: Any) -> bool:
+        """Whether this is of a class that the tests name as one."""
+        kinds = [kind for kind in type(mirror).__mro__ if isinstance(kind, RemoteType)]
+        return any(kind.__dict__.get("_remote_number") in self._trusted for kind in kinds)
+
+    def equals(self, mirror: Any, other: Any) -> bool:
+        """Whether an object of the program equals a value."""
+        if is_mirror(other):
+            return self.ask("equal", mirror, other) is True
+        claimed = self._claim(mirror, type(other).__name__)
+        if claimed and type(claimed[0]) is type(other) and claimed[0] == other:
+            return True
+        if not self.shows(mirror):
+            return False
+        return self._believes(lambda value: self.ask("special", "__eq__", mirror, value), other)
+
+    def contains(self, mirror: Any, value: Any) -> bool:
+        """Whether an object that may be shown this value, or one of its own kind, contains it."""
+        return self._believes(lambda v: self.ask("special", "__contains__", mirror, v), value)
+
+    def as_number(self, mirror: Any) -> Any:
+        """The number that an object says it equals."""
+        for kind in ("int", "float", "Fraction", "Decimal", "complex"):
+            claimed = self._claim(mirror, kind)
+            if claimed and type(claimed[0]).__name__ == kind:
+                return claimed[0]
+        return None
+
+    def _claim(self, mirror: Any, kind: str) -> tuple[Any, ...]:
+        """What an object says it equals: one value of each kind, until something happens."""
+        place = (number_of(mirror), kind)
+        if place not in self._claims:
+            claims = self._claims.copy()
+            try:
+                found = super().ask("claim", mirror, kind)
+            except GoneError:
+                raise
+            except BaseException:
+                found = ()
+            self._claims = claims | {place: found if type(found) is tuple else ()}
+        return self._claims[place]
+
+    def _believes(self, ask: Callable[[Any], Any], value: Any) -> bool:
+        """Whether the answer is yes, and not to everything else too."""
+        if ask(value) is not True:
+            return False
+        if is_mirror(value):
+            return True
+        for other in decoys(value):
+            try:
+                if ask(other) is not True:
+                    return True
+            except Exception:
+                return True
+        return False
+
+    # --- what the program may ask ----------------------------------------------------------------
+
+    def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Do one operation on an object of the tests that the program was given."""
+        target = args[1] if do == "special" else args[0]
+        if id(target) not in self._mine_ids:
+            raise TypeError("this is no object of the tests")
+        return do_for_program(do, target, args, kwargs)
+
+    def refer(self, value: Any) -> list[Any]:
+        """Encode an object of the tests, if the program may have it."""
+        if (name := standard_name(value)) is not None:
+            return ["standard", *name]
+        if not may_be_handed_over(value):
+            kind = type(value).__name__
+            raise TypeError(f"a {kind} of the tests cannot be handed to the program")
+        return super().refer(value)
+
+    def standard(self, module: str, name: str) -> Any:
+        """Refuse: no function of this process is the program's to choose."""
+        raise ValueError("no value")
+
+    # --- details ---------------------------------------------------------------------------------
+
+    def _tell_streams(self) -> None:
+        """Have the program print and read where the tests now do."""
+        replaced = {
+            name: function
+            for name in _REPLACED
+            if (function := getattr(builtins, name)) is not _PRISTINE[name]
+        }
+        now = (sys.stdout, sys.stderr, sys.stdin, replaced)
+        if now == self._told:
+            return
+        self._told = now
+        changed = [new is not old for new, old in zip(now, _STREAMS, strict=False)]
+        readline = sys.stdin.readline if changed[2] else None
+        super().ask("streams", changed[0], changed[1], readline, replaced)
+
+    def _expects_stop(self) -> bool:
+        """Whether a line of the tests that is now run expects a StopIteration."""
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None and self.tests is not None:
+            if frame.f_code.co_filename == FILE and self.tests.catches_stop(frame.f_lineno):
+                return True
+            frame = frame.f_back
+        return False
 
     def _forged(self) -> GoneError:
         self.gone = GoneError("an answer that is not the sandbox's own")
         return self.gone
 
-    def _encode(self, value: Any) -> Any:
-        return encode(value, self._reference)
 
-    def _decode(self, data: Any) -> Any:
-        try:
-            return decode(data, self._dereference)
-        except GoneError:
-            raise self._forged() from None
-
-    def _reference(self, value: Any) -> list[Any]:
-        if isinstance(value, Remote):
-            return ["yours", value._number]
-        if not callable(value):
-            kind = type(value).__name__
-            raise TypeError(f"a {kind} of the tests cannot be handed to the program")
-        self._functions.append(value)
-        return ["mine", len(self._functions) - 1]
-
-    def _dereference(self, data: list[Any]) -> Any:
-        if data[0] == "yours":
-            return self._functions[data[1]]
-        if data[0] != "mine" or type(data[1]) is not int:
-            raise ValueError("no reference")
-        if data[2] in sys.stdlib_module_names:
-            return importlib.import_module(data[2])
-        return self._remotes.setdefault(data[1], Remote(self.ask, data[1]))
+_PRISTINE = {name: getattr(builtins, name) for name in _REPLACED}
 
 
 class Names(dict[str, Any]):
     """The globals of the tests: their own, then Python's, then the program's.
 
     A program that defines `abs` or `math` does not thereby decide what a test means by it, unless
-    the tests use no other name of the program: then that one is what they test.
+    the tests use no other name of the program: then that one is what they test, if it is not
+    applied to another such. A function that is named like a module is called, not read.
     """
 
-    def __init__(self, side: TestsSide, tree: ast.AST) -> None:
-        super().__init__(__name__="__main__")
-        self._side = side
-        self._guarded = any(name not in _PYTHONS for name in free_names(tree))
+    def __init__(self, side: TestsSide, tests: Checks) -> None:
+        super().__init__({"__name__": "__main__", HELPER: ask_helper, KEEP: keep})
+        self._side, self._tests = side, tests
+        asked = [name for name in tests.free if name in vars(builtins)]
+        self._shadowed = set(side.ask("defined", asked)) if asked else set()
 
     def __missing__(self, name: str) -> Any:
-        if name[:2] == "__" or (self._guarded and name in vars(builtins)):
+        if name[:2] == "__" or (name in vars(builtins) and name not in self._shadowed):
             raise KeyError(name)
         known, value = self._side.name(name)
         if not known:
             raise KeyError(name)
-        if self._guarded and name in sys.stdlib_module_names:
+        if name in self._shadowed:
+            return self._choose(name, vars(builtins)[name], value)
+        if name in sys.stdlib_module_names and self._tests.guarded and name in self._tests.classes:
             return importlib.import_module(name)
         return value
 
-
-_PYTHONS = frozenset(vars(builtins)) | sys.stdlib_module_names
-
-
-def free_names(tree: ast.AST) -> set[str]:
-    """Names that the tests use and nowhere define."""
-    used: set[str] = set()
-    defined: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.arg):
-            defined.add(node.arg)
-        elif isinstance(node, ast.alias):
-            defined.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            defined.add(node.name)
-    return used - defined
+    def _choose(self, name: str, python: Any, value: Any) -> Any:
+        """What a name of Python's means that the program defines too."""
+        if self._tests.guarded:
+            is_error = isinstance(python, type) and issubclass(python, BaseException)
+            if is_error and isinstance(value, RemoteType):
+                return value
+            called = callable(python) and callable(value) and name not in self._tests.values
+            return python_first(python, value) if called else python
+        if any(self._side.name(inner)[0] for inner in self._tests.wraps.get(name, ())):
+            return both(python, value) if callable(value) else python
+        return value
 
 
-def play_tests(line: Line, source: str, tests: str, run_code: RunCode) -> tuple[str, str]:
+def play_tests(line: Line, task: dict[str, Any], run_code: RunCode) -> tuple[str, str]:
     """Have the source run, then run the tests; return status and detail.
 
     The status "gone" says that the program's process ended too early: why, its parent knows.
     """
+    tests = task["tests"]
+    sys.argv, sys.orig_argv = [FILE], [FILE]
     side = TestsSide(line)
     try:
-        side.start(source)
-        tree = ast.parse(tests, "<tests>")
-        checks = compile(tree, "<tests>", "exec", dont_inherit=True)
-        run_code(checks, Names(side, tree))
+        side.start(task["source"], main=not tests)
+        side.tests = Checks(tests)
+        checks = compile(side.tests.tree, FILE, "exec", dont_inherit=True)
+        run_code(checks, Names(side, side.tests))
     except BaseException as error:
         status, detail = outcome(error, tests)
     else:
@@ -218,10 +311,14 @@ def outcome(error: BaseException, tests: str) -> tuple[str, str]:
 
 def last_line(error: BaseException, tests: str) -> str:
     """The one line that says what went wrong: the failing test, or the exception."""
-    message = (f"{type(error).__name__}: {error}".rstrip(": ").splitlines() or [""])[0]
+    try:
+        text = str(error)
+    except Exception:  # the program's own, which may fail again
+        text = ""
+    message = (f"{type(error).__name__}: {text}".rstrip(": ").splitlines() or [""])[0]
     frame, line = error.__traceback__, 0
     while frame is not None:
-        line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == "<tests>" else line
+        line = frame.tb_lineno if frame.tb_frame.f_code.co_filename == FILE else line
         frame = frame.tb_next
     where = tests.splitlines()[line - 1].strip() if line else ""
     return (f"{message} in: {where}" if where else message)[:MAX_DETAIL]

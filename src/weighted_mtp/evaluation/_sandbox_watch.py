@@ -12,14 +12,25 @@ import time
 from contextlib import suppress
 from decimal import Decimal
 
+from weighted_mtp.evaluation._sandbox_end import STILL_RUNNING
+from weighted_mtp.evaluation._sandbox_files import holds_more_than
 from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL
-from weighted_mtp.evaluation._sandbox_zygote import STILL_RUNNING
 
 MAX_PRINTED = 64 << 20
 TOLERANCE, RELATIVE = 1e-5, 1e-12
 MAX_NUMBER = 5000
 """Characters of a number that is compared by its value."""
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?")
+MAX_FILES = 20_000
+"""Files and directories a program may have where no file system of its own limits it."""
+MAX_DEPTH = 200
+"""Directories it may have in each other there."""
+LOOK_AGAIN = 0.2
+"""Seconds after which its files are counted again."""
+
+
+class CallerGoneError(Exception):
+    """Whoever asked for the verdict is no more."""
 
 
 class Watch:
@@ -28,11 +39,16 @@ class Watch:
     Args:
         keep: bytes of output to keep.
         first: keep the first bytes, not the last.
+        caller: a descriptor that has something to read only when the caller has gone.
+        files: a directory whose files are to be counted, or None.
     """
 
-    def __init__(self, output: int, keep: int, first: bool) -> None:
+    def __init__(
+        self, output: int, keep: int, first: bool, caller: int, files: str | None = None
+    ) -> None:
         self.output, self.keep, self.first = output, keep, first
-        self.printed, self.size, self.timed_out = b"", 0, False
+        self.caller, self.files = caller, files
+        self.printed, self.size, self.timed_out, self.littered = b"", 0, False, False
         fcntl.fcntl(output, fcntl.F_SETFL, os.O_NONBLOCK)
 
     @property
@@ -40,17 +56,36 @@ class Watch:
         """Whether the program printed more than any needs to."""
         return self.size > MAX_PRINTED
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the program had to be stopped."""
+        return self.timed_out or self.flooded or self.littered
+
     def wait(self, report: int, deadline: float) -> bool:
-        """Whether the report arrived or ended, before the deadline and the limit on output."""
+        """Whether the report arrived or ended, before the deadline and any limit.
+
+        Raises:
+            CallerGoneError: nobody waits for the verdict any more.
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(self.output, selectors.EVENT_READ)
             selector.register(report, selectors.EVENT_READ)
-            while (remaining := deadline - time.monotonic()) > 0 and not self.flooded:
-                ready = [key.fd for key, _ in selector.select(remaining)]
+            selector.register(self.caller, selectors.EVENT_READ)
+            look = time.monotonic() + LOOK_AGAIN
+            while (now := time.monotonic()) < deadline and not self.flooded:
+                until = deadline if self.files is None else min(look, deadline)
+                ready = [key.fd for key, _ in selector.select(max(0.0, until - now))]
+                if self.caller in ready:
+                    raise CallerGoneError
                 if self.output in ready and not self.read():
                     selector.unregister(self.output)
                 if report in ready:
                     return True
+                if self.files is not None and time.monotonic() >= look:
+                    if holds_more_than(self.files, MAX_FILES, MAX_DEPTH):
+                        self.littered = True
+                        return False
+                    look = time.monotonic() + LOOK_AGAIN
         self.timed_out = not self.flooded
         return False
 
@@ -139,6 +174,8 @@ def how_it_ended(watch: Watch, wait_status: int, reason: str) -> tuple[str, str]
         return "timeout", "no result in time"
     if watch.flooded:
         return "killed", f"printed more than {MAX_PRINTED >> 20} MiB"
+    if watch.littered:
+        return "killed", f"made more than {MAX_FILES} files, or directories too deep in each other"
     if wait_status == STILL_RUNNING or reason:
         return "exited", reason or "cut the line to its tests"
     detail = watch.last_line()

@@ -6,10 +6,10 @@ which walls the kernel lets it put up, then one reply per request read from stan
 
     request  {"source": "...", "tests": "...", "stdin": null, "expected_stdout": null}
     reply    {"status": "passed", "detail": "", "seconds": 0.002}
+             {"fault": "..."}, if this machine does not allow a verdict; it ends then
 
 Every program runs in a fresh child of one zygote (`_sandbox_zygote`), its tests in a child of
-another, with a line between the two (`_sandbox_program`, `_sandbox_tests`). What a program should
-print is compared here. So a verdict is never reached in a process that runs the program.
+another, with a line between the two (`_sandbox_program`, `_sandbox_tests`).
 """
 
 from __future__ import annotations
@@ -18,33 +18,22 @@ import gc
 import importlib
 import json
 import os
-import socket
+import resource
 import sys
-import tempfile
 import time
 import types
-from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
 from weighted_mtp.evaluation import _sandbox_kernel as kernel
+from weighted_mtp.evaluation._sandbox_files import empty
+from weighted_mtp.evaluation._sandbox_judge import LINE, REPORT, Judge, MachineFaultError
 from weighted_mtp.evaluation._sandbox_program import play_program
-from weighted_mtp.evaluation._sandbox_tests import outcome, play_tests
-from weighted_mtp.evaluation._sandbox_watch import Watch, compare, how_it_ended
-from weighted_mtp.evaluation._sandbox_wire import GoneError, Line, rebuild_error
-from weighted_mtp.evaluation._sandbox_zygote import (
-    END,
-    LAST_FD,
-    START,
-    STATUS,
-    Settings,
-    zygote,
-)
+from weighted_mtp.evaluation._sandbox_tests import play_tests
+from weighted_mtp.evaluation._sandbox_watch import CallerGoneError
+from weighted_mtp.evaluation._sandbox_wire import Line
+from weighted_mtp.evaluation._sandbox_zygote import LAST_FD, MIN_OPEN_FILES
 
-LINE, REPORT = 3, 4
-"""Descriptors of a child: the line to the other one, and that of the tests to this process."""
-DEATH_TENTHS = 5
-"""Tenths of a second that a process which cut its line has to end by itself."""
 PRELOADED = (
     "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib",
     "copy", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
@@ -80,195 +69,88 @@ def tests_child() -> int:
     allow_long_integers()
     report = Line(REPORT)
     task = report.receive()
-    status, detail = play_tests(Line(LINE), task["source"], task["tests"], run_code)
+    status, detail = play_tests(Line(LINE), task, run_code)
     report.send({"status": status, "detail": detail})
     return 0
 
 
-class Zygote:
-    """A zygote, seen from the worker.
+def _check_limits(settings: dict[str, Any]) -> None:
+    """Refuse to work under limits that programs would run into before their own.
 
-    Args:
-        ways: how far to set it apart: "files" (and processes), "processes" or "" (neither).
+    Raises:
+        MachineFaultError: names the limit.
     """
-
-    def __init__(self, role: str, settings: dict[str, Any], ways: list[str]) -> None:
-        play = program_child if role == "program" else tests_child
-        for way in ways:
-            self.control, there = socket.socketpair()
-            self.pid = os.fork()
-            if self.pid == 0:
-                os.dup2(there.fileno(), LINE)
-                os.closerange(LINE + 1, LAST_FD)
-                _live(socket.socket(fileno=LINE), role, settings, way, play)
-            there.close()
-            if greeting := self.control.makefile("rb").readline():
-                self.walls: dict[str, bool] = json.loads(greeting)
-                return
-            self.control.close()
-            os.waitpid(self.pid, 0)
-        raise RuntimeError(f"the sandbox cannot start a process for {role}")
-
-    def start(self, descriptors: list[int]) -> None:
-        """Fork a child that has these descriptors."""
-        socket.send_fds(self.control, [START], descriptors)
-
-    def ask_end(self, tenths: int = 0) -> None:
-        """Have the child and all it started ended; it may take so long to do so by itself."""
-        self.control.sendall(END + bytes([tenths]))
-
-    def end(self) -> int:
-        """The child's wait status, or `STILL_RUNNING`.
-
-        Raises:
-            RuntimeError: the zygote is no more.
-        """
-        data = self.control.recv(STATUS.size, socket.MSG_WAITALL)
-        if len(data) < STATUS.size:
-            raise RuntimeError("a zygote died")
-        return int(STATUS.unpack(data)[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = LAST_FD if hard == resource.RLIM_INFINITY else min(LAST_FD, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise MachineFaultError(f"only {hard} files may be open; raise `ulimit -n`")
+    for name, wanted, option in (
+        ("RLIMIT_AS", settings["memory"], "-v"),
+        ("RLIMIT_CPU", int(settings["timeout"]) + 1, "-t"),
+        ("RLIMIT_FSIZE", 1 << 20, "-f"),
+    ):
+        _, hard = resource.getrlimit(getattr(resource, name))
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise MachineFaultError(
+                f"a program may use {wanted}, but the limit here is {hard}; raise `ulimit {option}`"
+            )
 
 
-def _live(
-    control: socket.socket, role: str, settings: dict[str, Any], way: str, play: Callable[[], int]
-) -> None:
-    """What a zygote's process does: step into its namespaces, which takes one fork, and serve."""
-    code = 1
-    try:
-        if way:
-            kernel.die_with_parent()
-            kernel.unshare(kernel.CLONE_NEWPID | (kernel.CLONE_NEWNS if way == "files" else 0))
-            pid = os.fork()
-            if pid != 0:
-                control.close()
-                os.waitpid(pid, 0)
-                os._exit(0)
-        workspace = os.path.join(settings["directory"], role)
-        root = os.path.join(settings["directory"], "root") if way == "files" else ""
-        limits = Settings(settings["timeout"], settings["memory"], workspace)
-        zygote(control, limits, role, root, play)
-        code = 0
-    finally:
-        os._exit(code)
+def set_up(settings: dict[str, Any], caller: int) -> tuple[Judge, dict[str, Any]]:
+    """Start what judges programs, and try it; also return which walls it stands behind.
 
-
-def judge_by_tests(
-    request: dict[str, Any], settings: dict[str, Any], zygotes: tuple[Zygote, Zygote]
-) -> tuple[str, str]:
-    """Status and detail of a program with tests."""
-    program, tests = zygotes
-    deadline = time.monotonic() + settings["timeout"]
-    here, there = socket.socketpair()
-    report, report_end = socket.socketpair()
-    output, output_end = os.pipe()
-    with _input(request["stdin"]) as given, open(os.devnull, "r+b") as nothing:
-        program.start([given.fileno(), output_end, output_end, there.fileno()])
-        null = nothing.fileno()
-        tests.start([null, null, null, here.fileno(), report_end.fileno()])
-    for end in (here, there, report_end):
-        end.close()
-    os.close(output_end)
-    watch = Watch(output, settings["output"], first=False)
-    answer: dict[str, Any] = {"status": "gone", "detail": ""}
-    with suppress(GoneError):  # the tests' process was killed, for its memory say
-        line = Line(report.fileno())
-        line.send({"source": request["source"], "tests": request["tests"]})
-        if watch.wait(report.fileno(), deadline):
-            answer = line.receive()
-    left = answer["status"] == "gone" and not watch.timed_out and not watch.flooded
-    program.ask_end(DEATH_TENTHS if left else 0)
-    tests.ask_end()
-    wait_status = program.end()
-    tests.end()
-    watch.drain()
-    os.close(output)
-    report.close()
-    if answer["status"] != "gone":
-        return answer["status"], answer["detail"]
-    return how_it_ended(watch, wait_status, answer["detail"])
-
-
-def judge_by_output(
-    request: dict[str, Any], settings: dict[str, Any], zygotes: tuple[Zygote, Zygote]
-) -> tuple[str, str]:
-    """Status and detail of a program that is to print something."""
-    program, _ = zygotes
-    deadline = time.monotonic() + settings["timeout"]
-    here, there = socket.socketpair()
-    output, output_end = os.pipe()
-    with _input(request["stdin"]) as given, open(os.devnull, "wb") as nothing:
-        program.start([given.fileno(), output_end, nothing.fileno(), there.fileno()])
-    there.close()
-    os.close(output_end)
-    expected = request["expected_stdout"]
-    watch = Watch(output, 2 * len(expected) + settings["output"], first=True)
-    line = Line(here.fileno())
-    line.send({"source": request["source"], "script": True})
-    here.setblocking(False)  # what the program sends must not keep this process waiting
-    message: dict[str, Any] = {}
-    with suppress(GoneError):
-        if watch.wait(here.fileno(), deadline):
-            message = line.receive()
-    stopped = watch.timed_out or watch.flooded
-    program.ask_end(0 if message or stopped else DEATH_TENTHS)
-    wait_status = program.end()
-    watch.drain()
-    os.close(output)
-    here.close()
-    if stopped or (not message and wait_status != 0):
-        return how_it_ended(watch, wait_status, "")
-    if "raised" in message and message.get("code") != 0:
-        with suppress(GoneError, LookupError, TypeError):
-            status, detail = outcome(rebuild_error(message), "")
-            return status, f"exit status {message['code']}" if "code" in message else detail
-        return "exited", "a report that is not the sandbox's own"
-    return compare(watch.printed, expected, complete=watch.size == len(watch.printed))
-
-
-def _input(text: str | None) -> IO[bytes]:
-    """An open file with what a program is to read."""
-    if not text:
-        return open(os.devnull, "rb")
-    file = tempfile.TemporaryFile(dir=".")  # noqa: SIM115  (the caller closes it)
-    file.write(text.encode("utf-8", "replace"))
-    file.seek(0)
-    return file
+    Raises:
+        MachineFaultError: it does not work here.
+    """
+    _check_limits(settings)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for name in ("program", "tests", "root"):
+        os.mkdir(os.path.join(settings["directory"], name), 0o700)
+    network, ways, settings["own_user"] = False, [""], False
+    if sys.platform.startswith("linux"):
+        if settings["namespaces"]:
+            network, settings["own_user"] = kernel.enter_namespaces()
+        if network:
+            ways = ["files", "processes", ""]
+        kernel.hide_memory()
+    gc.freeze()
+    judge = Judge(settings, ways, (program_child, tests_child), caller)
+    judge.check()
+    return judge, {**judge.walls, "network": network or judge.walls["calls"]}
 
 
 def main(argument: str) -> None:
-    """Serve requests until standard input ends."""
+    """Serve requests until standard input ends, then delete the directory."""
     settings = json.loads(argument)
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    for name in PRELOADED:
-        importlib.import_module(name)
-    for name in ("program", "tests", "root"):
-        os.mkdir(os.path.join(settings["directory"], name), 0o700)
-    network, ways = False, [""]
-    if sys.platform.startswith("linux"):
-        if settings["namespaces"]:
-            network = kernel.enter_namespaces()
-        if network:
-            ways = ["files", "processes", ""]
-        kernel.hide_memory()
-    gc.freeze()
-    zygotes = (Zygote("program", settings, ways), Zygote("tests", settings, ways))
-    walls = {name: all(z.walls[name] for z in zygotes) for name in zygotes[0].walls}
-    reply: dict[str, Any] = {**walls, "network": network or walls["calls"]}
-    while True:
-        replies.write(json.dumps(reply).encode() + b"\n")
-        replies.flush()
-        line = requests.readline()
-        if not line:
-            return
-        start = time.monotonic()
-        request = json.loads(line)
-        judge = judge_by_tests if request["expected_stdout"] is None else judge_by_output
-        try:
-            status, detail = judge(request, settings, zygotes)
-        except (RuntimeError, OSError, GoneError):
-            return  # a zygote died: `Sandbox` sees it, and starts another worker
-        reply = {"status": status, "detail": detail, "seconds": time.monotonic() - start}
+    judge = None
+    try:
+        judge, reply = set_up(settings, requests.fileno())
+        while True:
+            replies.write(json.dumps(reply).encode() + b"\n")
+            replies.flush()
+            line = requests.readline()
+            if not line:
+                break
+            start = time.monotonic()
+            status, detail = judge(json.loads(line))
+            reply = {"status": status, "detail": detail, "seconds": time.monotonic() - start}
+    except CallerGoneError:
+        pass
+    except (MachineFaultError, OSError) as error:
+        with suppress(OSError):
+            replies.write(json.dumps({"fault": str(error)}).encode() + b"\n")
+            replies.flush()
+    finally:
+        for zygote in judge.zygotes if judge is not None else ():
+            zygote.close()
+        with suppress(OSError):
+            empty(settings["directory"])
+            os.rmdir(settings["directory"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.inputs import open_input
 from weighted_mtp.data.prepare.reading import decode
@@ -132,7 +133,7 @@ Found = Iterator[tuple[str, Mapping[str, Any]]]
 def _of_file(path: Path) -> Found:
     """Every record of a JSONL file, with its place."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in read_lines(file, path):
                 where = f"{path}, line {number}"
                 try:

@@ -219,15 +219,21 @@ class _Said(NamedTuple):
 
 
 def _read(hidden: Tensor, weight: Tensor, targets: Tensor, wide: torch.dtype) -> _Said:
-    """The arithmetic of `losses.linear_cross_entropy`; any token will do where there is no
-    target."""
+    """Cross-entropy as exact as in `losses.linear_cross_entropy`; any token will do where there is
+    no target."""
     logits = torch.mm(hidden, weight.t()).to(wide)  # a 16-bit softmax would be 5 × slower
     best = _argmax(logits).unsqueeze(1)
     largest = logits.gather(1, best)
-    target = logits.gather(1, targets.clamp(min=0).unsqueeze(1))
+    place = targets.clamp(min=0).unsqueeze(1)
+    target = logits.gather(1, place)
     p = torch.softmax(logits, -1)
     top = p.gather(1, best)
-    ce, hit = (largest - target) - top.log(), target >= largest
+    # −log p of a confident target has no digits left: its cross-entropy comes from the others.
+    p_target = p.gather(1, place)
+    others = p.scatter_(1, place, 0.0).sum(1, keepdim=True)
+    p.scatter_(1, place, p_target)
+    ce = torch.where(p_target > 0.5, -torch.log1p(-others), (largest - target) - top.log())
+    hit = target >= largest
     return _Said(p, top.squeeze(1), best.squeeze(1), ce.squeeze(1), hit.squeeze(1))
 
 
@@ -259,7 +265,7 @@ def _paired(rows: Tensor, targeted: Tensor, S: int) -> Tensor:
 
 def _shares(part: Tensor, whole: Tensor) -> list[float]:
     pairs = zip(part.tolist(), whole.tolist(), strict=True)
-    return [round(x / m, 6) if m else math.nan for x, m in pairs]
+    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]
 
 
 def _total(chains: Tensor, drafts: Tensor) -> float:

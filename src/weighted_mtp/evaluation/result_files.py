@@ -19,6 +19,7 @@ from typing import Any
 
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import parse_json, read_json, read_regular
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.scores import Scores
 
@@ -147,7 +148,7 @@ class Journal:
     def _check_identity(self) -> None:
         path = self.directory / CONFIG
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = read_json(path)
             other = [key for key in self._identity if there.get(key) != self._identity[key]]
         except (OSError, ValueError, AttributeError) as error:
             raise _broken(path, error) from error
@@ -161,7 +162,7 @@ class Journal:
 
     def _read(self) -> None:
         seen: set[tuple[str, int]] = set()
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), 1):
+        for number, line in enumerate(read_regular(self.path).splitlines(keepends=True), 1):
             where = f"{self.path}, line {number}"
             if not line.endswith(b"\n"):
                 return  # the last one, cut short
@@ -174,7 +175,7 @@ class Journal:
 
     def _parse(self, line: bytes, where: str) -> Attempt:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             attempt = Attempt(**{field.name: record[field.name] for field in fields(Attempt)})
         except (ValueError, TypeError, KeyError) as error:
             raise _broken(where, error) from error
@@ -260,9 +261,9 @@ def evalplus_id(task_id: str) -> str:
 def read_decoding(directory: Path) -> dict[str, Any] | None:
     """What writing took, of the `results.json` that is there; None if it does not say."""
     try:
-        found = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+        found = read_json(directory / RESULTS)
         return dict(found["weighted_mtp"]["decoding"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError):
         return None
 
 

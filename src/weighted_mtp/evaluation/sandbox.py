@@ -26,7 +26,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,11 @@ from typing import Any
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
 from weighted_mtp.data.processes import available_cores
-from weighted_mtp.evaluation._sandbox_files import empty
+from weighted_mtp.evaluation._sandbox_directory import (
+    make_directory,
+    remove_directory,
+    remove_left_over,
+)
 
 PYTHON = (sys.executable, "-I", "-S", "-B")
 PACKAGES = Path(__file__).parents[2]
@@ -50,7 +53,11 @@ START = (
     "del sys.path[0]; _sandbox_worker.main(sys.argv[2])"
 )
 GRACE = 10.0
-"""Seconds past a program's own limit before its worker is given up."""
+"""Seconds past a program's own limit (twice, as it may run twice) before its worker is given up."""
+CLOSE_PATIENCE = 2.0
+"""Seconds that a worker has to end by itself."""
+ATTEMPTS = 3
+"""Workers that are tried, one after another, before a program's verdict is given up."""
 
 
 _WALLS = {
@@ -92,16 +99,24 @@ class Isolation:
 
 
 class WorkerDiedError(Exception):
-    """A worker ended, or stopped answering."""
+    """A worker ended, stopped answering, or found that this machine allows no verdict."""
 
 
 class Worker:
-    """One server process and the pipes to it."""
+    """One server process and the pipes to it.
+
+    Raises:
+        WorkerDiedError: it could not be started.
+    """
 
     def __init__(self, timeout: float, memory_mb: int, max_output: int, namespaces: bool) -> None:
-        self.patience = timeout + GRACE
-        self.directory = tempfile.mkdtemp(prefix="weighted-mtp-sandbox-")
-        os.chmod(self.directory, 0o711)  # whoever a program becomes must get to its own part
+        self.patience = 2 * timeout + GRACE
+        try:
+            self.directory, lock = make_directory()
+        except OSError as error:
+            raise WorkerDiedError(
+                f"no directory for temporary files: {error}; free some space, or set TMPDIR"
+            ) from error
         settings = {
             "timeout": timeout,
             "memory": memory_mb << 20,
@@ -109,15 +124,22 @@ class Worker:
             "directory": self.directory,
             "namespaces": namespaces,
         }
-        self.process = subprocess.Popen(
-            [*PYTHON, "-c", START, str(PACKAGES), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={},
-            cwd=self.directory,
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [*PYTHON, "-c", START, str(PACKAGES), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={},
+                cwd=self.directory,
+                start_new_session=True,
+                bufsize=0,
+                pass_fds=[lock],
+            )
+        except OSError as error:
+            os.close(lock)
+            remove_directory(self.directory)
+            raise WorkerDiedError(f"{sys.executable} cannot be started: {error}") from error
+        self._lock = lock
         try:
             self.isolation = Isolation(**self.receive())
         except WorkerDiedError:
@@ -132,7 +154,7 @@ class Worker:
             while data:
                 data = data[self.process.stdin.write(data) :]
         except OSError as error:
-            raise WorkerDiedError from error
+            raise WorkerDiedError("it has ended") from error
 
     def receive(self) -> dict[str, Any]:
         """Wait for one reply line."""
@@ -143,27 +165,43 @@ class Worker:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while not reply.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise WorkerDiedError
+                    raise WorkerDiedError(f"it gave no answer for {self.patience:g} seconds")
                 data = os.read(self.process.stdout.fileno(), 65536)
                 if not data:
-                    raise WorkerDiedError
+                    raise WorkerDiedError("it has ended")
                 reply += data
         answer: dict[str, Any] = json.loads(reply)
+        if "fault" in answer:
+            raise WorkerDiedError(answer["fault"])
         return answer
 
     def close(self) -> None:
         """End the process, all that it started, and its directory."""
-        if self.process.poll() is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        with suppress(OSError):
-            empty(self.directory)
-            os.rmdir(self.directory)
+        try:
+            self.process.wait(CLOSE_PATIENCE)  # it collects its children, then ends
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if os.getpid() == 1:
+            _collect(self.process.pid)
+        if self._lock >= 0:
+            remove_directory(self.directory)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _collect(group: int) -> None:
+    """Wait for processes of a killed worker, which have become children of process 1."""
+    deadline = time.monotonic() + CLOSE_PATIENCE
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if not os.waitpid(-group, os.WNOHANG)[0]:
+                time.sleep(0.01)
 
 
 def _close_all(workers: set[Worker]) -> None:
@@ -204,6 +242,7 @@ class Sandbox:
                 raise UserError(f"sandbox: {name} must be positive, not {value}")
         self._settings = (timeout, memory_mb, max_output, True)
         self._count = count
+        self._swept = False
         self._alive: set[Worker] = set()
         self._idle: queue.Queue[Worker | None] = queue.Queue()  # None: a place not yet filled
         for _ in range(count):
@@ -220,8 +259,11 @@ class Sandbox:
     @property
     def isolation(self) -> Isolation:
         """Which walls stand here."""
-        with self._worker() as worker:
-            return worker.isolation
+        try:
+            with self._worker() as worker:
+                return worker.isolation
+        except WorkerDiedError as error:
+            raise UserError(f"programs cannot be judged on this machine: {error}") from None
 
     @property
     def network_isolated(self) -> bool:
@@ -256,12 +298,15 @@ class Sandbox:
             "stdin": program.stdin,
             "expected_stdout": program.expected_stdout,
         }
-        try:
-            with self._worker() as worker:
-                worker.send(request)
-                reply = worker.receive()
-        except WorkerDiedError:
-            return Verdict(False, "killed", "took the sandbox worker down")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._worker() as worker:
+                    worker.send(request)
+                    reply = worker.receive()
+                break
+            except WorkerDiedError as error:  # whatever it was, no word on the program
+                if attempt == ATTEMPTS:
+                    raise UserError(f"programs cannot be judged on this machine: {error}") from None
         passed = reply["status"] == "passed"
         return Verdict(passed, reply["status"], reply["detail"], reply["seconds"])
 
@@ -284,10 +329,10 @@ class Sandbox:
     def _replace(self, worker: Worker | None) -> Worker:
         if worker is not None:
             self._discard(worker)
-        try:
-            fresh = Worker(*self._settings)
-        except WorkerDiedError:
-            raise UserError(f"the sandbox cannot start its worker with {sys.executable}") from None
+        if not self._swept:
+            self._swept = True
+            remove_left_over()
+        fresh = Worker(*self._settings)
         self._alive.add(fresh)
         return fresh
 

@@ -9,6 +9,15 @@ so both are computed chunk by chunk while the logits of the chunk are at hand, i
 (the idea of Liger-Kernel, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009). Peak memory
 is one chunk of logits and one gradient of W, however many rows there are.
 
+Precision: for a confident row p_y is close to 1, and p_y − 1 loses its digits: in bfloat16 p moves
+in steps of 2⁻⁸ there, in float32 of 2⁻²⁴. So the softmax is taken over the other classes alone:
+with q_j = p_j / (1 − p_y) for j ≠ y and the log-odds g = z_y − log Σ_{j≠y} exp(z_j),
+
+    p − e_y = σ(−g) · (q − e_y)             CE = −log σ(g)
+
+without a difference of nearly equal numbers. The bracket, of order 1, is what is narrowed to the
+compute dtype for the matrix products; σ(−g) stays in float32 with the scale of the row.
+
 Letters: N rows, C rows in a chunk, D model width, V vocabulary.
 """
 
@@ -17,6 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,7 +35,7 @@ CHUNK_BYTES = 64 * 2**20
 is 512 float32 rows at V = 32000, the only size timed so far."""
 
 SOFTMAX_BYTES = 4 * 2**20
-"""Logits turned into probabilities at a time: they stay in the cache between the three passes."""
+"""Logits turned into probabilities at a time: they stay in the cache between the passes."""
 
 
 def fused_linear_cross_entropy(
@@ -47,19 +57,21 @@ def fused_linear_cross_entropy(
         chunk_rows: rows of logits held at a time; by default `CHUNK_BYTES` worth.
 
     Returns:
-        The scalar loss, differentiable (once) in `hidden` and `weight`; the cross-entropy `[N]` of
-        each row, detached, 0 for skipped rows; and `[N]` whether no class was likelier than the
-        target. The numbers are float32, or float64 for float64.
+        The scalar loss, differentiable (once) in `hidden` and `weight` (a gradient is computed only
+        for those that require one); the cross-entropy `[N]` of each row, detached, 0 for skipped
+        rows; and `[N]` whether no class was likelier than the target. The numbers are float32, or
+        float64 for float64.
     """
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device_type))
     if chunk_rows is None:
         chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
-    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    graph = torch.is_grad_enabled()
+    wanted = (graph and hidden.requires_grad, graph and weight.requires_grad)
     with torch.autocast(device_type, enabled=False):
         loss, ce, hit = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
-            hidden, weight, targets, scale.detach(), chunk_rows, needs_grad
+            hidden, weight, targets, scale.detach(), chunk_rows, wanted
         )
     return loss, ce, hit
 
@@ -75,7 +87,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         scale: Tensor,
         chunk_rows: int,
-        needs_grad: bool,
+        wanted: tuple[bool, bool],  # which of hidden and weight need a gradient
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         W = weight.to(hidden.dtype)
@@ -88,20 +100,19 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         relative = scale / largest
 
         ce, hit = torch.zeros_like(scale), torch.zeros_like(scale, dtype=torch.bool)
-        grad_hidden = torch.zeros_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros(V, D, dtype=wide, device=W.device) if needs_grad else None
+        grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros(V, D, dtype=wide, device=W.device) if wanted[1] else None
         buffer = torch.empty(min(chunk_rows, rows.numel()), V, dtype=W.dtype, device=W.device)
         for chunk in torch.split(rows, chunk_rows):
             h, y = hidden[chunk], targets[chunk]  # [C, D], [C]
             logits = torch.mm(h, W.t(), out=buffer[: len(chunk)])  # [C, V]
-            ce[chunk], hit[chunk] = _softmax_and_cross_entropy_(logits, y, wide)
-            if grad_hidden is None or grad_weight is None:
-                continue
-            residual = _minus_one_at(logits, y)  # p − e_y, in the same memory
-            factor = relative[chunk].unsqueeze(1)  # [C, 1]
-            grad_hidden[chunk] = (torch.mm(residual, W) * factor).to(hidden.dtype)
-            h = (h * factor).to(h.dtype)
-            _add_outer_(grad_weight, residual, h)
+            ce[chunk], hit[chunk], others = _residual_and_cross_entropy_(logits, y, wide)
+            residual = logits  # q − e_y, in the same memory
+            factor = (relative[chunk] * others).unsqueeze(1)  # [C, 1]
+            if grad_hidden is not None:
+                grad_hidden[chunk] = (torch.mm(residual, W) * factor).to(hidden.dtype)
+            if grad_weight is not None:
+                _add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
 
         ctx.largest, ctx.weight_dtype = largest, weight.dtype
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
@@ -112,45 +123,47 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         factor = grad_loss * ctx.largest
-        grad_hidden = (ctx.grad_hidden * factor).to(ctx.grad_hidden.dtype)
-        grad_weight = (ctx.grad_weight * factor).to(ctx.weight_dtype)
+        grad_hidden, grad_weight = ctx.grad_hidden, ctx.grad_weight
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden * factor).to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def _softmax_and_cross_entropy_(
+def _residual_and_cross_entropy_(
     logits: Tensor, targets: Tensor, wide: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Overwrite `logits` `[C, V]` with their softmax; return the cross-entropy `[C]` and whether
-    the target has the largest logit `[C]`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Overwrite `logits` `[C, V]` with q − e_y (see the top of this file); return, `[C]` each, the
+    cross-entropy, whether the target has the largest logit, and 1 − p_y.
 
     In blocks that stay in the cache, and in float32 whatever the logits are stored in. The
-    normaliser is read off the largest probability: log Σ exp(z) = z_max − log p_max, where
-    p_max ≥ 1/V makes the logarithm harmless.
+    normaliser is read off the largest probability: log Σ exp(z) = z_max − log q_max, where
+    q_max ≥ 1/V makes the logarithm harmless.
     """
     C, V = logits.shape
     ce = torch.empty(C, dtype=wide, device=logits.device)
     hit = torch.empty(C, dtype=torch.bool, device=logits.device)
+    others = torch.empty_like(ce)
     block = C if logits.is_cuda else max(1, SOFTMAX_BYTES // (V * ce.element_size()))
     narrow = logits.dtype != wide
     scratch = torch.empty(min(block, C), V, dtype=wide, device=logits.device) if narrow else logits
     for start in range(0, C, block):
         z = logits[start : start + block]
-        p = scratch[: len(z)].copy_(z) if narrow else z
-        top = p.amax(-1)
-        target_logit = p.gather(1, targets[start : start + block, None]).squeeze(1)
-        torch.softmax(p, -1, out=p)
-        ce[start : start + block] = (top - target_logit) - p.amax(-1).log()
+        q = scratch[: len(z)].copy_(z) if narrow else z
+        at = targets[start : start + block, None]
+        target_logit = q.gather(1, at).squeeze(1)
+        q.scatter_(1, at, -torch.inf)
+        top = q.amax(-1)
+        torch.softmax(q, -1, out=q)
+        log_odds = (target_logit - top) + q.amax(-1).log()
+        ce[start : start + block] = -F.logsigmoid(log_odds)
         hit[start : start + block] = target_logit >= top
+        others[start : start + block] = torch.sigmoid(-log_odds)
+        q.scatter_(1, at, -1.0)
         if narrow:
-            z.copy_(p)
-    return ce, hit
-
-
-def _minus_one_at(p: Tensor, targets: Tensor) -> Tensor:
-    """`p − onehot(targets)`, in place. (`scatter_` would copy all of a bfloat16 `p` on the CPU.)"""
-    rows = torch.arange(len(p), device=p.device)
-    p[rows, targets] -= 1.0
-    return p
+            z.copy_(q)
+    return ce, hit, others
 
 
 def _add_outer_(total: Tensor, residual: Tensor, h: Tensor) -> None:

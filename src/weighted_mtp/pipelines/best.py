@@ -53,17 +53,21 @@ class Best:
             UserError: the monitored figure is not among them.
         """
         name = self.config.monitor
-        if name not in figures and self.top is None:  # later: a model that diverged has no AUC
+        value = figures.get(name)
+        usable = value is None or isinstance(value, (int, float))
+        if (name not in figures and self.top is None) or not usable:
+            # Later it may be missing: a model that diverged has no AUC.
             numbers = sorted(k for k, v in figures.items() if isinstance(v, (int, float)))
             raise UserError(
-                f"training.monitor {name!r} is no validation figure; there are {', '.join(numbers)}"
+                f"training.monitor {name!r} is not a number of the validation; there are "
+                f"{', '.join(numbers)}"
             )
-        value = float(figures.get(name, math.nan))
+        value = math.nan if value is None else float(value)
         score = value if self.config.monitor_mode == "min" else -value  # lower is better
         early = self.config.early_stopping
         margin = early.min_delta if early is not None else 0.0
         if math.isnan(score):
-            self.stale += 1
+            self.stale += self.top is not None  # null from the start: no rows to measure it on
             return False
         if self.top is None or score < self.top - margin:
             self.top, self.stale = score, 0

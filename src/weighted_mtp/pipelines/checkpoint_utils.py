@@ -6,6 +6,7 @@ RUN/checkpoints/step-00000300/
     model/                               native layout, tokenizer included
     optimizer.pt  rng-0.pt …             (one generator state for each rank)
     trainer.json                         step, world size, state of objective and trainer
+    sums.json                            SHA-256 of these files, and of the model's metadata.json
     COMPLETE                             written last; without it the directory is no checkpoint
 
 Where every process holds a part of the model (fsdp), `sharded_checkpoints` has `shards/` and
@@ -15,7 +16,6 @@ Where every process holds a part of the model (fsdp), `sharded_checkpoints` has 
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -25,16 +25,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import check_regular, read_json, shown_value
 from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
+from weighted_mtp.core.sums import SUMS, verifying
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
-from weighted_mtp.pipelines.optimization import Optimizer
+from weighted_mtp.pipelines.checkpoint_sums import checkpoint_sums, store_sums
+from weighted_mtp.pipelines.optimization import Optimizer, Optimizers
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
+
+_LARGEST_BATCH = 2**24
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -153,12 +160,14 @@ def start_checkpoint(partial: Path, step: int, state: Mapping[str, Any]) -> None
     for left in {partial, *partial.parent.glob("step-*.partial")}:
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
-    trainer = {"step": step, "world_size": distributed.world_size(), **state}
+    trainer = {"step": step, "world_size": distributed.world_size(), "sums": SUMS, **state}
     (partial / "trainer.json").write_text(json.dumps(trainer) + "\n")
 
 
 def complete_checkpoint(final: Path, keep_last: int, keep_steps: Collection[int]) -> None:
     """All of it is written: complete it, and drop the ones it replaces."""
+    if not (partial_path(final) / SUMS).exists():
+        store_sums(partial_path(final))
     give_name(final)
     drop_old(final.parents[1], keep_last, keep_steps)
 
@@ -227,19 +236,57 @@ def restore_optimizer(path: Path, optimizer: Optimizer, state: Any) -> None:
         optimizer.load_state_dict(state)
         for group, settings in zip(optimizer.param_groups, asked, strict=True):
             group.update(settings)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: made for another model ({error})") from error
+        _check_state(optimizer)
+    except Exception as error:  # the state may be of any shape and kind
+        reason = one_line(f"{type(error).__name__}: {error}", 160)
+        raise UserError(f"{path}: damaged, or made for another model ({reason})") from error
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """Refuse a state with which a step would fail, or go wrong in silence.
+
+    Raises:
+        ValueError: a tensor is not like its weight, not finite, or missing.
+    """
+    parts = optimizer.parts.values() if isinstance(optimizer, Optimizers) else [optimizer]
+    for part in parts:
+        if not isinstance(part, torch.optim.Optimizer):
+            continue
+        adam = isinstance(part, torch.optim.AdamW)
+        wanted = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+        known = {weight for group in part.param_groups for weight in group["params"]}
+        for weight, state in part.state.items():
+            if weight not in known or not isinstance(state, dict) or state.keys() != wanted:
+                raise ValueError(f"a weight's state is not {', '.join(sorted(wanted))}")
+            for name, value in state.items():
+                _check_tensor(name, value, weight)
+
+
+def _check_tensor(name: str, value: Any, weight: Tensor) -> None:
+    shape = torch.Size() if name == "step" else weight.shape
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        raise ValueError(f"{name} is not an ordinary tensor")
+    if value.shape != shape or not value.is_floating_point():
+        raise ValueError(f"{name} is {value.dtype} of shape {list(value.shape)}")
+    local = value.to_local() if isinstance(value, DTensor) else value
+    if local.untyped_storage().nbytes() < local.nbytes:
+        raise ValueError(f"{name} overlaps itself")
+    negative = name in ("step", "exp_avg_sq") and bool((local < 0).any())
+    if negative or not bool(local.isfinite().all()):
+        raise ValueError(f"{name} has values that it cannot have")
 
 
 def restore_rng(checkpoint: Path) -> None:
     """Take up this rank's generator states; a rank that was not there before starts from its seed.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged or missing.
     """
     rng = checkpoint / f"rng-{distributed.rank()}.pt"
-    if rng.exists():
-        set_rng_state(load_saved(rng))
+    if distributed.rank() < saved_state(checkpoint).get("world_size", 0) or rng.exists():
+        state = load_saved(rng)
+        with reading(rng):
+            set_rng_state(state)
 
 
 def load_saved(path: Path, mmap: bool = False) -> Any:
@@ -252,8 +299,11 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
         UserError: it cannot be read.
     """
     try:
+        check_regular(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the unpickler raises anything on damaged bytes
         raise damaged(path, error) from error
 
 
@@ -263,11 +313,46 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
+    sums = checkpoint_sums(checkpoint) if verifying() else None
+    if sums is not None:
+        sums.verify(["trainer.json"])
     path = checkpoint / "trainer.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return {**state, "step": int(state["step"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state: dict[str, Any] = read_json(path)
+        state.pop("sums", None)
+        step = state["step"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from error
+    with reading(path):
+        if type(step) is not int or step != checkpoint_step(checkpoint):
+            raise ValueError(f"step is {shown_value(step)}, which is not that of {checkpoint.name}")
+        for name in ("objective", "best", "skipped", "reader", "sources"):
+            if not isinstance(state.get(name, {}), dict):
+                raise ValueError(f"{name} is {shown_value(state[name])}, not an object")
+        reader = state.get("reader", {"position": step, "planned": 0})
+        place, _ = reader["position"], reader["planned"]
+        if type(place) is not int or not step <= place <= step * _LARGEST_BATCH:
+            raise ValueError(f"reader.position {shown_value(place)} is not possible at step {step}")
+        numbers = {"reader": "planned", "skipped": "count", "best": "stale"}
+        for name, key in numbers.items():
+            value = state.get(name, {}).get(key, 0)
+            if type(value) is not int or not 0 <= value < 2**53:
+                raise ValueError(f"{name}.{key} is {shown_value(value)}, which is not possible")
+    return state
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Blame the file for whatever goes wrong when its content is used.
+
+    Raises:
+        UserError: something did.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the content may be of any shape and kind
         raise damaged(path, error) from error
 
 

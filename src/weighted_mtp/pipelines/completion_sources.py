@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.datasets import file_digest, read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
@@ -109,7 +110,7 @@ def read_completions(path: Path, benchmark: Benchmark, partial: bool = False) ->
     counts: dict[str, int] = {}
     candidates = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in read_lines(file, path):
                 problem, text, whole = _given(line, f"{path}, line {number}", problems, benchmark)
                 sample = counts.get(problem.task_id, 0)

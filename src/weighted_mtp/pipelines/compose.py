@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from weighted_mtp.core.config import Recipe, load_recipe_file
-from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger, run_log
 from weighted_mtp.core.model_folder import (
     complete_checkpoints,
@@ -28,10 +28,13 @@ from weighted_mtp.data.tokenizers import (
 )
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
+from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.pipelines.checkpoint_sums import verify_checkpoint
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.model_start import (
     Start,
+    check_fresh,
     fresh_model,
     stored_model,
     warn_past_positions,
@@ -96,6 +99,8 @@ def run(request: RunRequest) -> TrainResult:
         check_mode(runtime, env.world_size)
         check_sharding(recipe, env.world_size)
         checkpoint = find_checkpoint(request)
+        if checkpoint is not None:
+            on_main(partial(verify_checkpoint, checkpoint))
         if request.record is None:  # a second stage was told of changes before the first one
             tell_changes(run_dir, recipe, checkpoint)
         distributed.barrier()  # no rank may find the files another one is about to write
@@ -189,7 +194,6 @@ def find_checkpoint(request: RunRequest) -> Path | None:
         UserError: a new run would overwrite an old one, there is no run to resume, or a place
             cannot be used.
     """
-    on_main(lambda: check_output_directory(request.run_dir, "--output-dir"))
     check_directory(request.run_dir)
     meet(request.recipe.training.remote, request.run_dir, request.resume)
     run_dir = request.run_dir
@@ -269,8 +273,11 @@ def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
     if recipe.objective.heads is not None:
         shape["n_future_tokens"] = recipe.objective.heads
     try:
-        return ModelArgs(vocab_size=vocab_size, **shape)
-    except ValueError as error:
+        args = ModelArgs(vocab_size=vocab_size, **shape)
+        if args.ffn_dim >= LARGEST:
+            raise ValueError("ffn_dim_multiplier makes the feed-forward width too large")
+        return args
+    except (ValueError, OverflowError) as error:
         raise UserError(f"model.architecture: {error}") from error
 
 
@@ -286,7 +293,9 @@ def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -
         source = find_model(source)
         start = stored_model(source, recipe.model)
     else:
-        start = fresh_model(model_args(recipe, tokenizer.vocab_size), recipe.model.init_std)
+        args = model_args(recipe, tokenizer.vocab_size)
+        check_fresh(args, resolve_device(recipe.runtime.device), distributed.world_size())
+        start = fresh_model(args, recipe.model.init_std)
     check_vocabulary(tokenizer, start.adapter.args.vocab_size, str(source or "the model"))
     check_length(recipe, start.adapter.args)
     side_files = start.adapter.side_files

@@ -251,7 +251,8 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
 
 
 def _trained(record: dict[str, Any]) -> float:
-    return float(record["tokens"] * record.get("rho1", {}).get("kept_share_head_1", 1.0))
+    share = record.get("rho1", {}).get("kept_share_head_1", 1.0)
+    return float(record["tokens"] * share) if record["tokens"] else 0.0  # no token has no share
 
 
 def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -> None:

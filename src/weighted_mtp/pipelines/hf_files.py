@@ -10,7 +10,7 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.derived_tokenizer import derived_files
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import find_tokenizer_files
-from weighted_mtp.models.meta_mtp.layouts.side_files import find_tokenizer, read_config_fields
+from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
 
 log = get_logger(__name__)
 
@@ -31,7 +31,7 @@ def hf_side_files(
         UserError: a configuration file cannot be read.
     """
     files, fields = find_tokenizer_files(model_dir), read_config_fields(model_dir)
-    source = find_tokenizer(model_dir)
+    source = tokenizer_file(model_dir)
     if source is None:
         return files, fields
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import check_regular, read_regular
 from weighted_mtp.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -22,20 +23,26 @@ def in_words(figures: dict[str, Any]) -> str:
     at the end`, for a person."""
     words = [heads_in_words(figures)] if "head_loss" in figures else []
     if len(figures.get("head_acceptance", [])) > 1:  # one head drafts nothing
-        words.append(f"{figures['tokens_per_forward']:.2f} tokens a forward")
+        words.append(f"{shown(figures['tokens_per_forward'], '.2f')} tokens a forward")
     if "auc_at_50" in figures and "auc_at_100" in figures:
-        half, end = figures["auc_at_50"], figures["auc_at_100"]
-        words.append(f"value: AUC {half:.2f} half-way, {end:.2f} at the end")
+        half, end = (shown(figures[f"auc_at_{at}"], ".2f") for at in (50, 100))
+        words.append(f"value: AUC {half} half-way, {end} at the end")
     elif "value_loss" in figures:
-        words.append(f"value loss {figures['value_loss']:.4f}")
+        words.append(f"value loss {shown(figures['value_loss'], '.4f')}")
     return "  ".join(words)
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure for a person, by a format such as `.2f`; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 def heads_in_words(summary: dict[str, Any]) -> str:
     """`head 1: 0.12 nats, 96.1 %  head 2: …`, for a person."""
     pairs = zip(summary["head_loss"], summary["head_accuracy"], strict=True)
     return "  ".join(
-        f"head {k}: {loss:.3f} nats, {accuracy:.1%}" for k, (loss, accuracy) in enumerate(pairs, 1)
+        f"head {k}: {shown(loss, '.3f')} nats, {shown(accuracy, '.1%')}"
+        for k, (loss, accuracy) in enumerate(pairs, 1)
     )
 
 
@@ -44,6 +51,8 @@ class MetricsFile:
     not finite is `null` there, for JSON has no NaN."""
 
     def __init__(self, path: Path) -> None:
+        if path.exists():
+            check_regular(path)
         self.path = path
         self._warned = self._cut = False
 
@@ -84,7 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
     NaN, and so are the bare NaN of files written before."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path).decode("utf-8", "replace").splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from weighted_mtp.core.device import machine_memory
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
@@ -26,6 +28,7 @@ from weighted_mtp.runtime.parallel import Fill
 
 log = get_logger(__name__)
 
+_LARGEST = 2**50  # bytes of the weights of a model that is only planned
 CPU = torch.device("cpu")
 
 
@@ -59,6 +62,36 @@ def fresh_model(args: ModelArgs, std: float) -> Start:
             transformer.init_weights(std)
 
     return Start(MetaLlamaMTPAdapter(transformer), fill)
+
+
+def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: int = 1) -> None:
+    """Refuse a model from scratch that is too large, by arithmetic, before anything is built.
+
+    Args:
+        device: where its float32 weights are to lie; None where only a plan is made.
+        processes: over which they may be spread.
+
+    Raises:
+        UserError: the weights alone exceed the memory that there is.
+    """
+    check_positions(args, "model.architecture")
+    kv_dim, D = args.kv_heads * args.head_dim, args.dim
+    block = 2 * D * D + 2 * D * kv_dim + 3 * D * args.ffn_dim + 2 * D
+    vocabulary = args.vocab_size * D * (1 if args.tie_embeddings else 2)
+    numbers = args.n_layers * block + vocabulary + D
+    if device is None:
+        memory, what = _LARGEST, "than can be planned for"
+    elif device.type == "cuda":
+        memory = processes * torch.cuda.get_device_properties(device).total_memory
+        what = "than the GPUs have"
+    else:
+        memory, what = machine_memory(), "than this machine has"
+    if 4 * numbers > memory:
+        raise UserError(
+            f"model.architecture: {numbers:.3g} parameters need {4 * numbers / 2**30:,.0f} GiB for "
+            f"the weights alone, more {what} ({memory / 2**30:,.0f} GiB); make n_layers, dim or "
+            "the feed-forward width smaller"
+        )
 
 
 def stored_model(directory: Path, config: ModelConfig) -> Start:

@@ -137,9 +137,10 @@ class ModelWriter:
     def _stopping(self, stops: Sequence[str]) -> Stopping:
         """Any end of sequence ends a text, and a control token that a stop string names: its name
         is never in the text, because decoding leaves control tokens out."""
-        control = self.tokenizer.control
+        control, eos = self.tokenizer.control, self.tokenizer.eos_id
         ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
-        return Stopping(self._max_new_tokens, ends, tuple(stops), self._decode)
+        eos_id = ends if ends != {eos} else eos
+        return Stopping(self._max_new_tokens, eos_id, tuple(stops), self._decode)
 
 
 def _heads_in_use(speculation: Speculation | None, heads: int) -> int:

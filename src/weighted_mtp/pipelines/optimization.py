@@ -62,7 +62,8 @@ def make_optimizer(
 
     Args:
         value_learning_rate: of the value head, which AdamW trains; None takes the others'. Both
-            follow one schedule.
+            follow one schedule: the value head's rate is always the same multiple of the others',
+            its final rate included.
 
     Raises:
         UserError: `muon` with a PyTorch that has none.
@@ -121,15 +122,30 @@ def _adamw(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Rate of step 0 … steps − 1: linear warm-up, then the schedule down to the final rate."""
+    """Rate of step s = 0 … N − 1, from the peak `learning_rate` to `final_learning_rate`.
+
+    With W = round(warmup_fraction · N), step P = max(W, 1) − 1 has the peak rate, the last step
+    exactly the final one (but for `constant`, which stays at the peak), also where both are the
+    same step:
+
+        s < P    peak · (s + 1) / (P + 1)
+        s ≥ P    final + shape · (peak − final),  with p = (s − P) / (N − 1 − P), p = 1 at the
+                 last step, and shape = (1 + cos πp) / 2 (cosine), 1 − p (linear), 1 (constant),
+                 min(1, (1 − p) / decay_fraction) (wsd; Hu et al. 2024, arXiv 2404.06395)
+    """
+    last = config.steps - 1
     warmup = round(config.warmup_fraction * config.steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
+    peak_step = min(max(warmup, 1) - 1, last)
+    if step < peak_step:
+        return config.learning_rate * (step + 1) / (peak_step + 1)
+    progress = (step - peak_step) / (last - peak_step) if step < last else 1.0
     shape = {
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         "linear": 1.0 - progress,
         "constant": 1.0,
-        "wsd": min(1.0, (1.0 - progress) / config.decay_fraction),  # Hu et al. 2024, 2404.06395
+        "wsd": min(1.0, (1.0 - progress) / config.decay_fraction),
     }[config.schedule]
-    return config.final_learning_rate + shape * (config.learning_rate - config.final_learning_rate)
+    peak, final = config.learning_rate, config.final_learning_rate
+    if shape < 0.5:  # from the nearer end, so that both are met exactly
+        return final + shape * (peak - final)
+    return peak - (1.0 - shape) * (peak - final)

@@ -200,7 +200,7 @@ def _named(name: str, flag: str) -> ModelArgs:
 
 
 def _check_there(name: str, flag: str) -> None:
-    if not Path(name).is_dir() and not is_hub_id(name):
+    if not Path(name).exists() and not is_hub_id(name):
         raise UserError(
             f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
         )

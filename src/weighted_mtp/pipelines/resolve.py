@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.corpus import Corpus
 from weighted_mtp.data.datasets import first_row
@@ -20,7 +21,7 @@ from weighted_mtp.pipelines.compose import (
     model_args,
     stored_value_head,
 )
-from weighted_mtp.pipelines.model_start import stretched
+from weighted_mtp.pipelines.model_start import check_fresh, stretched
 from weighted_mtp.pipelines.objectives import Objective, make_objective
 from weighted_mtp.pipelines.reference import check_online, check_reference
 from weighted_mtp.runtime.modes import check_mode
@@ -56,6 +57,8 @@ def resolve(
     elif path is None:
         tokenizer = build_tokenizer(recipe)
         args = model_args(recipe, tokenizer.vocab_size)
+        device = None if planned else resolve_device(recipe.runtime.device)
+        check_fresh(args, device, processes.count)
     else:
         model_dir = find_model(path)
         args = inspect_checkpoint(model_dir).args
@@ -67,7 +70,8 @@ def resolve(
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens)
     rho1 = recipe.objective.rho1
-    if objective.needs_reference and not (planned and rho1.reference is rho1.reference_model):
+    unnamed = rho1.reference is None and rho1.reference_model is None
+    if objective.needs_reference and not (planned and unnamed):
         check_reference(recipe)
         if tokenizer is not None:
             check_online(recipe, tokenizer)

@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.pipelines.checkpoint_utils import (
+    damaged,
     load_saved,
+    reading,
     restore_optimizer,
     restore_rng,
     saved_state,
@@ -46,10 +48,14 @@ def restore_any(
         spread = any(isinstance(weight, DTensor) for weight in weights.values())
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
         state = load_saved(path, mmap=spread or not on_cpu)
+        if not isinstance(state, dict):
+            raise damaged(path, TypeError(f"it holds a {type(state).__name__}"))
         if spread and "state" not in state:
             raise UserError(f"{path}: made with training.optimizer muon; it cannot be changed")
         if spread:
-            state["state"] = _spread(state["state"], optimizer_names(optimizer, weights), weights)
+            names = optimizer_names(optimizer, weights)
+            with reading(path):
+                state["state"] = _spread(state["state"], names, weights)
     restore_optimizer(path, optimizer, state)
     restore_rng(checkpoint)
     return saved_state(checkpoint)

@@ -14,7 +14,7 @@ from weighted_mtp.core.config import Recipe, load_recipe_file
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.best import Best
-from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, saved_state
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, reading, saved_state
 from weighted_mtp.pipelines.resume_rules import RULES, Refused, Resume
 from weighted_mtp.runtime.main_process import on_main
 
@@ -92,7 +92,8 @@ def tell_changes(run_dir: Path, asked: Recipe, checkpoint: Path | None) -> None:
                 log.warning("%s: %s: %s", run_dir, change, change.verdict)
         best = Best(asked.training)
         if checkpoint is not None and "best" in (state := saved_state(checkpoint)):
-            best.load_state_dict(state["best"])
+            with reading(checkpoint / "trainer.json"):
+                best.load_state_dict(state["best"])
         if best.exhausted and resume.step < asked.training.steps:
             log.warning(
                 "%s: training.early_stopping ended it after step %d, so nothing is left to train: "

@@ -14,7 +14,7 @@ them up: `weights.NAME`, `optimizer.NAME.KEY`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS, SideFiles
 from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.checkpoint_sums import store_sums
 from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
     complete_checkpoint,
@@ -134,7 +135,10 @@ class ShardedSaver(WholeSaver):
         save_rng(partial)
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
         tensors |= _optimizer_tensors(self.optimizer, self.weights)
-        self._begun = self._writer.begin(tensors, partial / "shards"), final, tuple(keep_steps)
+        begun = self._writer.begin(tensors, partial / "shards")
+        if distributed.is_main_process():
+            begun = _then_summed(begun, partial)
+        self._begun = begun, final, tuple(keep_steps)
         return final
 
     def look(self) -> None:
@@ -166,6 +170,20 @@ class ShardedSaver(WholeSaver):
             with writing(final):
                 complete_checkpoint(final, self.copies.keep_last, kept)
             self.copies.offer(final, keep_steps)
+
+
+def _then_summed(written: Future[Any], partial: Path) -> Future[Any]:
+    """Done once the sums of what is being written are stored too; training does not wait."""
+
+    def act() -> None:
+        written.result()
+        store_sums(partial)
+
+    with_sums = ThreadPoolExecutor(1)
+    try:
+        return with_sums.submit(act)
+    finally:
+        with_sums.shutdown(wait=False)
 
 
 def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: Tokenizer) -> None:

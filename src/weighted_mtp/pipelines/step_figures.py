@@ -42,21 +42,19 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     """Loss (nats a token) and accuracy of each head on the rows that are right, and its loss on
     those that are wrong, if there are any; `loss` is the plain mean over heads of the former;
     `padding` the share of the positions run that held nothing. A validation has the `head_figures`
-    too, of the rows that loss and accuracy are of."""
+    too, of the rows that are right. What no token was counted for is NaN, which is null in
+    metrics.jsonl: never 0, and never the figure of other rows."""
     padding = {}
     if "positions" in sums:
         run, filled = sums["positions"].tolist()
         padding = {"padding": round(1 - filled / run, 6)}
     if "heads" not in sums:
-        return {"tokens": int(sums["value"][1]) if "value" in sums else 0, **padding}
+        return {"tokens": int(sums["tokens"]) if "tokens" in sums else 0, **padding}
     right, wrong = sums["heads"]  # [3, n]
-    group = 0 if right[2].any() else 1  # nothing but wrong ones: they are what there is to tell
-    if group == 1:
-        right, wrong = wrong, right
     losses, accuracies = _means(right[0], right[2]), _means(right[1], right[2])
     known = [x for x in losses if not math.isnan(x)]
     figures: dict[str, Any] = {
-        "loss": sum(known) / len(known) if known else 0.0,
+        "loss": sum(known) / len(known) if known else math.nan,
         "head_loss": losses,
         "head_accuracy": accuracies,
         "tokens": int(right[2, 0] + wrong[2, 0]),
@@ -65,7 +63,7 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
     if wrong[2].any():
         figures["head_loss_incorrect"] = _means(wrong[0], wrong[2])
     if "acceptance" in sums:
-        figures |= head_figures(sums["calibration"][group], sums["acceptance"][group])
+        figures |= head_figures(sums["calibration"][0], sums["acceptance"][0])
     return figures
 
 
@@ -117,4 +115,4 @@ def _pairwise_loss(means: Sequence[float], examples: Sequence[Example]) -> float
 
 def _means(total: Tensor, count: Tensor) -> list[float]:
     pairs = zip(total.tolist(), count.tolist(), strict=True)
-    return [round(x / m, 6) if m else math.nan for x, m in pairs]
+    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]  # small ones stay above 0

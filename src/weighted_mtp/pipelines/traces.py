@@ -6,7 +6,6 @@ Letters: B batch, S sequence.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
+from weighted_mtp.pipelines.checkpoint_utils import reading, saved_state
 from weighted_mtp.pipelines.objectives.td_weighted import Verifiable
 from weighted_mtp.pipelines.training_data import rows_file
 from weighted_mtp.pipelines.training_module import pool_of
@@ -81,7 +81,7 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
     collator = AlpacaCollator(
         tokenizer, recipe.data.template, recipe.data.max_length, joint=recipe.data.joint
     )
-    objective = _td_weights(recipe, model_dir.parent / "trainer.json")
+    objective = _td_weights(recipe, model_dir.parent)
     pairs = []
     for indices in chosen.values():
         right, wrong = (
@@ -92,16 +92,18 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
     return pairs
 
 
-def _td_weights(recipe: Recipe, trainer: Path) -> Verifiable:
+def _td_weights(recipe: Recipe, checkpoint: Path) -> Verifiable:
     """The TD weights as they are at the end of the run: λ at the end of its schedule, running
     statistics as saved. Batch statistics are those of the one program that is looked at."""
     plain = {"name": "verifiable", "heads": 1, "head_weights": None, "final_head_weights": None}
     config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
     objective = Verifiable(config, 1)
     objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
-    state = json.loads(trainer.read_text(encoding="utf-8")) if trainer.exists() else {}
+    trainer = checkpoint / "trainer.json"
+    state = saved_state(checkpoint) if trainer.exists() else {}
     if "ema" in state.get("objective", {}):
-        objective.load_state_dict(state["objective"])
+        with reading(trainer):
+            objective.load_state_dict(state["objective"])
     return objective
 
 

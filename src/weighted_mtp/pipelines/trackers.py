@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from weighted_mtp.core.errors import UserError, in_brief
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.tracker_backends import (
     MLflowTracker,
@@ -156,7 +157,7 @@ class RunIds:
         self.path, self._ids = path, dict[str, str]()
         if path.exists():
             try:
-                self._ids = dict(json.loads(path.read_text(encoding="utf-8")))
+                self._ids = dict(read_json(path))
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(
                     f"{path}: cannot be read; delete it to start new MLflow and W&B runs"

@@ -29,9 +29,9 @@ from weighted_mtp.data.loading import Groups, StepReader
 from weighted_mtp.data.packing import Cutter, Group
 from weighted_mtp.data.tokenizers import Tokenizer
 from weighted_mtp.pipelines.best import Best, check_held_out
-from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, reading
 from weighted_mtp.pipelines.interruption import StopRequest
-from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words
+from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, shown
 from weighted_mtp.pipelines.nonfinite import SkippedSteps
 from weighted_mtp.pipelines.objectives import Sums
 from weighted_mtp.pipelines.optimization import learning_rate, make_optimizer
@@ -149,7 +149,8 @@ class Trainer:
                         f"{resume_from}: holds no state of {name}: it was written by another "
                         "version; start anew from its model/"
                     )
-                part.load_state_dict(state[name])
+                with reading(resume_from / "trainer.json"):
+                    part.load_state_dict(state[name])
         self.trackers: list[Tracker] = []
         if env.is_main:
             self.metrics.rewind(self.step)
@@ -177,7 +178,8 @@ class Trainer:
                 self._log("train", figures, every=config.log_every)
                 progress.update(
                     1,
-                    f"loss {figures['loss']:.4f} · {figures['tokens_per_second']:,.0f} tok/s",
+                    f"loss {shown(figures['loss'], '.4f')} · "
+                    f"{figures['tokens_per_second']:,.0f} tok/s",
                 )
                 if self.step == first:
                     self._report_memory(progress)

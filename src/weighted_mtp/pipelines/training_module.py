@@ -38,7 +38,8 @@ class StepOutput(NamedTuple):
     Attributes:
         loss: its share of the step's loss, differentiable; 0 unless training.
         sums: additive figures; `heads` is `[2, 3, n]`: correct rows and incorrect ones; summed
-            cross-entropy, hits, counted targets. A validation adds the `HeadSums`.
+            cross-entropy, hits, counted targets. A validation adds the `HeadSums`. Where no head
+            ran, `tokens` counts the response tokens.
         signal: what weights are decided from, if this was a scoring pass.
         probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
             ran), if this was a validation; with a value head `[B, 3 + F]`, mean value and values
@@ -128,6 +129,8 @@ class TrainingModule(nn.Module):
                 counted &= weights != 0  # others were skipped: their cross-entropy is not known
             seen = out if scored is None else scored
             sums["heads"] = _head_sums(seen.ce, seen.hit, counted, batch.correct)
+        else:
+            sums["tokens"] = batch.predicted.sum().double()
         if values is not None:
             value_loss, value_sums = objective.value_loss(batch, values, denominators[-1])
             loss = loss + objective.value_coef * value_loss
@@ -156,6 +159,8 @@ class TrainingModule(nn.Module):
             sums["heads"] = _head_sums(ce, hit, targets != IGNORE_INDEX, batch.correct)
             sums |= head_sums(seen, batch.correct[seen.rows // batch.length])._asdict()
             columns[1] = ce[:, :, 0].double().sum(1, keepdim=True)
+        else:
+            sums["tokens"] = batch.predicted.sum().double()
         if values is not None:
             if objective.group_size == 1:  # rows of a file are no pairs: those are found later
                 sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
@@ -169,13 +174,12 @@ class TrainingModule(nn.Module):
         return read_batch(self.adapter.transformer, batch, all_heads and n > 1)[:n]
 
     def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
-        """`[B, S]` float32: what is to come is written in the small digits of a value."""
+        """`[B, S]`, in the value head's own format."""
         if not self.objective.needs_value_head or self.adapter.value_head is None:
             return None
         if not self.objective.gradient_to_trunk:
             hidden = hidden.detach()
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
+        values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
         return values if batch.packing is None else batch.packing.unpack(values, 0)
 
     def _weights(self, pool: Pool) -> Tensor:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -66,7 +67,7 @@ class Sharded(Parallel):
         # Residual stream, final norm and value head are float32, as without sharding.
         fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=offloading)
         super().__init__(module, torch.device("cpu") if offload else device, fill)
-        self._root = _as_fsdp(module)
+        self._root, self._mesh = _as_fsdp(module), mesh
         self._every_time = config.reduce_gradients == "micro_batch"
 
     @contextmanager
@@ -76,9 +77,14 @@ class Sharded(Parallel):
         self._root.set_reshard_after_backward(last, recurse=False)
         yield
 
-    def clip(self, largest: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, largest)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def _own_gradients(self) -> list[Tensor]:
+        whole = super()._own_gradients()
+        return [x.to_local() if isinstance(x, DTensor) else x for x in whole]
+
+    def _sum_over_parts(self, x: Tensor) -> float:
+        group = self._mesh.get_group(self._mesh.ndim - 1)  # replicas hold the same parts
+        dist.all_reduce(x, group=group)
+        return float(x)
 
 
 def _as_fsdp(module: nn.Module) -> FSDPModule:

@@ -6,7 +6,8 @@ not know which of the modes it is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.runtime import distributed
+
+NORM_PIECE = 2**16
+"""Numbers of a gradient whose squares are added in float32."""
 
 Fill = Callable[[], None]
 """Gives a module that has memory its weights; each process keeps its part of them."""
@@ -60,4 +64,32 @@ class Parallel:
     def clip(self, largest: float) -> float:
         """Scale the gradient so that its norm over all weights, on all processes, is at most
         `largest`; returns the norm it had."""
-        return float(torch.nn.utils.clip_grad_norm_(self.trained, largest))
+        gradients = self._own_gradients()
+        if not gradients:
+            return 0.0
+        norm = math.sqrt(self._sum_over_parts(_sum_of_squares(gradients)))
+        if not norm <= largest:  # also where it is NaN
+            factor = largest / (norm + 1e-6)
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return norm
+
+    def _own_gradients(self) -> list[Tensor]:
+        """What this process holds of the gradient."""
+        return [weight.grad for weight in self.trained if weight.grad is not None]
+
+    def _sum_over_parts(self, x: Tensor) -> float:
+        """Sum over the processes that hold different parts of the gradient."""
+        return float(x)
+
+
+def _sum_of_squares(gradients: Sequence[Tensor]) -> Tensor:
+    """Σ g², a float64 scalar.
+
+    PyTorch's norm of a float32 tensor adds up on the CPU with few accumulators: 0.3 % too little
+    for 40 million numbers. Pieces keep seven digits and take no longer.
+    """
+    pieces: list[Tensor] = []
+    for gradient in gradients:
+        pieces += torch.split(gradient.flatten(), NORM_PIECE) if gradient.is_cpu else [gradient]
+    return torch.stack([norm.double() for norm in torch._foreach_norm(pieces)]).square().sum()

@@ -2,11 +2,13 @@
 back by any number of processes.
 
 Its index is a pickle. Ours is opened by a reader that builds nothing but the index's own parts, and
-that takes no entry but tensors: a checkpoint from elsewhere can run no code.
+that takes no entry but tensors: a checkpoint from elsewhere can run no code. It checks that the
+parts make up each tensor before anything is read.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -19,7 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
@@ -139,15 +145,73 @@ class _Reader(FileSystemReader):
                 metadata = _IndexUnpickler(file).load()
             except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
                 raise ValueError(f"{INDEX}: {error}") from error
-        if not isinstance(metadata, Metadata) or not all(
-            isinstance(entry, TensorStorageMetadata)
-            for entry in metadata.state_dict_metadata.values()
-        ):
+        if not isinstance(metadata, Metadata):
             raise ValueError(f"{INDEX}: is no index of tensors")
-        for info in metadata.storage_data.values():
-            if Path(info.relative_path).name != info.relative_path:
-                raise ValueError(f"{INDEX}: {info.relative_path} leads out of the folder")
+        try:
+            _check_files(metadata, Path(self.path))
+            for name, entry in metadata.state_dict_metadata.items():
+                if not isinstance(entry, TensorStorageMetadata):
+                    raise ValueError(f"{INDEX}: is no index of tensors")
+                _check_chunks(name, entry, metadata)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{INDEX}: {error}") from error
         return metadata
+
+
+def _check_files(metadata: Metadata, folder: Path) -> None:
+    """Raise `ValueError` unless every stored part lies in a file of the folder and has its bytes
+    for itself."""
+    stretches: dict[str, list[tuple[int, int]]] = {}
+    for info in metadata.storage_data.values():
+        if Path(info.relative_path).name != info.relative_path:
+            raise ValueError(f"{INDEX}: {info.relative_path} leads out of the folder")
+        stretches.setdefault(info.relative_path, []).append((info.offset, info.length))
+    for name, found in stretches.items():
+        path = folder / name
+        if name == INDEX or not path.is_file():
+            raise ValueError(f"{name} is missing")
+        end = 0
+        for offset, length in sorted(found):
+            if offset < end or length < 1:
+                raise ValueError(f"{INDEX}: parts in {name} overlap")
+            end = offset + length
+        if end > path.stat().st_size:
+            raise ValueError(f"{name} is shorter than {INDEX} says")
+
+
+def _check_chunks(name: str, entry: TensorStorageMetadata, metadata: Metadata) -> None:
+    """Raise `ValueError` unless the chunks of a tensor are stored, lie in it, and make it up: what
+    none of them covers would be read as whatever was in memory."""
+    size = tuple(entry.size)
+    boxes = []
+    for chunk in entry.chunks:
+        start, extent = tuple(chunk.offsets), tuple(chunk.sizes)
+        if not len(start) == len(extent) == len(size) or any(
+            a < 0 or n < 0 or a + n > whole for a, n, whole in zip(start, extent, size, strict=True)
+        ):
+            raise ValueError(f"{INDEX}: a part of {name} lies outside the tensor")
+        if math.prod(extent):
+            if MetadataIndex(name, torch.Size(start)) not in metadata.storage_data:
+                raise ValueError(f"{INDEX}: a part of {name} is in no file")
+            boxes.append((start, extent))
+    if _overlap(sorted(boxes)):
+        raise ValueError(f"{INDEX}: parts of {name} overlap")
+    if sum(math.prod(extent) for _, extent in boxes) != math.prod(size):
+        raise ValueError(f"{INDEX}: the parts of {name} do not cover it")
+
+
+def _overlap(boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether any two boxes, sorted by their starts, share an element."""
+    for i, (start, extent) in enumerate(boxes):
+        for other, reach in boxes[i + 1 :]:
+            if start and other[0] >= start[0] + extent[0]:
+                break  # so do all after it
+            if all(
+                b < a + n and a < b + m
+                for a, n, b, m in zip(start, extent, other, reach, strict=True)
+            ):
+                return True
+    return False
 
 
 class _IndexUnpickler(pickle.Unpickler):

@@ -192,16 +192,16 @@ def rho1_stats(sums: Tensor) -> dict[str, float]:
 
     Returns:
         `kept_share` (of the valid tokens), `mean_excess`, `mean_excess_kept` and `mean_ce_kept` in
-        nats per token; 0 where there is no token.
+        nats per token; NaN where there is no token.
     """
     rows = torch.cat([sums.sum(dim=0, keepdim=True), sums]).tolist()
     stats = {}
     for head, (valid, kept, excess, excess_kept, ce_kept) in enumerate(rows):
         suffix = f"_head_{head}" if head else ""
-        stats[f"kept_share{suffix}"] = kept / max(valid, 1.0)
-        stats[f"mean_excess{suffix}"] = excess / max(valid, 1.0)
-        stats[f"mean_excess_kept{suffix}"] = excess_kept / max(kept, 1.0)
-        stats[f"mean_ce_kept{suffix}"] = ce_kept / max(kept, 1.0)
+        stats[f"kept_share{suffix}"] = kept / valid if valid else math.nan
+        stats[f"mean_excess{suffix}"] = excess / valid if valid else math.nan
+        stats[f"mean_excess_kept{suffix}"] = excess_kept / kept if kept else math.nan
+        stats[f"mean_ce_kept{suffix}"] = ce_kept / kept if kept else math.nan
     return stats
 
 

@@ -93,7 +93,7 @@ def weight_sums(weights: Tensor, loss_mask: Tensor, min_weight: float, max_weigh
 
 
 def weight_stats(sums: Tensor) -> dict[str, float]:
-    """Figures from `[6]` weight sums; all 0 if they count nothing.
+    """Figures from `[6]` weight sums; all NaN if they count nothing.
 
     Returns:
         mean, std; effective_sample_size (Σw)² / (N·Σw²), the share of tokens that carry the weight,
@@ -103,7 +103,7 @@ def weight_stats(sums: Tensor) -> dict[str, float]:
     count, total, squares, logs, low, high = sums.tolist()
     if count == 0:
         names = ("mean", "std", "effective_sample_size", "entropy", "clipped_low", "clipped_high")
-        return dict.fromkeys(names, 0.0)
+        return dict.fromkeys(names, math.nan)
     mean = total / count
     size = entropy = 0.0
     if squares != 0:  # weights so small that their squares are 0 count as 0
@@ -120,10 +120,10 @@ def weight_stats(sums: Tensor) -> dict[str, float]:
 
 
 def td_stats(moments: Tensor) -> dict[str, float]:
-    """mean, std and count from `[3]` moments; all 0 if they count nothing."""
-    mean, std = moments_mean_std(moments)
+    """mean, std and count from `[3]` moments; mean and std are NaN if they count nothing."""
     count = float(moments[0])
-    return {"mean": float(mean), "std": float(std) if count else 0.0, "count": count}
+    mean, std = map(float, moments_mean_std(moments)) if count else (math.nan, math.nan)
+    return {"mean": mean, "std": std, "count": count}
 
 
 def compute_td_stats(td_errors: Tensor, loss_mask: Tensor) -> dict[str, float]:

@@ -50,7 +50,6 @@ def open_hub(name: str, revision: str | None, columns: Sequence[str] | None) -> 
     from huggingface_hub import HfApi
 
     repository, _, config = name.removeprefix(PREFIX).partition(":")
-    old = int(datasets.__version__.split(".")[0]) < 4  # later ones know no scripts
     try:
         commit = HfApi().dataset_info(repository, revision=revision).sha
         loaded = datasets.load_dataset(
@@ -58,7 +57,7 @@ def open_hub(name: str, revision: str | None, columns: Sequence[str] | None) -> 
             config or None,
             revision=commit,
             streaming=True,
-            **({"trust_remote_code": False} if old else {}),
+            trust_remote_code=False,  # datasets before 4.0 would run a repository's script
         )
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         raise UserError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, open_regular, parse_json, read_json
 from weighted_mtp.data.datasets import read_lines, unreadable
 from weighted_mtp.data.prepare.files import Unit, damaged, open_arrow, open_parquet
 from weighted_mtp.data.prepare.source import BadRecordError, Record
@@ -47,7 +47,7 @@ def entries(unit: Unit, columns: Sequence[str] | None) -> Iterator[tuple[int, En
             with gzip.open(path, "rb") as packed:
                 yield from read_lines(cast(BinaryIO, packed), path)
         else:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(unit.start)
                 yield from read_lines(file, path, unit.first, unit.stop - unit.start)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -122,9 +122,9 @@ def _array(path: Path) -> Iterator[tuple[int, Entry]]:
     if path.stat().st_size > _LARGEST_ARRAY:
         raise UserError(f"{path}: one list of over 512 MiB; write it as JSONL, one object a line")
     try:
-        items = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        items = read_json(path)
+    except InvalidTextError as error:
+        raise UserError(f"{path}: {error}") from error
     for number, item in enumerate(items, start=1):
         kind = type(item).__name__
         yield number, item if isinstance(item, dict) else BadRecordError(f"no object, but {kind}")
@@ -132,11 +132,9 @@ def _array(path: Path) -> Iterator[tuple[int, Entry]]:
 
 def _decode_line(line: bytes) -> Record:
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        raise BadRecordError(f"not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadRecordError(f"not valid JSON ({error})") from error
+        record = parse_json(line)
+    except InvalidTextError as error:
+        raise BadRecordError(str(error)) from error
     if not isinstance(record, dict):
         raise BadRecordError(f"a record is a JSON object, this is {type(record).__name__}")
     return record

@@ -57,7 +57,7 @@ class MetaLlamaMTPAdapter(nn.Module):
         directory = find_model(model_path)
         transformer = load_meta_mtp_model(directory, device=device, dtype=dtype)
         adapter = cls(transformer)
-        adapter.side_files = SideFiles.read(Path(model_path))
+        adapter.side_files = SideFiles.read(directory)
         if initialize_value_head:
             stored = value_head_path(directory)
             adapter.attach_value_head(

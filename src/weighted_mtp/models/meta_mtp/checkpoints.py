@@ -23,20 +23,23 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
+from weighted_mtp.models.meta_mtp.layouts.hf_config import SUMS_KEY
 from weighted_mtp.models.meta_mtp.layouts.huggingface import (
     MTP_FOLDER,
+    SUMS_FILE,
     VALUE_HEAD_FILE,
     WEIGHT_FILES,
     own_file,
     read_huggingface,
     write_huggingface,
 )
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
-from weighted_mtp.models.meta_mtp.layouts.native import read_native, verify_sums, write_native
+from weighted_mtp.models.meta_mtp.layouts.native import METADATA, read_native, write_native
 from weighted_mtp.models.meta_mtp.layouts.side_files import (
     find_side_files,
-    find_tokenizer,
     read_config_fields,
+    tokenizer_file,
 )
 from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
@@ -115,7 +118,8 @@ def load_meta_mtp_model(
 
     `model_dir` may also be a run, a checkpoint of one, or a model of the hub (`find_model`).
 
-    Keys, shapes and formats are checked before any weight is read. Peak memory is the model in its
+    Keys, shapes and formats are checked before any weight is read, and the SHA-256 sums that are
+    stored with a checkpoint are compared meanwhile (core/sums.py). Peak memory is the model in its
     final `dtype`, one tensor, and a fortieth of the files.
 
     Args:
@@ -124,7 +128,7 @@ def load_meta_mtp_model(
             several, it takes the narrowest that holds every matrix exactly.
         keep_formats: with a `dtype` of None, leave each weight in its own format, to be written
             again as it was; a model of several formats may not run.
-        verify: compare the SHA-256 sums of a native checkpoint first, which reads it twice.
+        verify: compare all stored SHA-256 sums, even if `WEIGHTED_MTP_VERIFY=0` is set.
 
     Raises:
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
@@ -133,8 +137,8 @@ def load_meta_mtp_model(
     directory = find_model(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = open_checkpoint(directory)
-    if verify:
-        _verify_files(directory, source)
+    if verify and source.sums is not None:
+        source.sums.verify()
     formats = sorted(str(dtype).removeprefix("torch.") for dtype in set(source.formats.values()))
     if number_format is None and not keep_formats and len(formats) > 1:
         number_format = common_dtype(source.formats)
@@ -152,7 +156,8 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     """Describe a checkpoint from its headers alone, checking keys, shapes and formats.
 
     Args:
-        verify: also read everything: SHA-256 sums (native) and that every weight is finite.
+        verify: also read everything: compare the SHA-256 sums, which what this project wrote must
+            have, and check that every weight is finite.
 
     Raises:
         UserError: as for `load_meta_mtp_model`.
@@ -161,8 +166,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     source = open_checkpoint(directory)
     verified = ""
     if verify:
-        verified = _verify_files(directory, source)
-        source.check_values()
+        verified = _verified(directory, source)
     parts = [part for stored in source.weights.values() for part in stored.parts]
     return CheckpointInfo(
         layout=source.layout,
@@ -172,7 +176,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
         bytes=sum(file.size for file in source.files),
         files=tuple(file.path for file in source.files),
-        tokenizer=tokenizer.name if (tokenizer := find_tokenizer(directory)) else "",
+        tokenizer=tokenizer.name if (tokenizer := tokenizer_file(directory)) else "",
         side_files=tuple(find_side_files(directory)),
         config_fields=read_config_fields(directory),
         has_value_head=value_head_path(directory).is_file(),
@@ -310,6 +314,23 @@ def open_checkpoint(directory: Path) -> Source:
     return _READERS[layout](directory)
 
 
-def _verify_files(directory: Path, source: Source) -> str:
-    count = verify_sums(directory) if source.layout == "native" else 0
-    return f"SHA-256 of {count} files" if count else "no SHA-256 sums are stored with it"
+def _verified(directory: Path, source: Source) -> str:
+    """Read everything; say what was compared, and which files have no sum."""
+    with source.comparing(always=True):
+        source.check_values()
+    if source.sums is None:
+        config = directory / "config.json"
+        if source.layout == "native" or (
+            source.layout == "huggingface" and SUMS_KEY in JsonFile.read(config).fields
+        ):
+            raise UserError(
+                f"{directory}: the SHA-256 sums with which it was written are missing "
+                f"({METADATA if source.layout == 'native' else SUMS_FILE}); copy it again"
+            )
+        return "no SHA-256 sums are stored with it"
+    count = len(source.sums.expected)
+    known = {source.sums.listing, *(directory / name for name in source.sums.expected)}
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in known)
+    others = [path.relative_to(directory).as_posix() for path in found]
+    without = f"; without a sum: {', '.join(others)}" if others else ""
+    return f"SHA-256 of {count} files{without}"

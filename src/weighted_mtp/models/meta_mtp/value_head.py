@@ -49,11 +49,13 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.value.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[B, S, D]` → `[B, S, 1]`, unbounded."""
-        h = hidden_states.to(self.value.weight.dtype)
-        if self.hidden is not None:
-            h = F.silu(self.hidden(h))
-        values: Tensor = self.value(h)
+        """`[B, S, D]` → `[B, S, 1]`, unbounded; in the format of the weights under autocast too,
+        because TD errors are differences of nearly equal values."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            h = hidden_states.to(self.value.weight.dtype)
+            if self.hidden is not None:
+                h = F.silu(self.hidden(h))
+            values: Tensor = self.value(h)
         return values
 
     def save_checkpoint(self, path: str | Path) -> None:

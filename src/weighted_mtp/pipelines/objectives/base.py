@@ -51,8 +51,11 @@ class Pool(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """`[R, S + 1]` true on response tokens."""
-        return self.labels != IGNORE_INDEX
+        """`[R, S + 1]` true on response tokens, but for one at position 0: no state precedes it and
+        no head predicts it, so its weight would only spoil means and permutations."""
+        mask = self.labels != IGNORE_INDEX
+        mask[:, 0] = False
+        return mask
 
 
 class Objective:
@@ -94,6 +97,8 @@ class Objective:
                 f"objective.head_fractions {list(fractions)}: give one for each head after the "
                 f"first, {heads - 1} in all"
             )
+        if config.head_curriculum != "none":
+            self._check_curriculum()
         self.head_weights = self._head_weights()
 
     @property
@@ -141,8 +146,8 @@ class Objective:
         return torch.cat([per_head, self.value_count(batch).double().view(1)])
 
     def value_count(self, batch: Batch) -> Tensor:
-        """How many terms this batch adds to the value loss: its response tokens."""
-        return (batch.labels != IGNORE_INDEX).sum()
+        """How many terms this batch adds to the value loss: response tokens with a state before."""
+        return batch.predicted.sum()
 
     def denominators(self, counts: Tensor) -> Tensor:
         """D `[n + 1]` of the step from the counts `[m, n + 1]` of its micro-batches (all ranks)."""
@@ -177,22 +182,45 @@ class Objective:
         """Take up a saved state."""
 
     def _head_weights(self) -> Tensor:
+        """c `[n]` of the present step."""
+        return self._head_weights_at(self.progress)
+
+    def _head_weights_at(self, progress: float) -> Tensor:
         """c `[n]`: constant, moving, or a curriculum's (Aynetdinov & Akbik 2025, arXiv 2505.22757:
-        a head is added, or dropped, at each fraction of the training)."""
-        n, kind = self.heads, self.config.head_curriculum
-        given = self.config.head_fractions
-        active = [True]
-        for k in range(2, n + 1):
-            if kind == "forward":
-                active.append(self.progress >= (given[k - 2] if given else (k - 1) / n))
-            else:
-                end = given[k - 2] if given else (n - k + 1) / n
-                active.append(kind == "none" or self.progress < end)
-        mask = torch.tensor(active, dtype=torch.float64)
-        if self._start is None:
-            return mask / mask.sum()
-        end_weights = self._start if self._end is None else self._end
-        return torch.lerp(self._start, end_weights, self.progress) * mask
+        a head is added, or dropped, at each fraction of the training). Whatever heads a curriculum
+        leaves active, their c_k are scaled so that their sum is that of all heads."""
+        kind = self.config.head_curriculum
+        weights = torch.full((self.heads,), 1.0 / self.heads, dtype=torch.float64)
+        if self._start is not None:
+            end = self._start if self._end is None else self._end
+            weights = torch.lerp(self._start, end, progress)
+        if kind == "none":
+            return weights
+        changes = self._curriculum_fractions()
+        active = [progress >= x if kind == "forward" else progress < x for x in changes]
+        kept = weights * torch.tensor([True, *active])
+        return kept * (weights.sum() / kept.sum())
+
+    def _curriculum_fractions(self) -> Sequence[float]:
+        """Where in the training heads 2 … n are added, or dropped."""
+        if self.config.head_fractions is not None:
+            return self.config.head_fractions
+        fractions = [k / self.heads for k in range(1, self.heads)]
+        return fractions if self.config.head_curriculum == "forward" else fractions[::-1]
+
+    def _check_curriculum(self) -> None:
+        """Refuse a curriculum under which the active heads weigh nothing at some time.
+
+        Raises:
+            UserError: they do.
+        """
+        for progress in (0.0, *self._curriculum_fractions(), 1.0):
+            if not self._head_weights_at(progress).isfinite().all():  # 0 / 0
+                raise UserError(
+                    f"objective.head_curriculum {self.config.head_curriculum}: at {progress:.0%} "
+                    "of the training all active heads have weight 0; give head 1 a weight in "
+                    "objective.head_weights (and final_head_weights)"
+                )
 
 
 def plain_targets(batch: Batch, heads: int) -> Tensor:

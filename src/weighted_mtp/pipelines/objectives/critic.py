@@ -5,6 +5,7 @@ Letters: B batch, S sequence, n future tokens (heads).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -51,9 +52,10 @@ class ValueObjective(Objective):
         return chosen
 
     def value_count(self, batch: Batch) -> Tensor:
-        """Response tokens, but for the last of a truncated row: what came of it is not known."""
-        mask = batch.labels != IGNORE_INDEX
-        return mask.sum() - (mask.any(1) & batch.truncated).sum()
+        """States before response tokens, but for the last of a truncated row: what came of it is
+        not known."""
+        before = batch.predicted
+        return before.sum() - (before.any(1) & batch.truncated).sum()
 
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Σ (V_t − target_t)² / D over the states before response tokens."""
@@ -78,7 +80,7 @@ class ValueObjective(Objective):
         if "value" not in sums:
             return {}
         total, count = sums["value"].tolist()
-        return {"value_loss": total / max(1.0, count)}
+        return {"value_loss": total / count if count else math.nan}
 
 
 class Critic(ValueObjective):
@@ -136,22 +138,31 @@ class PairwiseCritic(Critic):
     group_size = 2
 
     def value_count(self, batch: Batch) -> Tensor:
-        """Pairs in the batch."""
-        return (batch.rows >= 0).sum() // 2
+        """Pairs in the batch both rows of which have a value."""
+        return _comparable(batch.labels).sum()
 
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Rows 2i and 2i + 1 are a pair."""
         mean = mean_value(values, batch.labels)
         pairs = len(mean) // 2 * 2
         margin = mean[0:pairs:2] - mean[1:pairs:2]
-        total = -F.logsigmoid(margin).sum() + values.sum() * 0.0
+        each = torch.where(_comparable(batch.labels), -F.logsigmoid(margin), 0.0)
+        total = each.sum() + values.sum() * 0.0
         count = self.value_count(batch).double()
         return total / denominator.clamp(min=1), {
             "value": torch.stack([total.detach().double(), count])
         }
 
 
+def _comparable(labels: Tensor) -> Tensor:
+    """`[B / 2]` pairs of rows that both have a state before a response token."""
+    known = (labels != IGNORE_INDEX)[:, 1:].any(1)
+    pairs = len(known) // 2 * 2
+    return known[0:pairs:2] & known[1:pairs:2]
+
+
 def mean_value(values: Tensor, labels: Tensor) -> Tensor:
     """V̄ `[B]`: the mean over the states that predict response tokens."""
     before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S]
-    return (values * before).sum(1) / before.sum(1).clamp(min=1)
+    wide = values if values.dtype == torch.float64 else values.float()
+    return torch.where(before, wide, 0.0).sum(1) / before.sum(1).clamp(min=1)

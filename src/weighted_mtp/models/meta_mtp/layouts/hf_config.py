@@ -16,6 +16,8 @@ from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 log = get_logger(__name__)
 
 HEADS_KEY = "mtp_n_future_tokens"
+SUMS_KEY = "mtp_sums"
+"""Says that the export was written with SHA-256 sums of its files."""
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _OTHER_MODELS = ("attention_bias", "mlp_bias", "sliding_window", "quantization_config")
 
@@ -109,10 +111,17 @@ def _read_rope(config: JsonFile) -> tuple[float, RopeScaling | None]:
         factor=rope.positive("factor"),
         low_freq_factor=rope.positive("low_freq_factor"),
         high_freq_factor=rope.positive("high_freq_factor"),
-        original_max_seq_len=rope.count(
-            "original_max_position_embeddings", config.count("max_position_embeddings", 2048)
-        ),
+        original_max_seq_len=_original_length(rope, config),
     )
+
+
+def _original_length(rope: JsonFile, config: JsonFile) -> int:
+    """The context before scaling: a field outside `rope_parameters` comes first (Phi-3 has one),
+    and where no field names it, transformers takes the present context."""
+    key = "original_max_position_embeddings"
+    if config.fields.get(key) is not None:
+        return config.count(key)
+    return rope.count(key, config.count("max_position_embeddings", 2048))
 
 
 def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,4 +166,5 @@ def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any])
         "torch_dtype": name,
         "dtype": name,
         HEADS_KEY: args.n_future_tokens,
+        SUMS_KEY: True,
     }

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sums import SUMS, Sums, sums_of, write_sums
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
@@ -40,6 +41,7 @@ from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 
 HEADS_FILE, VALUE_HEAD_FILE = "mtp_heads.safetensors", "value_head.safetensors"
 MTP_FOLDER = "mtp"
+SUMS_FILE = f"{MTP_FOLDER}/{SUMS}"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Each may have shards and an index instead; the first that is there is read."""
 
@@ -84,7 +86,10 @@ def read_huggingface(directory: Path) -> Source:
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
         return Stored(parts[:1], heads=_rotary_heads(name, args))
 
-    return assemble("huggingface", model, files, directory, hf_name, _is_rope_table, store)
+    source = assemble("huggingface", model, files, directory, hf_name, _is_rope_table, store)
+    if (directory / SUMS_FILE).is_file():
+        source.attach_sums(Sums.read(directory, SUMS_FILE))
+    return source
 
 
 def own_file(directory: Path, name: str) -> Path:
@@ -133,7 +138,7 @@ def write_huggingface(
     max_shard_bytes: int,
     config_fields: Mapping[str, Any],
 ) -> None:
-    """Write the whole layout into an empty directory."""
+    """Write the whole layout into a directory, and the sums of all that is in it."""
     args = model.args
     state = {hf_name(name): parameter.detach() for name, parameter in model.named_parameters()}
     heads = {hf_name(name): _rotary_heads(name, args) for name, _ in model.named_parameters()}
@@ -149,6 +154,9 @@ def write_huggingface(
         (directory / MTP_FOLDER).mkdir(exist_ok=True)
         write_safetensors_file(extra, directory / MTP_FOLDER / HEADS_FILE)
     copy_files(tokenizer_files, directory)
+    (directory / MTP_FOLDER).mkdir(exist_ok=True)
+    files = (path for path in directory.rglob("*") if path.is_file())
+    write_sums(directory, sums_of(directory, files), SUMS_FILE)
 
 
 def _to_halves(weight: Tensor, heads: int) -> Tensor:

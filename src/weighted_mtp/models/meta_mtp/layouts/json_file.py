@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, read_json, shown_value
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+LARGEST = 2**31
+"""No size in a configuration is as large."""
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
 
@@ -30,15 +33,13 @@ class JsonFile:
             UserError: it is missing, no JSON (the line is named), or holds no object.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {error.lineno}: bad JSON ({error.msg})") from error
+            fields = read_json(path)
+        except InvalidTextError as error:
+            raise UserError(f"{path}: {error}; copy it again") from error
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; copy the checkpoint again") from error
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a JSON text file; copy it again") from error
         if not isinstance(fields, dict):
             raise UserError(f"{path}: holds no JSON object but a {type(fields).__name__}")
         return cls(path, fields)
@@ -72,7 +73,8 @@ class JsonFile:
             return None
         accepted: Any = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"must be {_NAMES.get(kind, kind.__name__)}, not {value!r}")
+            named = _NAMES.get(kind, kind.__name__)
+            raise self.error(key, f"must be {named}, not {shown_value(value)}")
         try:
             converted: Any = float(value) if kind is float else value
         except OverflowError as error:
@@ -97,8 +99,10 @@ class JsonFile:
         if value is None and default is not None:
             return default
         value = self.get(key, kind)
-        if not 0 < value < float("inf"):
-            raise self.error(key, f"must be above 0, not {value}")
+        if value <= 0:
+            raise self.error(key, f"must be above 0, not {shown_value(value)}")
+        if kind is int and value >= LARGEST:
+            raise self.error(key, f"must be below {LARGEST}, not {shown_value(value)}")
         return value
 
     def nested(self, key: str) -> JsonFile | None:

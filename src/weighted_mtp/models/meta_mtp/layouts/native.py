@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
@@ -40,7 +39,10 @@ def read_native(directory: Path) -> Source:
     embedding = index[EMBEDDING][0].shape if EMBEDDING in index else ()
     args = read_params(params, embedding[0] if embedding else 1)
     model = build_skeleton(args, params.path, len(index))
-    return assemble("native", model, files, folder)
+    source = assemble("native", model, files, folder)
+    if verifying() or (directory / METADATA).is_file():
+        source.attach_sums(Sums.read(directory, METADATA))
+    return source
 
 
 def _check_version(directory: Path) -> None:
@@ -62,7 +64,8 @@ def write_native(
     extra_metadata: Mapping[str, str],
     config_fields: Mapping[str, Any],
 ) -> None:
-    """Write the layout into `directory`; last `metadata.json`, with the sums of all files."""
+    """Write the layout into `directory`; last `metadata.json`, with the sums of all files and a
+    digest of itself."""
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     (directory / "configs").mkdir()
     (directory / "safetensors").mkdir()
@@ -78,43 +81,7 @@ def write_native(
         "layout": "native",
         "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()})),
         "parameters": sum(t.numel() for t in state.values()),
-        "sha256": {
-            str(path.relative_to(directory).as_posix()): sha256(path)
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        },
+        "sha256": sums_of(directory, (p for p in directory.rglob("*") if p.is_file())),
         "extra": dict(extra_metadata),
     }
-    write_json(directory / METADATA, metadata)
-
-
-def verify_sums(directory: Path) -> int:
-    """Compare every file with its SHA-256 in `metadata.json`.
-
-    Returns:
-        How many files were compared; 0 where no sums were stored.
-
-    Raises:
-        UserError: a file is missing or not what was written.
-    """
-    if not (directory / METADATA).is_file():
-        return 0
-    sums = JsonFile.read(directory / METADATA).get("sha256", dict, {})
-    for name, expected in sums.items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"{path}: is missing, but {METADATA} lists it; copy it again")
-        if sha256(path) != expected:
-            raise UserError(
-                f"{path}: its SHA-256 is not the one in {METADATA}; copy the checkpoint again"
-            )
-    return len(sums)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read a mebibyte at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    write_json(directory / METADATA, {**metadata, "digest": fields_digest(metadata)})

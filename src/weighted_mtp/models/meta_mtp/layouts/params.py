@@ -8,7 +8,7 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
+from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST, JsonFile
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 
@@ -69,7 +69,10 @@ def read_params(params: JsonFile, embedding_rows: int) -> ModelArgs:
 def build_args(values: dict[str, Any], config: JsonFile) -> ModelArgs:
     """`ModelArgs` of these values; what it refuses becomes a `UserError` naming the file."""
     try:
-        return ModelArgs(**values)
+        args = ModelArgs(**values)
+        if args.ffn_dim >= LARGEST:
+            raise ValueError("the feed-forward width is too large; see ffn_dim_multiplier")
+        return args
     except (ValueError, OverflowError) as error:
         raise UserError(f"{config.path}: {error}; correct it") from error
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.input_files import InvalidTextError, parse_json, read_regular
 from weighted_mtp.core.types import DERIVED_FROM
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 
@@ -77,7 +78,7 @@ def find_side_files(model_dir: Path) -> dict[str, Path]:
     return found
 
 
-def find_tokenizer(model_dir: Path) -> Path | None:
+def tokenizer_file(model_dir: Path) -> Path | None:
     """The file that the tokenizer is loaded from, None where there is none."""
     found = find_side_files(model_dir)
     return next((found[name] for name in _LOADABLE if name in found), None)
@@ -122,7 +123,7 @@ class SideFiles:
         Raises:
             UserError: a configuration file cannot be read.
         """
-        files = {name: path.read_bytes() for name, path in find_side_files(model_dir).items()}
+        files = {name: read_regular(path) for name, path in find_side_files(model_dir).items()}
         return cls(files, read_config_fields(model_dir))
 
     @property
@@ -161,8 +162,8 @@ class SideFiles:
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
-        fields = json.loads(content or b"{}")
-    except (ValueError, RecursionError):
+        fields = parse_json(content or b"{}")
+    except InvalidTextError:
         return {}  # carried as it is; nothing is read from it
     return fields if isinstance(fields, dict) else {}
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.device import machine_memory
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
 
 
@@ -41,8 +42,25 @@ def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer
             f"{config}: n_layers {args.n_layers} is more than the {n_tensors} tensors stored; "
             "correct it, or copy the checkpoint again"
         )
+    check_positions(args, str(config))
     try:
         with torch.device("meta"), _NoInit():
             return Transformer(args)
     except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{config}: no model can be built from it ({error})") from error
+        reason = one_line(error, 160)  # PyTorch's own has a line for each frame
+        raise UserError(f"{config}: no model can be built from it ({reason})") from error
+
+
+def check_positions(args: ModelArgs, where: str) -> None:
+    """Refuse positions whose rotary table does not fit in memory; it is the one tensor of a model
+    that is computed before any weight is there.
+
+    Raises:
+        UserError: they do not; starts with `where`.
+    """
+    table = 2 * args.max_seq_len * args.head_dim * 8  # angles, cos and sin, in float64 at worst
+    if table > machine_memory():
+        raise UserError(
+            f"{where}: max_seq_len {args.max_seq_len} needs {table / 2**30:,.0f} GiB for the "
+            "rotary positions alone, more than this machine has; correct it"
+        )

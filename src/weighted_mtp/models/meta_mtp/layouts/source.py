@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.sums import Sums, verifying
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     TensorFile,
     known_dtype,
@@ -138,6 +140,7 @@ class Source:
         model: on the meta device; `materialise` gives it its weights.
         weights: for every parameter of `model`, where it comes from.
         twin: a stored unembedding that repeats the tied embedding.
+        sums: of the checkpoint's files, where they are stored with it.
     """
 
     layout: str
@@ -145,6 +148,32 @@ class Source:
     weights: dict[str, Stored]
     files: list[TensorFile]
     twin: Stored | None = None
+    sums: Sums | None = None
+
+    def attach_sums(self, sums: Sums) -> None:
+        """Take note of the stored sums and compare those of all files but the weights, whose sums
+        are compared while they are read.
+
+        Raises:
+            UserError: a file is missing or not what was written.
+        """
+        self.sums = sums
+        if verifying():
+            sums.verify(sums.expected.keys() - set(self._weight_names(sums)))
+
+    def comparing(self, always: bool = False) -> AbstractContextManager[None]:
+        """Compare the sums of the weight files while the caller reads them.
+
+        Args:
+            always: the sums of all files, even where the environment says not to.
+        """
+        if self.sums is None or not (always or verifying()):
+            return nullcontext()
+        names = self.sums.expected.keys() if always else self._weight_names(self.sums)
+        return self.sums.verifying(names)
+
+    def _weight_names(self, sums: Sums) -> list[str]:
+        return [file.path.relative_to(sums.folder).as_posix() for file in self.files]
 
     @property
     def formats(self) -> dict[str, torch.dtype]:
@@ -168,15 +197,17 @@ class Source:
         return self.model
 
     def read(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-        """Every weight with its name, one at a time.
+        """Every weight with its name, one at a time. They are sound once all are read without an
+        error: the sums of the files are compared meanwhile.
 
         Raises:
             UserError: as `materialise`.
         """
-        for name, stored in self.weights.items():
-            yield name, stored.read(dtype, device)
-            release_pages(self.files)
-        self._check_twin()
+        with self.comparing():
+            for name, stored in self.weights.items():
+                yield name, stored.read(dtype, device)
+                release_pages(self.files)
+            self._check_twin()
 
     def check_values(self) -> None:
         """Read every weight and keep none; raise `UserError` on one that is not finite."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError, one_line
+from weighted_mtp.core.input_files import check_regular, shown_value
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.tensors import save_file
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
@@ -53,6 +54,7 @@ class TensorFile(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_regular(path)
             self.size = path.stat().st_size
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -122,10 +124,12 @@ class PickleFile(TensorFile):
             found = type(state).__name__
             raise UserError(f"{self.path}: holds a {found}, not named tensors; {_NOT_TENSORS}")
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.layout != torch.strided:
-                found = type(value).__name__
-                raise UserError(f"{self.path}: {key!r} is a {found}, no tensor; {_NOT_TENSORS}")
-        self._state: dict[str, Tensor] = {str(key): value.detach() for key, value in state.items()}
+            if not isinstance(key, str):
+                raise UserError(f"{self.path}: {key!r:.60} is not a name; {_NOT_TENSORS}")
+            found = _unusual(value)
+            if found:
+                raise UserError(f"{self.path}: {key!r:.200} is {found}; {_NOT_TENSORS}")
+        self._state: dict[str, Tensor] = {key: value.detach() for key, value in state.items()}
         self.header = {
             key: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."))
             for key, t in self._state.items()
@@ -140,7 +144,7 @@ class PickleFile(TensorFile):
             raise UserError(
                 f"{self.path}: refused, because its pickle carries {what}; {_NOT_TENSORS}"
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # the unpickler raises anything on damaged bytes
             if "mmap can only be used" in str(error):
                 raise UserError(
                     f"{self.path}: not a PyTorch zip archive (damaged, or saved before PyTorch "
@@ -156,6 +160,26 @@ class PickleFile(TensorFile):
 
     def _get(self, key: str) -> Tensor:
         return self._state[key]
+
+
+def _unusual(value: object) -> str:
+    """Why a value is not a tensor whose numbers all lie in the file; "" if it is one."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}, not a tensor"
+    if value.is_nested or value.layout != torch.strided:
+        return "a nested or sparse tensor"
+    if value.is_quantized:
+        return "a quantised tensor"
+    if value.is_meta or value.device.type != "cpu":
+        return "a tensor without numbers (of the meta device)"
+    if value.is_complex() or value.is_conj() or value.is_neg():
+        return "a complex tensor"
+    reach = sum(
+        (size - 1) * abs(step) for size, step in zip(value.shape, value.stride(), strict=True)
+    )
+    if reach + 1 < value.numel():
+        return "a tensor whose numbers overlap (expanded)"
+    return ""
 
 
 def _first_words(error: Exception) -> str:
@@ -184,8 +208,11 @@ def open_indexed(index: Path) -> list[TensorFile]:
     """
     weight_map = JsonFile.read(index).get("weight_map", dict)
     for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index}: weight_map[{key!r}] is no file name: {name!r}; correct it")
+        if not isinstance(name, str) or not _is_file_name(name):
+            raise UserError(
+                f"{index}: weight_map[{key!r:.200}] is not a file name: {shown_value(name)}; "
+                "correct it"
+            )
     names = sorted(set(weight_map.values()))
     if not names:
         raise UserError(f"{index}: its weight_map is empty; copy the checkpoint again")
@@ -197,6 +224,12 @@ def open_indexed(index: Path) -> list[TensorFile]:
                 "copy the checkpoint again"
             )
     return list(files.values())
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether this names a file in the same directory, and nothing else."""
+    plain = name.isprintable() and len(name.encode("utf-8", "replace")) <= 255
+    return plain and "\\" not in name and name not in ("", ".", "..") and Path(name).name == name
 
 
 def open_weights(directory: Path, *stems: str, ours: Collection[str] = ()) -> list[TensorFile]:
