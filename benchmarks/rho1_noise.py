@@ -1,11 +1,14 @@
 """How well Rho-1's scores find noise, head by head.
 
-Rows are pieces of Python's standard library, read as bytes. The reference is trained on some of
-them as they are; the policy on others, of whose bytes 15 % are replaced by random ones. A token is
-noise if it was replaced. Noise should have a low excess loss: reported is the AUC of −excess, i.e.
-the probability that a noise token has a lower excess than a clean one, with the reference's own
-head k (`same`) and with its next-token loss (`next`); and the share of the noise that each mode
+As Rho-1 is used: a base model learns from pieces of Python's standard library; the reference is
+the base, trained further on clean micro-task programs; the policy is the base, trained for some
+steps (0: not at all) on programs of which 15 % of the bytes were replaced by random ones. A token
+is noise if it was replaced. Noise should have a low excess loss: reported is the AUC of −excess,
+i.e. the probability that a noise token has a lower excess than a clean one, with the reference's
+own head k (`same`) and with its next-token loss (`next`); and the share of the noise that each mode
 keeps at k_percent 0.6.
+
+With `--unrelated` reference and policy start from scratch, each on pieces of the standard library.
 
     nice python benchmarks/rho1_noise.py --out benchmarks/results     # two minutes on a free core
 """
@@ -27,9 +30,11 @@ from torch import Tensor
 
 from weighted_mtp.cli.main import main as weighted_mtp
 from weighted_mtp.data.datasets import file_digest, write_jsonl
+from weighted_mtp.data.micro_tasks import generate, up_to
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses
 from weighted_mtp.data.tokenizers import ByteTokenizer
 from weighted_mtp.evaluation.critic_metrics import auc
+from weighted_mtp.evaluation.sandbox import Sandbox
 from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
 from weighted_mtp.value_weighting.rho1_weighting import compute_mtp_selective_weights
 
@@ -59,12 +64,13 @@ def noisy(text: str, rng: random.Random) -> tuple[str, list[bool]]:
     return "".join(characters), flags
 
 
-def train(run_dir: Path, rows: Path, steps: int, seed: int) -> Path:
-    """A model from scratch on all rows, every token weighted alike."""
+def train(run_dir: Path, rows: Path, steps: int, seed: int, start: Path | None = None) -> Path:
+    """A model trained on all rows, every token weighted alike."""
     settings = {f"model.architecture.{key}": value for key, value in SHAPE.items()}
+    settings |= {"model.architecture.max_seq_len": LENGTH, "model.init_std": 0.05}
+    if start is not None:
+        settings = {"model.path": start}
     settings |= {
-        "model.architecture.max_seq_len": LENGTH,
-        "model.init_std": 0.05,
         "objective.name": "uniform",
         "tokenizer.kind": "bytes",
         "data.train": rows,
@@ -75,7 +81,7 @@ def train(run_dir: Path, rows: Path, steps: int, seed: int) -> Path:
         "training.batch_size": 16,
         "training.micro_batch_size": 16,
         "training.optimizer": "muon",
-        "training.learning_rate": 3e-3,
+        "training.learning_rate": 3e-3 if start is None else 1e-3,
         "training.save_every": steps,
         "runtime.device": "cpu",
         "runtime.compute_dtype": "float32",
@@ -85,7 +91,7 @@ def train(run_dir: Path, rows: Path, steps: int, seed: int) -> Path:
     command = ["train", "--recipe", "baseline", "--output-dir", str(run_dir), *words]
     if weighted_mtp(command):
         raise SystemExit(f"training {run_dir} failed")
-    return run_dir
+    return run_dir / "checkpoints" / f"step-{steps:08d}" / "model"
 
 
 def losses_of(model: Path, rows: Path, out: Path, count: int) -> list[Tensor]:
@@ -132,48 +138,81 @@ def table(found: dict[int, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def programs(problems: int) -> list[str]:
+    """Solutions of micro tasks."""
+    with Sandbox() as judge:
+        rows = generate(problems, 0, judge, "train", 3, 0, up_to(3, None, 15, False))
+    return [str(row["output"])[:PIECE] for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1500, help="of the policy (the reference: 3x)")
-    parser.add_argument("--reference-steps", type=int, default=600)
-    parser.add_argument("--policy-steps", type=int, nargs="+", default=[100, 300])
+    parser.add_argument("--unrelated", action="store_true")
+    parser.add_argument("--rows", type=int, default=900, help="of the policy")
+    parser.add_argument("--base-steps", type=int, default=300)
+    parser.add_argument("--reference-steps", type=int, default=150)
+    parser.add_argument("--policy-steps", type=int, nargs="+", default=[0, 30, 100])
     parser.add_argument("--out", type=Path, help="folder for rho1_noise.json and .md")
     args = parser.parse_args()
     started, rng = time.perf_counter(), random.Random(0)
-    texts = pieces(4 * args.rows, rng)
-    clean = [as_row(text, number) for number, text in enumerate(texts[args.rows :])]
-    changed = [noisy(text, rng) for text in texts[: args.rows]]
-    rows = [as_row(text, number) for number, (text, _) in enumerate(changed)]
+    library = pieces(4 * args.rows, rng)
+    if args.unrelated:
+        clean, texts = library[args.rows :], library[: args.rows]
+    else:
+        both = programs(2 * args.rows // 3)
+        rng.shuffle(both)
+        clean, texts = both[args.rows :], both[: args.rows]
+    changed = [noisy(text, rng) for text in texts]
     found: dict[int, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_jsonl(folder / "clean.jsonl", clean)
-        write_jsonl(folder / "noisy.jsonl", rows)
-        model = train(folder / "reference", folder / "clean.jsonl", args.reference_steps, seed=0)
-        reference = losses_of(model, folder / "noisy.jsonl", folder / "reference.st", len(rows))
+        folder, base = Path(name), None
+        files = {"library": library, "clean": clean, "noisy": [text for text, _ in changed]}
+        for key, content in files.items():
+            write_jsonl(folder / key, [as_row(text, i) for i, text in enumerate(content)])
+        if not args.unrelated:
+            base = train(folder / "base", folder / "library", args.base_steps, 2)
+        model = train(folder / "reference", folder / "clean", args.reference_steps, 0, base)
+        reference = losses_of(model, folder / "noisy", folder / "reference.st", len(changed))
         flags = [
             torch.tensor([*flag, False])[: len(losses)]  # EOS is never replaced
             for (_, flag), losses in zip(changed, reference, strict=True)
         ]
         for steps in args.policy_steps:
-            model = train(folder / f"policy{steps}", folder / "noisy.jsonl", steps, seed=1)
-            policy = losses_of(model, folder / "noisy.jsonl", folder / f"{steps}.st", len(rows))
+            if steps or base is None:
+                model = train(folder / f"policy{steps}", folder / "noisy", steps, 1, base)
+            else:
+                model = base
+            policy = losses_of(model, folder / "noisy", folder / f"{steps}.st", len(changed))
             found[steps] = measure(torch.cat(policy), torch.cat(reference), torch.cat(flags))
     seconds = time.perf_counter() - started
     print(table(found))
     print(f"{seconds:.0f} s")
     if args.out is not None:
-        settings = {key: value for key, value in vars(args).items() if key != "out"}
-        raw = {"settings": settings, "seconds": seconds, "policies": found}
-        (args.out / "rho1_noise.json").write_text(json.dumps(raw, indent=1) + "\n")
-        title = (
-            f"# Noise and Rho-1\n\n`benchmarks/rho1_noise.py`: {len(rows)} rows of {PIECE} bytes "
-            f"of the standard library of Python {platform.python_version()}, {NOISE:.0%} of them "
-            f"replaced; a reference of {args.reference_steps} steps on {len(clean)} other rows, as "
-            f"they are; policies trained on the noisy ones. AUC of −excess for the noise, and the "
-            f"share of the noise kept at k_percent {KEPT} (chance: {KEPT}).\n\n"
-        )
-        (args.out / "rho1_noise.md").write_text(title + table(found) + "\n")
+        write(args, found, seconds)
+
+
+def write(
+    args: argparse.Namespace, found: dict[int, dict[str, list[float]]], seconds: float
+) -> None:
+    """The raw figures as JSON, and the table."""
+    name = "rho1_noise_unrelated" if args.unrelated else "rho1_noise"
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    python = platform.python_version()
+    raw = {"settings": settings, "python": python, "seconds": seconds, "policies": found}
+    (args.out / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    models = (
+        f"reference ({args.reference_steps} steps, clean rows) and policies from scratch"
+        if args.unrelated
+        else f"base of {args.base_steps} steps on the standard library of Python {python}; "
+        f"reference = base + {args.reference_steps} steps on clean programs, policy = base + the "
+        "steps named"
+    )
+    title = (
+        f"# Noise and Rho-1\n\n`benchmarks/rho1_noise.py`: {models}, on {args.rows} rows of up "
+        f"to {PIECE} bytes, {NOISE:.0%} of them replaced. AUC of −excess for the noise, and the "
+        f"share of the noise kept at k_percent {KEPT} (chance: {KEPT}).\n\n"
+    )
+    (args.out / f"{name}.md").write_text(title + table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,7 @@ def run(request: RunRequest) -> TrainResult:
         checkpoint = find_checkpoint(request)
         if checkpoint is not None:
             on_main(partial(verify_checkpoint, checkpoint))
-        if (
-            request.record is None
-        ):  # else this is the second stage, and it was told before the first
+        if request.record is None:  # a second stage was told of changes before the first one
             tell_changes(run_dir, recipe, checkpoint)
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
