@@ -557,6 +557,8 @@ def main() -> None:
                 began = time.monotonic()
                 found = judge(place, mutant, tests, traced, log, args.again)
                 mutant |= {"status": found, "seconds": round(time.monotonic() - began, 1)}
+                if args.again and found == "killed":
+                    mutant["then"] = "a test that was added"
                 if found == "killed":
                     failed = [
                         x for x in log.read_text().splitlines() if x.startswith(("FAILED", "ERROR"))
@@ -586,19 +588,25 @@ def read_alike() -> set[tuple[str, str, str, str]]:
 
 
 def table(path: Path) -> str:
-    """Mutants, equivalent ones and survivors by module, as Markdown."""
+    """Mutants, survivors and those that behave as the original does, by module, as Markdown."""
     reasons = read_alike()
     rows: dict[str, list[int]] = {}
     for mutant in read(path).values():
-        row = rows.setdefault(mutant["module"], [0, 0, 0])
-        same = mutant["status"] == "survived" and key(mutant) in reasons
+        row = rows.setdefault(mutant["module"], [0, 0, 0, 0])
+        survived = mutant["status"] == "survived"
+        same = survived and key(mutant) in reasons
         row[0] += not same
-        row[1] += same
-        row[2] += mutant["status"] == "survived" and not same
+        row[1] += not same and (survived or "then" in mutant)
+        row[2] += survived and not same
+        row[3] += same
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    lines = ["| module | mutants | survive | | equivalent |", "|---|--:|--:|--:|--:|"]
-    for module, (made, same, left) in rows.items():
-        lines.append(f"| {module} | {made} | {left} | {left / max(1, made):.0%} | {same} |")
+    lines = [
+        "| module | mutants | survived at first | survive | | alike |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for module, (made, first, left, same) in rows.items():
+        share = f"{left / max(1, made):.0%}"
+        lines.append(f"| {module} | {made} | {first} | {left} | {share} | {same} |")
     return "\n".join(lines)
 
 
