@@ -123,8 +123,6 @@ def check_target(workspace: Workspace, identity: Mapping[str, Any], overwrite: b
         UserError: it does.
     """
     out, manifest = workspace.out, workspace.manifest()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is no folder; --out names the folder to write")
     if overwrite:
         return
     if manifest is not None:
