@@ -17,6 +17,8 @@ from weighted_mtp.core.input_files import (
     parse_json,
     parse_yaml,
 )
+from weighted_mtp.core.logging import note, run_log
+from weighted_mtp.core.sums import Sums
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import PickleFile, open_indexed
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 from weighted_mtp.pipelines.model_start import check_fresh
@@ -156,3 +158,16 @@ def test_a_model_larger_than_the_machine_is_refused_by_arithmetic(shape):
     args = ModelArgs(**{"dim": 64, "n_layers": 2, "n_heads": 2, "vocab_size": 10} | shape)
     with pytest.raises(UserError, match=r"GiB"):
         check_fresh(args, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["sums.json", "metadata.json"])
+def test_sums_are_not_read_from_a_pipe(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=name):
+        Sums.read(tmp_path, name)
+
+
+def test_a_log_is_not_written_to_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "train.log")
+    with run_log(tmp_path / "train.log"):
+        note("a line")

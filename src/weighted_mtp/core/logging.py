@@ -82,7 +82,7 @@ def run_log(path: Path, enabled: bool = True) -> Iterator[None]:
     Args:
         enabled: False on every process but the main one.
     """
-    if not enabled:
+    if not enabled or (path.exists() and not path.is_file()):  # opening a pipe would wait forever
         yield
         return
     handler = _RunLog(path, encoding="utf-8", errors="backslashreplace", delay=True)

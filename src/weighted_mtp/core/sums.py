@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import check_regular
 
 SUMS = "sums.json"
 VERIFY_VARIABLE = "WEIGHTED_MTP_VERIFY"
@@ -167,6 +168,7 @@ def _is_inside(name: str) -> bool:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
+        check_regular(path)
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
     except FileNotFoundError as error:
         raise UserError(
