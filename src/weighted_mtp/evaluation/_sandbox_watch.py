@@ -21,6 +21,9 @@ MAX_DEPTH = 200
 LOOK_AGAIN = 0.2
 """Seconds after which its files are counted again."""
 
+STALL = 1.0
+"""Seconds past the end of the time after which this process itself must have been stopped."""
+
 
 class CallerGoneError(Exception):
     """Whoever asked for the verdict is no more."""
@@ -42,6 +45,7 @@ class Watch:
         self.output, self.keep, self.first = output, keep, first
         self.caller, self.files = caller, files
         self.printed, self.size, self.timed_out, self.littered = b"", 0, False, False
+        self.stalled = False
         fcntl.fcntl(output, fcntl.F_SETFL, os.O_NONBLOCK)
 
     @property
@@ -80,6 +84,7 @@ class Watch:
                         return False
                     look = time.monotonic() + LOOK_AGAIN
         self.timed_out = not self.flooded
+        self.stalled = self.timed_out and time.monotonic() > deadline + STALL
         return False
 
     def read(self) -> bool:
