@@ -14,11 +14,11 @@ from weighted_mtp.evaluation._sandbox_files import holds_more_than
 from weighted_mtp.evaluation._sandbox_tests import MAX_DETAIL
 
 MAX_PRINTED = 64 << 20
-MAX_FILES = 20_000
+MAX_FILES = 5_000
 """Files and directories a program may have where no file system of its own limits it."""
 MAX_DEPTH = 200
 """Directories it may have in each other there."""
-LOOK_AGAIN = 0.2
+LOOK_AGAIN = 0.1
 """Seconds after which its files are counted again."""
 
 STALL = 1.0
