@@ -250,6 +250,25 @@ def test_a_program_killed_once_from_outside_is_run_again():
             assert run(judge, "import time\ntime.sleep(1)", "assert True").passed
 
 
+def test_a_program_that_was_stopped_has_its_time_again():
+    with new_sandbox("walls", timeout=1.5) as judge:
+        assert judge.isolation
+        (worker,) = judge._alive
+
+        def stop() -> None:
+            now = psutil.Process(worker.process.pid).children(recursive=True)
+            pids = {worker.process.pid, *(p.pid for p in now)}
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in pids:
+                    os.kill(pid, number)
+                time.sleep(3.0 if number == signal.SIGSTOP else 0)
+
+        timer = threading.Timer(0.4, stop)
+        timer.start()
+        assert run(judge, "import time\nfor _ in range(8): time.sleep(0.1)", "assert True").passed
+        timer.join()
+
+
 def test_other_processes_of_the_user_do_not_count():
     with new_sandbox("no namespaces", workers=1) as judge:
         assert judge.isolation

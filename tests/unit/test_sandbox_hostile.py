@@ -6,12 +6,15 @@ kernel offers, once without namespaces, where limits and the system call filter 
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from weighted_mtp.core.types import Program, Verdict
+from weighted_mtp.evaluation import _sandbox_seccomp as seccomp
 from weighted_mtp.evaluation.sandbox import Sandbox
 
 GOOD = Program("def f(x):\n    return x + 1\n", ("assert f(1) == 2",))
@@ -410,3 +413,30 @@ def test_a_helper_that_the_tests_define_is_theirs(sandbox):
 def test_builtin_names_where_nothing_else_is_tested(sandbox):
     source = "def sum(a, b):\n    return -1\ndef abs(x):\n    return 0\n"
     assert not run(sandbox, source, "assert abs(sum(1, 2) - 3) < 1e-6").passed
+
+
+def test_files_of_the_same_user_keep_their_modes(tmp_path):
+    """Landlock lets a change of mode, owner, attribute or time pass; the filter does not."""
+    if not seccomp.supported():
+        pytest.skip("no filter for this machine")
+    code = f"""
+import os
+from weighted_mtp.evaluation import _sandbox_kernel as kernel, _sandbox_seccomp as seccomp
+kernel.drop_capabilities()
+kernel.filter_calls(seccomp.call_filter(os.getpid(), keep_modes=True))
+path = {str(tmp_path)!r}
+refused = 0
+for attempt in (
+    lambda: os.chmod(path, 0), lambda: os.chmod('.', 0, dir_fd=os.open(path, 0)),
+    lambda: os.fchmod(os.open(path, 0), 0), lambda: os.chown(path, -1, -1),
+    lambda: os.lchown(path, -1, -1), lambda: os.setxattr(path, 'user.x', b''),
+    lambda: os.removexattr(path, 'user.x'), lambda: os.utime(path), lambda: os.utime(path, (1, 1)),
+):
+    try: attempt()
+    except PermissionError: refused += 1
+open(path + '/x', 'w').write('y')
+print(refused, open(path + '/x').read())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "9 y\n"
+    assert tmp_path.stat().st_mode & 0o777 == 0o700

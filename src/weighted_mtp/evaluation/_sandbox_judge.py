@@ -221,6 +221,7 @@ class Judge:
         watch.drain()
         os.close(output)
         report.close()
+        _check_clock(watch)
         if answer["status"] != "gone":
             return answer["status"], answer["detail"]
         if os.WIFSIGNALED(tests_status) and os.WTERMSIG(tests_status) == signal.SIGKILL:
@@ -250,6 +251,7 @@ class Judge:
         watch.drain()
         os.close(output)
         here.close()
+        _check_clock(watch)
         if _failed(message) and not watch.stopped:
             with suppress(GoneError, LookupError, TypeError):
                 status, detail = outcome(rebuild_error(message), "")
@@ -260,6 +262,16 @@ class Judge:
         if not message:
             return "exited", "left without having come to its end"
         return compare(watch.printed, expected, complete=watch.size == len(watch.printed))
+
+
+def _check_clock(watch: Watch) -> None:
+    """See that a program had its time.
+
+    Raises:
+        MachineFaultError: it may have been stopped too.
+    """
+    if watch.stalled:
+        raise MachineFaultError("everything stood still while a program ran")
 
 
 def _failed(message: dict[str, Any]) -> bool:

@@ -21,12 +21,15 @@ TOLERANCE, RELATIVE = 1e-5, 1e-12
 MAX_NUMBER = 5000
 """Characters of a number that is compared by its value."""
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?")
-MAX_FILES = 20_000
+MAX_FILES = 5_000
 """Files and directories a program may have where no file system of its own limits it."""
 MAX_DEPTH = 200
 """Directories it may have in each other there."""
-LOOK_AGAIN = 0.2
+LOOK_AGAIN = 0.1
 """Seconds after which its files are counted again."""
+
+STALL = 1.0
+"""Seconds past the end of the time after which this process itself must have been stopped."""
 
 
 class CallerGoneError(Exception):
@@ -49,6 +52,7 @@ class Watch:
         self.output, self.keep, self.first = output, keep, first
         self.caller, self.files = caller, files
         self.printed, self.size, self.timed_out, self.littered = b"", 0, False, False
+        self.stalled = False
         fcntl.fcntl(output, fcntl.F_SETFL, os.O_NONBLOCK)
 
     @property
@@ -87,6 +91,7 @@ class Watch:
                         return False
                     look = time.monotonic() + LOOK_AGAIN
         self.timed_out = not self.flooded
+        self.stalled = self.timed_out and time.monotonic() > deadline + STALL
         return False
 
     def read(self) -> bool:

@@ -19,7 +19,7 @@ worker left is deleted by the next start.
 
 What is left: a class whose name the tests use as that of a class, and a helper that only the
 program has, mean what the program says, unless they say yes to everything. Where there are no mount
-namespaces, disk space is limited per file, and files to 20,000.
+namespaces, disk space is limited per file, and files to 5,000.
 """
 
 from __future__ import annotations
