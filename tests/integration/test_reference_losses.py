@@ -252,7 +252,7 @@ def test_modes_that_keep_noise_are_told(mode, tmp_path, rows_file, reference_fil
     change = {"objective__rho1__mode": mode, "objective__rho1__reference": reference_file}
     arguments = train_arguments(tmp_path / "run", rows_file, "rho1", **change)
     assert main(["train", *arguments, "--dry-run"]) == 0
-    warned = f"objective.rho1.mode {mode} keeps nearly all noise" in capsys.readouterr().err
+    warned = f"objective.rho1.mode {mode} keeps most of the noise" in capsys.readouterr().err
     assert warned == (mode != "signed")
 
 

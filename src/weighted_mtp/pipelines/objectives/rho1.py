@@ -42,8 +42,8 @@ class Rho1(Objective):
         self.needs_reference = self.rho1.mode != "difficult"
         if self.rho1.mode != "signed" and distributed.is_main_process():
             log.warning(
-                "objective.rho1.mode %s keeps nearly all noise (tokens that no model can predict "
-                "have a high loss); mode signed drops most of it",
+                "objective.rho1.mode %s keeps most of the noise in the data (tokens that no model "
+                "can predict have a high loss); mode signed drops most of it",
                 self.rho1.mode,
             )
 
