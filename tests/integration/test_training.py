@@ -190,7 +190,7 @@ def test_report_tells_what_a_run_did(run_dir, tmp_path, capsys):
     html = page.read_text(encoding="utf-8")
     assert "Training loss" in html
     assert "<script" not in html
-    assert page.with_name("loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
     assert "loss of head 1" in told
     assert str(page) in told

@@ -142,8 +142,10 @@ def test_a_run_without_a_step_is_one_line(records, tmp_path, capsys):
     assert "no training step yet" in capsys.readouterr().err
 
 
-def test_the_picture_lies_beside_the_page(tmp_path):
+def test_a_run_that_cannot_be_written_to_has_its_picture_beside_the_page(tmp_path):
     run_dir = metrics(tmp_path / "run", STEP)
+    (run_dir / "loss.png").mkdir()
     assert main(["report", str(run_dir), "--output", str(tmp_path / "out" / "page.html")]) == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"page.html", "loss.png"}
-    assert [p.name for p in run_dir.iterdir()] == ["metrics.jsonl"]
+    assert {p.name for p in run_dir.iterdir()} == {"metrics.jsonl", "loss.png"}
+    assert main(["report", str(run_dir)]) == 2

@@ -52,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Write report.html and loss.png; print the summary."""
     run_dir = _run_of(args.run_dir)
     output = args.output or run_dir / "report.html"
-    picture = output.with_name("loss.png")
     stages = read_stages(run_dir)
-    for path in (output, picture):
-        check_output_file(path, "--output")
+    check_output_file(output, "--output")
+    picture = _picture(run_dir, output)
     records = stages["main"]
     name = run_dir.resolve().name
     train = heads_curve(records, "train", "head_loss")
@@ -90,6 +89,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"{what:<{width}}  {value:>18}   {meaning}")
     print(f"\nreport: {output}")
     return 0
+
+
+def _picture(run_dir: Path, output: Path) -> Path:
+    """Where loss.png goes: into the run, or beside the page if the run cannot be written to."""
+    picture = run_dir / "loss.png"
+    if output.parent != run_dir:
+        try:
+            check_output_file(picture, "--output")
+            return picture
+        except UserError:
+            picture = output.with_name("loss.png")
+    check_output_file(picture, "--output")
+    return picture
 
 
 def _run_of(path: Path) -> Path:
