@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.input_files import check_regular
+from weighted_mtp.core.input_files import read_json
 
 SUMS = "sums.json"
 VERIFY_VARIABLE = "WEIGHTED_MTP_VERIFY"
@@ -168,8 +168,7 @@ def _is_inside(name: str) -> bool:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        check_regular(path)
-        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+        fields = read_json(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: is missing, and with it the SHA-256 sums; copy the checkpoint again"
@@ -178,11 +177,4 @@ def _read_fields(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read, and with it the SHA-256 sums") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: holds no JSON object")
-    return fields
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key stands there twice")
     return fields

@@ -140,16 +140,6 @@ def _decode_line(line: bytes) -> Record:
     return record
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is given twice no value is better than the other."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRecordError(f"the key {twice!r} is given twice")
-    return made
-
-
 def _rename(record: Record, renamed: Mapping[str, str]) -> Record:
     result = {name: value for name, value in record.items() if name not in renamed.values()}
     for ours, theirs in renamed.items():
