@@ -344,6 +344,16 @@ def test_standard_input_that_is_not_utf8(option, checkpoint, capsys, monkeypatch
     assert "is not UTF-8" in error
 
 
+@pytest.mark.parametrize("option", ["--prompt", "--prompts"])
+def test_standard_input_that_is_closed(option, checkpoint):
+    command = [sys.executable, "-m", "weighted_mtp", "generate", str(checkpoint), option, "-"]
+    shell = ["bash", "-c", '"$@" <&-', "bash", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input is closed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_tokenizer_of_another_model(tmp_path, capsys):
     save_native(tiny_model(tiny_args(vocab_size=37)), tmp_path / "model")
     ByteTokenizer().save(tmp_path / "model" / "tokenizer")

@@ -16,9 +16,11 @@ from weighted_mtp.core.input_files import (
     check_regular,
     parse_json,
     parse_yaml,
+    read_json_lines,
 )
 from weighted_mtp.core.logging import note, run_log
 from weighted_mtp.core.sums import Sums
+from weighted_mtp.data.prepare.parts import Workspace
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import PickleFile, open_indexed
 from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 from weighted_mtp.pipelines.model_start import check_fresh
@@ -116,6 +118,27 @@ def test_settings_of_another_kind(setting):
         load_recipe("baseline", "micro", [setting])
     assert "\n" not in str(caught.value)
     assert setting.split("=")[0].split(".")[-1] in str(caught.value)
+
+
+def test_cut_lines_of_a_json_lines_file_are_passed_over(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    deep = "[" * 100_000
+    path.write_bytes(b'{"a": 1}\n{"a": NaN}\n[1]\n{"a": \n\xff\n' + deep.encode() + b'\n{"b": 2}')
+    records, others = read_json_lines(path)
+    assert [list(record) for record in records] == [["a"], ["a"], ["b"]]
+    assert others == 4
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "3", "{}", '{"format": 1}', '{"sizes": 3}', "{"]
+)
+def test_damaged_notes_of_a_preparation_are_not_believed(content, tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.folder.mkdir()
+    (workspace.folder / "manifest.json").write_text(content)
+    (workspace.folder / "unit-0.done").write_text(content)
+    assert workspace.manifest() is None
+    assert workspace.finished_names() == []
 
 
 def test_only_regular_files_are_opened(tmp_path):

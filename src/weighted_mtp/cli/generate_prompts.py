@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.files import given_name
 from weighted_mtp.core.input_files import open_regular
+from weighted_mtp.core.streams import CLOSED
 from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
@@ -66,12 +67,21 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
 
 
 def _whole_stdin() -> str:
-    return _text(sys.stdin.buffer.read(), "standard input")
+    return _text(_stdin(), "standard input")
+
+
+def _stdin() -> bytes:
+    if "stdin" in CLOSED:
+        raise UserError("standard input is closed; give the text itself, or a file to --prompts")
+    try:
+        return sys.stdin.buffer.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"standard input: cannot be read ({one_line(error, 120)})") from error
 
 
 def _of_file(name: str) -> Iterator[Prompt]:
     if name == STDIN:
-        content = sys.stdin.buffer.read()
+        content = _stdin()
         path, is_json = Path("standard input"), content.lstrip().startswith(b"{")
         yield from _of_lines(io.BytesIO(content), path, is_json)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from weighted_mtp.analysis.html_style import figure
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.input_files import read_json_lines
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.evaluation.statistics import bootstrap_interval
 from weighted_mtp.pipelines.metrics_utils import (
@@ -148,18 +148,14 @@ def read_attempts(run_dir: Path, split: str) -> list[dict[str, Any]]:
     path = run_dir / "evaluation" / f"micro-{split}.jsonl"
     if not path.is_file():
         return []
+    records, others = read_json_lines(path)
     attempts = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        try:
-            attempt = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(attempt, dict) and isinstance(attempt.get("passed"), bool):
-            texts = {key: str(attempt.get(key, "")) for key in ATTEMPT}
-            attempts.append({**attempt, **texts})
-    if len(attempts) < len(lines):
-        log.warning("%s: %d lines are not results", path, len(lines) - len(attempts))
+    for record in records:
+        if isinstance(record.get("passed"), bool):
+            attempts.append({**record, **{key: str(record.get(key, "")) for key in ATTEMPT}})
+    others += len(records) - len(attempts)
+    if others:
+        log.warning("%s: %d lines are not results", path, others)
     return attempts
 
 

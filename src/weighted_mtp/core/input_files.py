@@ -12,7 +12,7 @@ import math
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,6 +146,27 @@ def read_json(path: Path) -> Any:
         UserError, OSError: as for `check_regular`.
     """
     return parse_json(read_regular(path))
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the objects of a JSON Lines file that this package wrote, line by line.
+
+    A line that is not an object (cut short by a kill or a full disk) is passed over.
+
+    Returns:
+        (the objects, the number of lines passed over). A bare NaN is read as NaN.
+
+    Raises:
+        UserError, OSError: as for `check_regular`.
+    """
+    found = []
+    lines = read_regular(path).decode("utf-8", "replace").splitlines()
+    for line in lines:
+        with suppress(InvalidTextError):
+            record = parse_json(line, finite=False)
+            if isinstance(record, dict):
+                found.append(record)
+    return found, len(lines) - len(found)
 
 
 class _StrictLoader(yaml.SafeLoader):

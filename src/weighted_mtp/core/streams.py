@@ -98,6 +98,10 @@ def escaped_output() -> Iterator[None]:
         yield
 
 
+CLOSED: set[str] = set()
+"""Names of the standard streams that were closed when the process began."""
+
+
 def open_missing_streams() -> None:
     """Open /dev/null in place of standard streams that were closed (`2>&-`): Python then has None
     there, and the next file that is opened would receive what C libraries print."""
@@ -111,6 +115,7 @@ def open_missing_streams() -> None:
                 os.close(opened)
             os.set_inheritable(number, True)
         if getattr(sys, name) is None:
+            CLOSED.add(name)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 

@@ -6,11 +6,11 @@ versions have none.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import MARKER, is_sharded
 from weighted_mtp.core.sums import SUMS, Sums, sums_of, verifying, write_sums
@@ -83,6 +83,6 @@ def verify_checkpoint(checkpoint: Path, always: bool = False) -> None:
 
 def _had_sums(path: Path) -> bool:
     try:
-        return "sums" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return "sums" in read_json(path)
+    except (OSError, UserError, ValueError, TypeError):
         return False  # whoever reads the file for what it holds says what is wrong with it

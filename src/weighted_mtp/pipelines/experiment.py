@@ -8,7 +8,6 @@ experiment can be interrupted and taken up again, and several may run side by si
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 from weighted_mtp.core.config import Recipe, load_recipe, setting
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import read_json_lines
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import complete_checkpoints
 from weighted_mtp.data.processes import available_cores
@@ -230,14 +230,14 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
     run_dir = folder(request, arm, seed)
     passed = {}
     for split in SPLITS:
-        lines = (run_dir / "evaluation" / f"micro-{split}.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
+        path = run_dir / "evaluation" / f"micro-{split}.jsonl"
+        records = [r for r in read_json_lines(path)[0] if isinstance(r.get("passed"), bool)]
         if len(records) != request.n_problems:
             raise UserError(
                 f"{run_dir}: evaluated on {len(records)} problems, not {request.n_problems}; "
                 "delete its evaluation/ or give another --output-dir"
             )
-        passed[split] = {record["task_id"]: bool(record["passed"]) for record in records}
+        passed[split] = {str(record.get("task_id")): record["passed"] for record in records}
     metrics = read_metrics(run_dir / "metrics.jsonl")
     held_out = [r for r in metrics if r["kind"] == "validation"]
     return ArmResult(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.input_files import check_regular, read_regular
+from weighted_mtp.core.input_files import check_regular, read_json_lines
 from weighted_mtp.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -93,13 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
     NaN, and so are the bare NaN of files written before."""
     records = []
-    for line in read_regular(path).decode("utf-8", "replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(record, dict):
-            continue
+    for record in read_json_lines(path)[0]:
         kind, step = record.get("kind"), record.get("step")
         if isinstance(kind, str) and isinstance(step, int) and not isinstance(step, bool):
             records.append(_each(record, lambda x: math.nan if x is None else x))

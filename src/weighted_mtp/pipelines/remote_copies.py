@@ -18,6 +18,7 @@ from typing import Any
 
 from weighted_mtp.core.errors import in_brief
 from weighted_mtp.core.files import command_line
+from weighted_mtp.core.input_files import parse_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import MARKER, complete_checkpoints, is_sharded
 from weighted_mtp.pipelines.checkpoint_utils import (
@@ -290,9 +291,9 @@ def stored_files(remote: Remote, step: int) -> dict[str, int] | None:
     if not content.strip():
         return {name: n for name, n in remote.files(folder).items() if name != MARKER}
     try:
-        listed: Mapping[str, Any] = json.loads(content)["files"]
+        listed: Mapping[str, Any] = parse_json(content)["files"]
         files = {str(name): int(size) for name, size in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # cut: where a file appears before it is whole
     for name in files:
         check_name(name)

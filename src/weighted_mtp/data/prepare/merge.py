@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,6 +10,8 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, parse_json
 from weighted_mtp.data.prepare.parts import REJECTED, Workspace, unwritable
 from weighted_mtp.data.prepare.work import Tally
 
@@ -125,7 +126,7 @@ class Merge:
             with path.open("rb") as file:
                 for line, decision in zip(file, part.tolist(), strict=True):
                     if decision != KEEP:
-                        self.tallies[split].drop(json.loads(line), _REASONS[decision])
+                        self.tallies[split].drop(_record(line, path), _REASONS[decision])
                     elif out is not None:
                         out.write(line)
 
@@ -138,7 +139,7 @@ class Merge:
                 continue
             with path.open("rb") as file:
                 for line in file:
-                    task_id = json.loads(line)["task_id"]
+                    task_id = _record(line, path)["task_id"]
                     if task_id not in seen:
                         out.write(line)
                     seen.add(task_id)
@@ -162,3 +163,12 @@ class Merge:
         if path.exists():
             with path.open("rb") as file:
                 shutil.copyfileobj(file, out, 1 << 20)
+
+
+def _record(line: bytes, path: Path) -> Any:
+    try:
+        return parse_json(line)
+    except InvalidTextError as error:
+        raise UserError(
+            f"{path}: damaged since it was written ({error}); start again with --overwrite"
+        ) from error

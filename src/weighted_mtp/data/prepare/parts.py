@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.input_files import InvalidTextError, read_json
 from weighted_mtp.data.prepare.work import Job, Tally, Task, convert_unit
 
 FORMAT = "weighted-mtp prepare v1"
@@ -34,10 +35,11 @@ class Workspace:
     def manifest(self) -> dict[str, Any] | None:
         """What is being prepared here; None if nothing is."""
         try:
-            found = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(self.folder / _MANIFEST)
+        except (OSError, UserError, InvalidTextError):
             return None
-        return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+        is_ours = isinstance(found, dict) and found.get("format") == FORMAT
+        return found if is_ours and {"identity", "plan"} <= found.keys() else None
 
     def begin(self, identity: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Start anew: remember what is prepared, forget the parts of anything else."""
@@ -60,10 +62,10 @@ class Workspace:
     def done(self, name: str) -> dict[str, Any] | None:
         """What a unit's last file says."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / f"{name}.done").read_text())
-        except (OSError, ValueError):
+            found = read_json(self.folder / f"{name}.done")
+        except (OSError, UserError, InvalidTextError):
             return None
-        return found
+        return found if isinstance(found, dict) and isinstance(found.get("sizes"), dict) else None
 
     def finished_names(self) -> list[str]:
         """Of units, in the order of their names."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
+from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.prepare.inputs import Input, open_input
@@ -213,8 +214,8 @@ def _results(out: Path) -> list[Path]:
     names = {SUMMARY, "rejected.jsonl"}
     names |= {f"{split}.jsonl" for split in ("train", "validation", "test", "prompt")}
     try:
-        named = json.loads((out / SUMMARY).read_text(encoding="utf-8"))["files"]
+        named = read_json(out / SUMMARY)["files"]
         names |= {name for name in named if name.endswith(".jsonl") and Path(name).name == name}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, UserError, ValueError, LookupError, TypeError, AttributeError):
         pass
     return sorted(path for path in map(out.joinpath, names) if path.exists())
