@@ -30,11 +30,11 @@ import torch
 from torch import nn
 
 from weighted_mtp.cli.train import run_pipeline
-from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.micro_tasks import Family, Problem, Split, pose, up_to
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.decoding import Speculation, Stopping, complete
+from weighted_mtp.micro_tasks import Family, Problem, Split, pose, up_to
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
     find_tokenizer_files,

@@ -38,12 +38,13 @@ import torch
 
 from weighted_mtp.cli.main import main as weighted_mtp
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_huggingface,
     save_native,
 )
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import ValueHead
 
 LIMIT = 20

@@ -143,7 +143,7 @@ def append(whole: Any, part: Path) -> None:
 def run_variant(name: str, folder: Path) -> dict[str, Any]:
     if name == "peer":
         return peer(folder)
-    from weighted_mtp.data.store import open_rows
+    from weighted_mtp.data.rows.store import open_rows
 
     store = open_rows(folder / "rows.jsonl", folder / "cache")
     if name == "convert":

@@ -7,13 +7,13 @@ from pathlib import Path
 from random import Random
 
 import byte_model
-from weighted_mtp.core.data_sections import MicroConfig
+from weighted_mtp.core.config.data import MicroConfig
 from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.data.corpus import STDLIB, Corpus, held_out
-from weighted_mtp.data.micro_tasks import draw_problems, pose
-from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
-from weighted_mtp.pipelines.model_writer import run_data
-from weighted_mtp.pipelines.training_data import micro_families
+from weighted_mtp.data.tokens.corpus import STDLIB, Corpus, held_out
+from weighted_mtp.data.tokens.tokenizers import Tokenizer, load_tokenizer
+from weighted_mtp.micro_tasks import draw_problems, pose
+from weighted_mtp.pipelines.evaluating.writer import run_data
+from weighted_mtp.pipelines.training.data import micro_families
 
 
 def prompts(kind: str, model_dir: Path, count: int, length: int) -> list[list[int]]:

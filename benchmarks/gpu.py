@@ -38,13 +38,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train_step import PeakMemory, cpu_name
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
 from weighted_mtp.losses import count_targets, mtp_loss, shift_labels
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.compose import prepare_blocks
-from weighted_mtp.pipelines.estimate import count, setting_of
-from weighted_mtp.pipelines.memory import peak_memory
-from weighted_mtp.pipelines.objectives import make_objective
+from weighted_mtp.pipelines.planning.estimate import count, setting_of
+from weighted_mtp.pipelines.planning.memory import peak_memory
+from weighted_mtp.pipelines.training.objectives import make_objective
 
 VARIANTS = ("hf", "n1", "n4", "hf-compile", "n1-compile", "n4-compile", "n4-full")
 

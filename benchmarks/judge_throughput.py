@@ -23,7 +23,7 @@ from pathlib import Path
 
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
 from weighted_mtp.evaluation.mutants import mutants
-from weighted_mtp.pipelines.run_benchmark import BenchmarkRequest, run_benchmark
+from weighted_mtp.pipelines.evaluating.benchmark import BenchmarkRequest, run_benchmark
 
 EMPTY = "    return None\n"
 

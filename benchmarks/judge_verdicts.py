@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_programs import RIGHT, WRONG, Case
 from weighted_mtp.core.types import Program
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 
 def program(case: Case) -> Program:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from weighted_mtp.data.micro_tasks import generate
-from weighted_mtp.data.tokenizers import MICRO_VOCABULARY, HuggingFaceTokenizer
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.data.tokens.tokenizers import MICRO_VOCABULARY, HuggingFaceTokenizer
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import generate
 
 VOCABULARY = 1024
 PROBLEMS = 6000

@@ -78,21 +78,21 @@ MODULES: dict[str, tuple[int, list[str]]] = {
     "decoding/stopping.py": (5, _DECODING),
     "decoding/verify.py": (6, _DECODING),
     "pipelines/checkpoint_utils.py": (12, [*_SAVING, "integration/test_resume.py"]),
-    "pipelines/restoring.py": (6, _SAVING),
-    "pipelines/sharded_checkpoints.py": (8, _SAVING),
+    "pipelines/checkpointing/restoring.py": (6, _SAVING),
+    "pipelines/checkpointing/sharded.py": (8, _SAVING),
     "runtime/shards.py": (6, _SAVING),
     "models/meta_mtp/checkpoints.py": (5, _LAYOUTS),
     "models/meta_mtp/layouts/native.py": (4, _LAYOUTS),
     "models/meta_mtp/layouts/huggingface.py": (4, _LAYOUTS),
     "models/meta_mtp/layouts/tensor_files.py": (5, _LAYOUTS),
-    "pipelines/optimization.py": (10, [_OPTIONS, "unit/test_optimization.py", *_LOOP]),
-    "pipelines/objectives/base.py": (14, [_OPTIONS, *_OBJECTIVES]),
-    "pipelines/objectives/critic.py": (10, [_OPTIONS, *_OBJECTIVES]),
+    "pipelines/training/optimization.py": (10, [_OPTIONS, "unit/test_optimization.py", *_LOOP]),
+    "pipelines/training/objectives/base.py": (14, [_OPTIONS, *_OBJECTIVES]),
+    "pipelines/training/objectives/critic.py": (10, [_OPTIONS, *_OBJECTIVES]),
     "pipelines/objectives/td_weighted.py": (8, [_OPTIONS, *_OBJECTIVES]),
-    "pipelines/training_module.py": (10, [_OPTIONS, *_OBJECTIVES, "unit/test_packing.py"]),
-    "pipelines/trainer.py": (6, [_OPTIONS, *_OBJECTIVES]),
-    "pipelines/best.py": (4, _LOOP),
-    "pipelines/nonfinite.py": (3, _LOOP),
+    "pipelines/training/module.py": (10, [_OPTIONS, *_OBJECTIVES, "unit/test_packing.py"]),
+    "pipelines/training/trainer.py": (6, [_OPTIONS, *_OBJECTIVES]),
+    "pipelines/training/best.py": (4, _LOOP),
+    "pipelines/training/nonfinite.py": (3, _LOOP),
     "value_weighting/td_weighting.py": (14, ["unit/test_td_weighting.py"]),
     "value_weighting/td_statistics.py": (10, ["unit/test_td_statistics.py"]),
     "value_weighting/controls.py": (8, ["unit/test_controls.py"]),
@@ -412,8 +412,8 @@ IGNORE = """
 
 IGNORED = [os.environ.get("IGNORED_OPTION", "")]
 """
-"""At the end of `core/section.py`, whose last class is that of all sections: a recipe is read as if
-one option had not been given."""
+"""At the end of `core/config/section.py`, whose last class is that of all sections: a recipe is
+read as if one option had not been given."""
 
 
 class Ignorer:
@@ -428,7 +428,7 @@ class Ignorer:
         option = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("option")
         if option:
             pyfuncitem.module.BASE_LOOKS.clear()
-            ignored = sys.modules["weighted_mtp.core.section"].IGNORED  # type: ignore[attr-defined]
+            ignored = sys.modules["weighted_mtp.core.config.section"].IGNORED  # type: ignore[attr-defined]
             ignored[0] = _owners(pyfuncitem.module)[option]
         try:
             return (yield)
@@ -453,7 +453,7 @@ def _owners(table: Any) -> dict[str, str]:
 
 def ignore_options(place: Copy, log: Path, out: Path) -> None:
     """Ignore every option of a recipe in turn: its proof in `test_recipe_options` must fail."""
-    module = "core/section.py"
+    module = "core/config/section.py"
     text = (ROOT / "src" / "weighted_mtp" / module).read_text(encoding="utf-8").rstrip()
     first = "from __future__ import annotations\n"
     more = "import os\nfrom pydantic import model_validator\n"

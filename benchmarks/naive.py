@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.rotary import apply_rotary, precompute_freqs_cis
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 
 
 class Norm(nn.Module):

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import torch
 
-from weighted_mtp.core.sections import ObjectiveConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.objectives import Objective, make_objective
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import Objective, make_objective
 
 B, S, N = 4, 512, 4
 VARIANTS = ("baseline", "rho1", "verifiable", "random_matched", "shuffled")

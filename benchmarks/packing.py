@@ -32,17 +32,18 @@ from typing import Any
 
 import torch
 
-from weighted_mtp.core.sections import ObjectiveConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.loading import ShuffledGroups, StepReader
 from weighted_mtp.data.packing import Cutter, Group
-from weighted_mtp.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from weighted_mtp.data.tokens.tokenizers import SentencePieceTokenizer, Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.objectives import Objective, make_objective
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import Objective, make_objective
 
 STEP, MICRO, LONGEST, N = 32, 4, 1023, 4
 Layout = Callable[[Sequence[Group]], list[Batch]]

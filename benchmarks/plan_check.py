@@ -38,19 +38,20 @@ import torch
 
 from plan_settings import SETTINGS, VOCAB, make_batch, make_recipe
 from train_step import cpu_name
-from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.compose import prepare_blocks
-from weighted_mtp.pipelines.estimate import count, setting_of
-from weighted_mtp.pipelines.memory import peak_memory
-from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Setting
-from weighted_mtp.pipelines.objectives import make_objective
-from weighted_mtp.pipelines.optimization import make_optimizer
-from weighted_mtp.pipelines.reference import token_losses
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.pipelines.planning.estimate import count, setting_of
+from weighted_mtp.pipelines.planning.memory import peak_memory
+from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Setting
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.pipelines.training.optimization import make_optimizer
+from weighted_mtp.pipelines.training.reference import token_losses
 from weighted_mtp.runtime.environment import Environment, environment
 from weighted_mtp.runtime.modes import parallelise
 

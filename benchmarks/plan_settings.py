@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
 from weighted_mtp.data.batches import Batch, Example, pack_batch
 
 VOCAB = 8000

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from weighted_mtp.cli.main import main as weighted_mtp
 from weighted_mtp.data.datasets import file_digest, write_jsonl
-from weighted_mtp.data.micro_tasks import generate, up_to
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.evaluation.critic_metrics import auc
-from weighted_mtp.evaluation.sandbox import Sandbox
-from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import generate, up_to
+from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
 from weighted_mtp.value_weighting.rho1_weighting import compute_mtp_selective_weights
 
 HEADS, LENGTH, PIECE, NOISE, KEPT = 4, 128, 100, 0.15, 0.6

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from smollm2_states import NEW, Frozen, Source, Stored, batches, gather, places, say
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.tokenizers import load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import load_tokenizer
 from weighted_mtp.decoding import Speculation, Stopping, complete
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import (

@@ -35,7 +35,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from weighted_mtp.data.tokenizers import Tokenizer, load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.decoding import Sampling
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.completions import written_text
@@ -43,8 +43,12 @@ from weighted_mtp.evaluation.extraction import cut, opens_a_block
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.model_writer import ModelWriter
-from weighted_mtp.pipelines.run_benchmark import BenchmarkRequest, BenchmarkResult, run_benchmark
+from weighted_mtp.pipelines.evaluating.benchmark import (
+    BenchmarkRequest,
+    BenchmarkResult,
+    run_benchmark,
+)
+from weighted_mtp.pipelines.evaluating.writer import ModelWriter
 
 RESULTS = Path(__file__).parent / "results"
 STYLES = ("completion", "stripped")

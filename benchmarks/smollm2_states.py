@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.corpus import STDLIB, Corpus, held_out
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokens.corpus import STDLIB, Corpus, held_out
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.losses import shift_labels
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer

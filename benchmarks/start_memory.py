@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 
-from weighted_mtp.core.runtime_section import FSDPConfig, RuntimeConfig
-from weighted_mtp.core.sections import ModelConfig
+from weighted_mtp.core.config.runtime import FSDPConfig, RuntimeConfig
+from weighted_mtp.core.config.sections import ModelConfig
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
-from weighted_mtp.pipelines.model_start import Start, fresh_model, stored_model
+from weighted_mtp.pipelines.checkpointing.model_start import Start, fresh_model, stored_model
 from weighted_mtp.runtime.environment import environment
 from weighted_mtp.runtime.modes import parallelise
 

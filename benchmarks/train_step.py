@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from naive import NaiveTransformer, naive_loss
 from weighted_mtp.losses import count_targets, mtp_loss, shift_labels
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 B, S, N = 4, 512, 4
 VARIANTS = ("meta-naive", "same-blocks", "ours", "ours-bf16", "ours-30%")

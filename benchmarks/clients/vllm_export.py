@@ -68,9 +68,10 @@ def _fresh(folder: Path, sentencepiece: Path | None) -> Path:
     its logits far enough apart that rounding does not choose tokens."""
     import torch
 
-    from weighted_mtp.data.tokenizers import ByteTokenizer
+    from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
+    from weighted_mtp.models.meta_mtp.args import ModelArgs
     from weighted_mtp.models.meta_mtp.checkpoints import save_native
-    from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
     vocab_size = 259 if sentencepiece is None else 32000
     shape: dict[str, Any] = {"dim": 64, "n_layers": 5, "n_heads": 2, "n_future_tokens": 3}
@@ -93,7 +94,7 @@ def _export(source: Path, folder: Path, through_native: bool = False) -> None:
     """Convert, and keep our ids and greedy texts beside the export."""
     from weighted_mtp.cli.main import main as weighted_mtp
     from weighted_mtp.decoding import Sampling
-    from weighted_mtp.pipelines.model_writer import ModelWriter
+    from weighted_mtp.pipelines.evaluating.writer import ModelWriter
 
     if through_native:
         assert weighted_mtp(["convert", str(source), str(folder) + "-native"]) == 0

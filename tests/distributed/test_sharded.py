@@ -33,7 +33,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import complete_checkpoints, find_model
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path
-from weighted_mtp.pipelines.sharded_checkpoints import ShardedSaver
+from weighted_mtp.pipelines.checkpointing.sharded import ShardedSaver
 from weighted_mtp.runtime.modes import can_shard
 
 pytestmark = [

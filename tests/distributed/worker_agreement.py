@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
-from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe
+from weighted_mtp.core.config.runtime import FSDPConfig, RuntimeConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.runtime_section import FSDPConfig, RuntimeConfig
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint
 from weighted_mtp.runtime import distributed, shards
 from weighted_mtp.runtime.environment import environment

@@ -38,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_mtp.cli.main import main as command_line
 from weighted_mtp.data.datasets import write_jsonl
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime.environment import Environment
 from weighted_mtp.runtime.modes import can_shard
 

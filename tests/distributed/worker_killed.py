@@ -13,7 +13,7 @@ import threading
 import time
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 SLOW_STEP = 0.1  # seconds
 

@@ -17,21 +17,21 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.data.loading import RowGroups, ShuffledGroups
+from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.sampling import RowOrder
-from weighted_mtp.data.store import open_rows
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.pipelines.compose import build_adapter, prepare_blocks
 from weighted_mtp.pipelines.metrics_utils import read_metrics
-from weighted_mtp.pipelines.objectives import make_objective
-from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
-from weighted_mtp.pipelines.trainer import Trainer
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
+from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime.environment import Environment, seed_everything
 from weighted_mtp.runtime.modes import parallelise
 

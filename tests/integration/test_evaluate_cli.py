@@ -10,13 +10,13 @@ from tests.helpers import tiny_args, tiny_model
 from tests.unit.test_evaluation_prompts import MBPP, STDIO, mbpp_file, needs_mbpp, problems_file
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from weighted_mtp.decoding import Report
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.evaluation.benchmarks import load_benchmark
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
-from weighted_mtp.pipelines import model_writer
+from weighted_mtp.pipelines.evaluating import writer as model_writer
 
 RESULTS = {
     *("attempts.jsonl", "config.json", "failures.html"),

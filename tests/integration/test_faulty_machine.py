@@ -26,7 +26,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.lock import LOCK, only_writer
 from weighted_mtp.core.streams import tolerant_streams
 from weighted_mtp.pipelines.metrics_utils import read_metrics
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 SHORT = {**SMALL, "training__steps": 2, "training__save_every": 1, "training__validate_every": 2}
 

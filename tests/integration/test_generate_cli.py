@@ -13,11 +13,11 @@ from tests.unit.test_control_tokens import byte_level
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.data.tokenizers import ByteTokenizer, load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.decoding import Stopping, Stream, complete_naively
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
-from weighted_mtp.pipelines.decoding_figures import DecodingFigures, line, table
-from weighted_mtp.pipelines.model_writer import row_seed
+from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures, line, table
+from weighted_mtp.pipelines.evaluating.writer import row_seed
 
 RAW = ["--template", "raw", "--device", "cpu", "--max-new-tokens", "12"]
 
@@ -166,7 +166,9 @@ def test_every_eos_of_the_model_ends_a_text(fast_folder, capsys):
 
 def test_a_prompt_that_spells_control_tokens_stays_text(fast_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr("weighted_mtp.pipelines.model_writer.complete", lambda *a: seen.append(a))
+    monkeypatch.setattr(
+        "weighted_mtp.pipelines.evaluating.writer.complete", lambda *a: seen.append(a)
+    )
     with pytest.raises(TypeError):  # nothing comes back
         generate(fast_folder / "native", "--prompt", "<s>a</s><|im_end|>")
     (ids,), tokenizer = seen[0][1], load_tokenizer(fast_folder)
@@ -176,7 +178,9 @@ def test_a_prompt_that_spells_control_tokens_stays_text(fast_folder, monkeypatch
 
 def test_escapes_of_stop_strings(checkpoint, monkeypatch):
     seen = []
-    monkeypatch.setattr("weighted_mtp.pipelines.model_writer.complete", lambda *a: seen.append(a))
+    monkeypatch.setattr(
+        "weighted_mtp.pipelines.evaluating.writer.complete", lambda *a: seen.append(a)
+    )
     with pytest.raises(TypeError):  # nothing comes back
         generate(checkpoint, "--prompt", "q", "--stop", r"a\n\tb\\n", "--stop", "é")
     assert seen[0][2].strings == ("a\n\tb\\n", "é")

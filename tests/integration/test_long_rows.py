@@ -11,7 +11,7 @@ from tests.helpers import ROOT
 from tests.integration import helpers_training
 from tests.integration.helpers_training import last_checkpoint, train
 
-from weighted_mtp.core.config import available, load_recipe
+from weighted_mtp.core.config.recipe import available, load_recipe
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 
 rows_file = helpers_training.rows_file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weighted_mtp.data.tokenizers import load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import load_tokenizer
 from weighted_mtp.decoding import generate
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 

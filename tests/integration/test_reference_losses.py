@@ -28,11 +28,11 @@ from weighted_mtp.data.batches import pack_batch, pad_batch
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import file_digest, read_jsonl, write_jsonl
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 from weighted_mtp.models.meta_mtp.checkpoints import save_native as save_in_our_own
-from weighted_mtp.pipelines.objectives.rho1 import Rho1
-from weighted_mtp.pipelines.reference import (
+from weighted_mtp.pipelines.training.objectives.rho1 import Rho1
+from weighted_mtp.pipelines.training.reference import (
     model_digest,
     prepare_reference_losses,
     token_losses,
@@ -277,7 +277,7 @@ def test_a_model_of_fewer_tokens(rows_file, tmp_path):
 
 
 def test_another_tokenizer_on_line(tmp_path, rows_file, reference_model, capsys, monkeypatch):
-    from weighted_mtp.pipelines import reference
+    from weighted_mtp.pipelines.training import reference
 
     class Other(ByteTokenizer):
         fingerprint = "bytes-v2"

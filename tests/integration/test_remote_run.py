@@ -17,8 +17,8 @@ from tests.integration.helpers_training import (
 from tests.integration.test_resume import Killed, assert_same_run, die_in_step
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.pipelines import remote as remote_module
-from weighted_mtp.pipelines.remote import Remote
+from weighted_mtp.pipelines.checkpointing import remote_directory as remote_module
+from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
 
 rows_file = helpers_training.rows_file
 

@@ -27,15 +27,15 @@ from tests.integration.helpers_training import (
 )
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config import load_recipe_file
+from weighted_mtp.core.config.recipe import load_recipe_file
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines import checkpoint_utils
 from weighted_mtp.pipelines.compose import RunRequest
-from weighted_mtp.pipelines.reference import prepare_reference_losses
 from weighted_mtp.pipelines.run_baseline import run_baseline
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.reference import prepare_reference_losses
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 rows_file = helpers_training.rows_file
 critic_model = helpers_training.critic_model

@@ -14,10 +14,10 @@ from tests.unit.test_tokenizers import write_huggingface
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.data.tokenizers import ByteTokenizer, load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
-from weighted_mtp.pipelines.sharded_checkpoints import ShardedSaver
+from weighted_mtp.pipelines.checkpointing.sharded import ShardedSaver
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

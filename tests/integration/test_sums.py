@@ -19,9 +19,9 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sums import VERIFY_VARIABLE, Sums, write_sums
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses, write_reference
-from weighted_mtp.data.store import open_rows
-from weighted_mtp.data.token_store import tokenise
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.rows.store import open_rows
+from weighted_mtp.data.tokens.row_tokens import tokenise
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
 from weighted_mtp.pipelines.checkpoint_utils import (
     MARKER,
@@ -29,8 +29,8 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     restore_rng,
     saved_state,
 )
-from weighted_mtp.pipelines.remote_copies import Copies
-from weighted_mtp.pipelines.sharded_checkpoints import ShardedSaver
+from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
+from weighted_mtp.pipelines.checkpointing.sharded import ShardedSaver
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 

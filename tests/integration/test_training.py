@@ -27,7 +27,7 @@ from tests.integration.helpers_training import (
 )
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config import load_recipe_file
+from weighted_mtp.core.config.recipe import load_recipe_file
 from weighted_mtp.data.datasets import read_jsonl
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model

@@ -18,7 +18,7 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
 from weighted_mtp.data.reference_losses import Fingerprint, ReferenceLosses, write_reference
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
-from weighted_mtp.pipelines.reference import prepare_reference_losses
+from weighted_mtp.pipelines.training.reference import prepare_reference_losses
 
 rows_file = helpers_training.rows_file
 critic_model = helpers_training.critic_model

@@ -10,7 +10,7 @@ import sys
 import psutil
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 
 def limit(more: int) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from weighted_mtp.core.sampling_section import SamplingConfig
-from weighted_mtp.data.metadata import Metadata
+from weighted_mtp.core.config.sampling import SamplingConfig
+from weighted_mtp.data.rows.metadata import Metadata
 from weighted_mtp.data.sampling import RowOrder
 
 NAN = float("nan")

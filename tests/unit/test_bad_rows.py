@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
-from weighted_mtp.data import convert_rows, datasets
+from weighted_mtp.data import datasets
 from weighted_mtp.data.datasets import MAX_DEPTH, first_row, read_jsonl, write_jsonl
-from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.rows import convert as convert_rows
+from weighted_mtp.data.rows.store import open_rows
 
 Reader = Callable[[Path], Iterable[Row]]
 LINE = b'{"instruction": "a", "output": "b"}'

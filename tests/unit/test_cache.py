@@ -120,9 +120,9 @@ def test_of_several_processes_one_makes_it(folder):
 UNGUARDED = """
 import sys
 from pathlib import Path
-from weighted_mtp.data.corpus import Corpus
-from weighted_mtp.data.token_stream import token_streams
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.corpus import Corpus
+from weighted_mtp.data.tokens.text_tokens import token_streams
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 here = Path(sys.argv[0]).parent
 token_streams(Corpus(here / "book.txt"), ByteTokenizer(), cache=here / "cache", workers=2)
 """

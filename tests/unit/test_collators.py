@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.types import IGNORE_INDEX, Row
 from weighted_mtp.data.collators import TEMPLATES, AlpacaCollator, PromptTemplate
-from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from weighted_mtp.losses import count_targets, shift_labels
 
 TOKENIZER = ByteTokenizer()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from weighted_mtp.core.config import (
+from weighted_mtp.core.config.recipe import (
     RECIPES,
     Recipe,
     available,

@@ -15,12 +15,12 @@ from transformers import convert_slow_tokenizer  # noqa: F401  # the module, see
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.corpus import Corpus
-from weighted_mtp.data.document_ids import encode_all
-from weighted_mtp.data.store import open_rows
-from weighted_mtp.data.token_store import tokenise
-from weighted_mtp.data.token_stream import token_streams
-from weighted_mtp.data.tokenizers import (
+from weighted_mtp.data.rows.store import open_rows
+from weighted_mtp.data.tokens.corpus import Corpus
+from weighted_mtp.data.tokens.document_ids import encode_all
+from weighted_mtp.data.tokens.row_tokens import tokenise
+from weighted_mtp.data.tokens.text_tokens import token_streams
+from weighted_mtp.data.tokens.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,

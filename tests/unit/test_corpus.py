@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from weighted_mtp.core.cache import cache_root
+from weighted_mtp.core.config.text import TextConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.text_section import TextConfig
-from weighted_mtp.data.corpus import STDLIB, Corpus, held_out
+from weighted_mtp.data.tokens.corpus import STDLIB, Corpus, held_out
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 

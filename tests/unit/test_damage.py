@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import (
     InvalidTextError,
@@ -21,9 +21,9 @@ from weighted_mtp.core.input_files import (
 from weighted_mtp.core.logging import note, run_log
 from weighted_mtp.core.sums import Sums
 from weighted_mtp.data.prepare.parts import Workspace
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import PickleFile, open_indexed
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
-from weighted_mtp.pipelines.model_start import check_fresh
+from weighted_mtp.pipelines.checkpointing.model_start import check_fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,9 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer
 
-from weighted_mtp.data.derived_tokenizer import derived_files
-from weighted_mtp.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from weighted_mtp.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from weighted_mtp.data.tokens.derived import derived_files
+from weighted_mtp.data.tokens.sentencepiece import SentencePieceTokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.layouts.side_files import find_side_files, tokenizer_file
 
 CODE = Path(json.decoder.__file__).read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from weighted_mtp.cli.main import COMMANDS, build_parser
-from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.test_evaluation_prompts import MBPP, needs_mbpp
 
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.data.tokenizers import (
+from weighted_mtp.data.tokens.tokenizers import (
     MICRO_VOCABULARY,
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -26,8 +26,8 @@ from weighted_mtp.evaluation.completions import (
 from weighted_mtp.evaluation.extraction import cut, program_of
 from weighted_mtp.evaluation.mutants import mutants, rewritten
 from weighted_mtp.evaluation.prompts import Prompting
-from weighted_mtp.evaluation.sandbox import Sandbox
-from weighted_mtp.pipelines.model_writer import continuation_decoder
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.pipelines.evaluating.writer import continuation_decoder
 
 HEAD = 'from math import *\n\ndef twice(x):\n    """Twice."""\n'
 BODY = "    y = x\n    return 2 * y\n"

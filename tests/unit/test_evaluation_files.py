@@ -20,7 +20,7 @@ from weighted_mtp.evaluation.result_files import (
     write_evalplus,
 )
 from weighted_mtp.evaluation.scores import Tally, check_ks, parse_ks, score, tally
-from weighted_mtp.pipelines.run_evaluation import summarise_attempts
+from weighted_mtp.pipelines.evaluating.micro import summarise_attempts
 
 IDENTITY = {"dataset": "toy", "temperature": 0.5}
 KNOWN = ["toy/1", "toy/2"]

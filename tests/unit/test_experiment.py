@@ -13,8 +13,13 @@ from weighted_mtp.analysis.experiment_table import markdown_table, replace_secti
 from weighted_mtp.cli import experiment as command
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines import experiment
-from weighted_mtp.pipelines.experiment import ARMS, ArmResult, ExperimentRequest, arm_recipe
+from weighted_mtp.pipelines.evaluating import experiment
+from weighted_mtp.pipelines.evaluating.experiment import (
+    ARMS,
+    ArmResult,
+    ExperimentRequest,
+    arm_recipe,
+)
 
 
 def finish(folder: Path, step: int) -> None:

@@ -10,7 +10,7 @@ from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
 from weighted_mtp.evaluation.extraction import opens_a_block, program_of
 from weighted_mtp.evaluation.prompts import Prompting
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 HEAD = 'from typing import List\n\ndef twice(x: int) -> int:\n    """Twice."""\n'
 TESTS = ("assert twice(2) == 4", "assert twice(0) == 0")

@@ -13,14 +13,14 @@ from tests.integration.helpers_training import SMALL
 from weighted_mtp.analysis.experiment_table import Line, markdown_table
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.cli import report
-from weighted_mtp.core.sections import ObjectiveConfig, ValueConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.evaluation.scores import Tally, score
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, curve, in_words, read_metrics
-from weighted_mtp.pipelines.objectives import Pool, make_objective
-from weighted_mtp.pipelines.step_figures import summarise
-from weighted_mtp.pipelines.tracker_backends import scalars
+from weighted_mtp.pipelines.tracking.backends import scalars
+from weighted_mtp.pipelines.training.objectives import Pool, make_objective
+from weighted_mtp.pipelines.training.step_figures import summarise
 from weighted_mtp.value_weighting.rho1_weighting import rho1_stats
 
 rows_file = helpers_training.rows_file

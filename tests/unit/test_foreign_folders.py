@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.token_store import tokenise
-from weighted_mtp.data.tokenizers import ByteTokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.data.tokens.row_tokens import tokenise
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Speculation, generate
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import (

@@ -31,8 +31,8 @@ from weighted_mtp.evaluation.head_quality import (
 from weighted_mtp.losses import mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, read_metrics
-from weighted_mtp.pipelines.objectives.base import plain_targets
-from weighted_mtp.pipelines.training_module import read_batch
+from weighted_mtp.pipelines.training.module import read_batch
+from weighted_mtp.pipelines.training.objectives.base import plain_targets
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

@@ -18,7 +18,7 @@ from tests.integration.helpers_training import train, train_arguments, tree
 
 from weighted_mtp.cli import generate as generate_command
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config import load_recipe, setting
+from weighted_mtp.core.config.recipe import load_recipe, setting
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory, check_output_file
 from weighted_mtp.core.logging import get_logger, setup_logging
@@ -26,7 +26,7 @@ from weighted_mtp.core.model_folder import find_model, find_tokenizer, is_hub_id
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.core.urls import holds_credentials, without_credentials
-from weighted_mtp.data.tokenizers import ByteTokenizer, load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.evaluation.result_files import Attempt, Journal
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -36,9 +36,9 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_huggingface,
     save_native,
 )
-from weighted_mtp.pipelines.run_benchmark import warn_of_fences
-from weighted_mtp.pipelines.run_evaluation import Attempt as MicroAttempt
-from weighted_mtp.pipelines.run_evaluation import EvaluationResult, save_result
+from weighted_mtp.pipelines.evaluating.benchmark import warn_of_fences
+from weighted_mtp.pipelines.evaluating.micro import Attempt as MicroAttempt
+from weighted_mtp.pipelines.evaluating.micro import EvaluationResult, save_result
 
 rows_file = helpers_training.rows_file
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -269,7 +269,7 @@ def test_a_checkpoint_that_is_not_complete(run_dir, tmp_path, capsys):
 
 def one_head(path: Path, **tokenizer_config: str) -> Path:
     """A model with the next-token head alone and the tokenizer of the micro tasks."""
-    from weighted_mtp.data.tokenizers import make_tokenizer
+    from weighted_mtp.data.tokens.tokenizers import make_tokenizer
 
     tokenizer = make_tokenizer("micro")
     tokenizer.save(path.parent / "tokenizer-files")

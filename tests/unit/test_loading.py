@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from weighted_mtp.core.sampling_section import SamplingConfig
+from weighted_mtp.core.config.sampling import SamplingConfig
 from weighted_mtp.data.batches import Batch, Example
 from weighted_mtp.data.loading import RowGroups, ShuffledGroups, StepReader
-from weighted_mtp.data.metadata import Metadata
 from weighted_mtp.data.packing import Cutter
+from weighted_mtp.data.rows.metadata import Metadata
 from weighted_mtp.data.sampling import RowOrder
 
 ROWS = 23

@@ -13,16 +13,22 @@ from hypothesis import strategies as st
 from tests.helpers import ROOT, random_tokens, tiny_args
 from torch.autograd.graph import saved_tensors_hooks
 
-from weighted_mtp.core.config import Recipe, load_recipe
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
 from weighted_mtp.data.batches import Batch, Example, Packing, pack_batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.estimate import count, setting_of
-from weighted_mtp.pipelines.memory import activation_bytes, cast_bytes, moments, peak_memory
-from weighted_mtp.pipelines.memory_inputs import Counts, Documents, Setting
-from weighted_mtp.pipelines.objectives import Objective, make_objective
-from weighted_mtp.pipelines.optimization import make_optimizer
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.planning.estimate import count, setting_of
+from weighted_mtp.pipelines.planning.memory import (
+    activation_bytes,
+    cast_bytes,
+    moments,
+    peak_memory,
+)
+from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Setting
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import Objective, make_objective
+from weighted_mtp.pipelines.training.optimization import make_optimizer
 from weighted_mtp.runtime.blocks import checkpoint_activations
 
 CASES = {

@@ -6,8 +6,9 @@ from tests.helpers import random_tokens
 from torch import Tensor
 
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 ARGS = ModelArgs(
     dim=512, n_layers=4, n_heads=8, vocab_size=32000, n_future_tokens=4, max_seq_len=128

@@ -13,7 +13,8 @@ import pytest
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.data.micro_tasks import (
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import (
     FAMILIES,
     OPERATORS,
     SINGLES,
@@ -22,8 +23,7 @@ from weighted_mtp.data.micro_tasks import (
     generate,
     pose,
 )
-from weighted_mtp.data.micro_tasks.family import normalise
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.micro_tasks.family import normalise
 
 LABELS = {family.label for family in FAMILIES if not family.held_out}
 SMALL = next(family for family in SINGLES if family.name == "distance")
@@ -163,8 +163,8 @@ def test_seeds_differ_and_repeat():
 def test_same_bytes_in_any_process(judge):
     script = (
         "import hashlib, json\n"
-        "from weighted_mtp.data.micro_tasks import generate\n"
-        "from weighted_mtp.evaluation.sandbox import Sandbox\n"
+        "from weighted_mtp.micro_tasks import generate\n"
+        "from weighted_mtp.evaluation.sandbox.host import Sandbox\n"
         "with Sandbox(workers=1) as judge:\n"
         "    rows = generate(20, 5, judge, 'test', 1, 2)\n"
         "print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())"

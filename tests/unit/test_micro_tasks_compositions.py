@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from weighted_mtp.core.types import Program
-from weighted_mtp.data.micro_tasks import (
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import (
     COMPOSITIONS,
     SINGLES,
     SPLITS,
@@ -16,10 +17,9 @@ from weighted_mtp.data.micro_tasks import (
     pose,
     up_to,
 )
-from weighted_mtp.data.micro_tasks.compositions import PARTS, is_held_out
-from weighted_mtp.data.micro_tasks.family import normalise
-from weighted_mtp.data.micro_tasks.packing import run_packed
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.micro_tasks.compositions import PARTS, is_held_out
+from weighted_mtp.micro_tasks.family import normalise
+from weighted_mtp.micro_tasks.packing import run_packed
 
 ORDINARY = [family for family in COMPOSITIONS if not family.held_out]
 HELD_OUT = [family for family in COMPOSITIONS if family.held_out]

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from weighted_mtp.core.types import Program
-from weighted_mtp.data.micro_tasks import (
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import (
     FAMILIES,
     OPERATORS,
     SINGLES,
@@ -18,9 +19,8 @@ from weighted_mtp.data.micro_tasks import (
     pose,
     up_to,
 )
-from weighted_mtp.data.micro_tasks.family import normalise
-from weighted_mtp.data.micro_tasks.packing import PACK, run_packed
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.micro_tasks.family import normalise
+from weighted_mtp.micro_tasks.packing import PACK, run_packed
 
 NAMES = [family.name for family in SINGLES]
 

@@ -10,13 +10,13 @@ from tests.integration import helpers_training
 from tests.integration.helpers_training import SMALL, run_steps, state
 from torch import Tensor
 
+from weighted_mtp.core.config.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
-from weighted_mtp.pipelines.objectives import Pool, make_objective
-from weighted_mtp.pipelines.trainer import Trainer
-from weighted_mtp.pipelines.training_module import pool_of
+from weighted_mtp.pipelines.training.module import pool_of
+from weighted_mtp.pipelines.training.objectives import Pool, make_objective
+from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime.pooling import concat_rows
 
 rows_file = helpers_training.rows_file

@@ -14,9 +14,9 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.losses import shift_labels
-from weighted_mtp.pipelines.objectives import Pool
-from weighted_mtp.pipelines.trainer import Trainer
-from weighted_mtp.pipelines.training_module import pool_of
+from weighted_mtp.pipelines.training.module import pool_of
+from weighted_mtp.pipelines.training.objectives import Pool
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

@@ -12,10 +12,10 @@ from tests.helpers import tiny_args, tiny_model
 from tests.integration import helpers_training
 from torch import nn
 
+from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sections import TrainingConfig
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.optimization import Optimizers, learning_rate, make_optimizer
+from weighted_mtp.pipelines.training.optimization import Optimizers, learning_rate, make_optimizer
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

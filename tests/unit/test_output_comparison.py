@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from weighted_mtp.evaluation._sandbox_watch import RELATIVE, TOLERANCE, compare
+from weighted_mtp.evaluation.sandbox.watch import RELATIVE, TOLERANCE, compare
 
 BIG = 10**20
 

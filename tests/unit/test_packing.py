@@ -9,9 +9,10 @@ from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example, pack_batch, pad_batch
 from weighted_mtp.data.packing import Cutter, pack_groups
 from weighted_mtp.losses import shift_labels
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.objectives.base import plain_targets
-from weighted_mtp.pipelines.training_module import batch_loss, read_batch
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.training.module import batch_loss, read_batch
+from weighted_mtp.pipelines.training.objectives.base import plain_targets
 
 PAD, V, N_HEADS = 99, 100, 3
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)

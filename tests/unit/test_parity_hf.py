@@ -8,8 +8,9 @@ from tests.helpers import random_tokens, tiny_args, tiny_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling, precompute_freqs_cis
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 TOLERANCE = 1e-5
 SCALING = RopeScaling(

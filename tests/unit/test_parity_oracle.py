@@ -9,8 +9,9 @@ from torch import Tensor
 from vendor.meta_llama import ModelArgs as OracleArgs
 from vendor.meta_llama import Transformer as Oracle
 
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 ARGS = tiny_args(n_kv_heads=2)
 ORACLE_FIELDS = OracleArgs.__dataclass_fields__

@@ -8,12 +8,12 @@ import pytest
 from tests.helpers import tiny_args, tiny_model
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
-from weighted_mtp.pipelines.estimate import count, setting_of
-from weighted_mtp.pipelines.memory import peak_memory
-from weighted_mtp.pipelines.objectives import make_objective
-from weighted_mtp.pipelines.planner import MODELS, SHARE, PlanRequest, plan
+from weighted_mtp.pipelines.planning.estimate import count, setting_of
+from weighted_mtp.pipelines.planning.memory import peak_memory
+from weighted_mtp.pipelines.planning.plan import MODELS, SHARE, PlanRequest, plan
+from weighted_mtp.pipelines.training.objectives import make_objective
 
 SEVEN = ["plan", "--model", "7b", "--gpus", "8", "--recipe", "verifiable"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tests.helpers import random_tokens, tiny_args, tiny_model
 from torch import Tensor
 
-from weighted_mtp.core.sections import TrainingConfig
+from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.decoding.plain import token_logprobs
 from weighted_mtp.decoding.sampling import Sampling, probabilities, residual
 from weighted_mtp.evaluation.head_quality import read_heads
@@ -18,8 +18,8 @@ from weighted_mtp.losses import linear_cross_entropy, mtp_loss
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.fused_ops import rms_norm, swiglu
 from weighted_mtp.models.meta_mtp.value_head import ValueHead
-from weighted_mtp.pipelines.objectives.critic import mean_value
-from weighted_mtp.pipelines.optimization import make_optimizer
+from weighted_mtp.pipelines.training.objectives.critic import mean_value
+from weighted_mtp.pipelines.training.optimization import make_optimizer
 from weighted_mtp.runtime.parallel import Parallel
 from weighted_mtp.value_weighting.rho1_weighting import rho1_stats, rho1_sums
 from weighted_mtp.value_weighting.td_weighting import (

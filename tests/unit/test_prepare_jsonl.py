@@ -26,7 +26,7 @@ from weighted_mtp.data.prepare import files, merge
 from weighted_mtp.data.prepare.length import LengthLimit, TokenCounter
 from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.run import PrepareRequest, prepare
-from weighted_mtp.data.tokenizers import make_tokenizer
+from weighted_mtp.data.tokens.tokenizers import make_tokenizer
 
 KILLED = textwrap.dedent(
     """

@@ -22,7 +22,7 @@ from weighted_mtp.data.prepare.hub import HubData
 from weighted_mtp.data.prepare.run import PrepareRequest, prepare
 from weighted_mtp.data.prepare.source import BadRecordError, Place
 from weighted_mtp.data.prepare.sources import SOURCES
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 MBPP = Path(__file__).resolve().parents[3] / "shared" / "data" / "mbpp"
 HERE = Place("file.parquet", "row", 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from weighted_mtp.data import processes
-from weighted_mtp.data.processes import share_out
+from weighted_mtp.core import processes
+from weighted_mtp.core.processes import share_out
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_failure_ends_the_others_in_the_middle_of_their_work(tmp_path):
 
 PARENT = """
 import os, signal, sys, time
-from weighted_mtp.data.processes import share_out
+from weighted_mtp.core.processes import share_out
 
 def work(item):
     print("working", flush=True)

@@ -22,16 +22,17 @@ from tests.integration.helpers_training import SMALL, checkpoint_names, run_step
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weighted_mtp.core.config import Recipe, load_recipe
-from weighted_mtp.core.section import Section
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
+from weighted_mtp.core.config.section import Section
 from weighted_mtp.data.datasets import write_jsonl
-from weighted_mtp.data.tokenizers import ByteTokenizer
-from weighted_mtp.pipelines import compose, training_data
-from weighted_mtp.pipelines import trainer as trainer_module
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
+from weighted_mtp.pipelines import compose
 from weighted_mtp.pipelines.checkpoint_utils import save_model
 from weighted_mtp.pipelines.compose import RunRequest, build_adapter, build_tokenizer
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training import data as training_data
+from weighted_mtp.pipelines.training import trainer as trainer_module
+from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime import environment, fsdp
 from weighted_mtp.runtime.modes import shard_size
 

@@ -10,14 +10,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tests.integration.helpers_training import tiny_recipe
 
+from weighted_mtp.core.config.section import remote_url
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import complete_checkpoints
-from weighted_mtp.core.section import remote_url
-from weighted_mtp.pipelines import remote as remote_module
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, drop_old, partial_path
-from weighted_mtp.pipelines.remote import Remote, RemoteError, in_brief
-from weighted_mtp.pipelines.remote_copies import Copies, stored_files, stored_steps
-from weighted_mtp.pipelines.remote_runs import fetch, meet, newest_config
+from weighted_mtp.pipelines.checkpointing import remote_directory as remote_module
+from weighted_mtp.pipelines.checkpointing.remote_copies import Copies, stored_files, stored_steps
+from weighted_mtp.pipelines.checkpointing.remote_directory import Remote, RemoteError, in_brief
+from weighted_mtp.pipelines.checkpointing.remote_runs import fetch, meet, newest_config
 from weighted_mtp.runtime import distributed
 
 

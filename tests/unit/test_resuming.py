@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests.integration.helpers_training import tiny_recipe
 
-from weighted_mtp.core.config import Recipe, load_recipe
-from weighted_mtp.core.section import Section
-from weighted_mtp.pipelines.optimization import learning_rate
-from weighted_mtp.pipelines.resume_rules import RULES, Refused, Resume
-from weighted_mtp.pipelines.resuming import changes
+from weighted_mtp.core.config.recipe import Recipe, load_recipe
+from weighted_mtp.core.config.section import Section
+from weighted_mtp.pipelines.checkpointing.resume_rules import RULES, Refused, Resume
+from weighted_mtp.pipelines.checkpointing.resuming import changes
+from weighted_mtp.pipelines.training.optimization import learning_rate
 
 ROWS = Path("rows.jsonl")
 

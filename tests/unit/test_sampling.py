@@ -21,8 +21,8 @@ from tests.unit.sampling_cases import (
     seeds,
 )
 
+from weighted_mtp.core.config.sampling import DEFAULT_STAGES
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sampling_section import DEFAULT_STAGES
 from weighted_mtp.data.sampling import bin_counts
 from weighted_mtp.data.sampling.plan import apportion, as_written
 

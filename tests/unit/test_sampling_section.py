@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 from tests.unit.sampling_cases import NAN, sampling
 
-from weighted_mtp.core.sampling_section import SamplingConfig
+from weighted_mtp.core.config.sampling import SamplingConfig
 
 NUMBER = {"difficulty_number": {"below": 3}}
 INVALID = [

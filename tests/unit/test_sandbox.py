@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.evaluation import _sandbox_tests
-from weighted_mtp.evaluation._sandbox_codec import Codec
-from weighted_mtp.evaluation._sandbox_wire import GoneError
-from weighted_mtp.evaluation.sandbox import Isolation, Sandbox
+from weighted_mtp.evaluation.sandbox import testing as _sandbox_tests
+from weighted_mtp.evaluation.sandbox.codec import Codec
+from weighted_mtp.evaluation.sandbox.host import Isolation, Sandbox
+from weighted_mtp.evaluation.sandbox.wire import GoneError
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +442,7 @@ def test_close_leaves_no_process_and_may_be_undone():
 
 def test_workers_end_with_the_interpreter():
     script = (
-        "from weighted_mtp.evaluation.sandbox import Sandbox\n"
+        "from weighted_mtp.evaluation.sandbox.host import Sandbox\n"
         "from weighted_mtp.core.types import Program\n"
         "s = Sandbox(workers=1); assert s([Program('')])[0].passed\n"
         "(w,) = s._alive; print(w.process.pid, w.directory)"

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.processes import available_cores
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.data.processes import available_cores
-from weighted_mtp.evaluation import _sandbox_directory as directories
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox import directory as directories
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 GOOD = Program("def f(x):\n    return x + 1\n", ("assert f(1) == 2",))
 TIMEOUT = 1.0
@@ -125,7 +125,7 @@ def test_a_detail_is_one_short_line_that_terminals_can_show(sandbox, source):
 def in_a_process(code: str, *wrapper: str, **environment: str) -> subprocess.CompletedProcess:
     """Run code that has `judge`, a function that prints the verdicts of three programs."""
     script = (
-        "from weighted_mtp.evaluation.sandbox import Sandbox\n"
+        "from weighted_mtp.evaluation.sandbox.host import Sandbox\n"
         "from weighted_mtp.core.types import Program\n"
         "from weighted_mtp.core.errors import UserError\n"
         "good = Program('def f(x): return x + 1', ('assert f(1) == 2',))\n"

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.evaluation import _sandbox_seccomp as seccomp
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox import seccomp as seccomp
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 GOOD = Program("def f(x):\n    return x + 1\n", ("assert f(1) == 2",))
 TIMEOUT = 0.5
@@ -421,7 +421,8 @@ def test_files_of_the_same_user_keep_their_modes(tmp_path):
         pytest.skip("no filter for this machine")
     code = f"""
 import os
-from weighted_mtp.evaluation import _sandbox_kernel as kernel, _sandbox_seccomp as seccomp
+from weighted_mtp.evaluation.sandbox import kernel as kernel
+from weighted_mtp.evaluation.sandbox import seccomp as seccomp
 kernel.drop_capabilities()
 kernel.filter_calls(seccomp.call_filter(os.getpid(), keep_modes=True))
 path = {str(tmp_path)!r}

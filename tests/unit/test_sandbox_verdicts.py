@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weighted_mtp.core.types import Program, Verdict
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox.host import Sandbox
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "judge_programs.py"
 _SPEC = importlib.util.spec_from_file_location("judge_programs", _PATH)
@@ -83,7 +83,7 @@ FORGED = {
     "an object of a class of Python's": ["mine", 9001, {"of": ["type", "slice"], "content": 1}],
     "a class derived from type": ["mine", 9003, CLASS | {"bases": [["type", "type"]]}],
     "a function of Python's": ["standard", "os", "_exit"],
-    "a module outside the library": ["module", "weighted_mtp.evaluation._sandbox_tests"],
+    "a module outside the library": ["module", "weighted_mtp.evaluation.sandbox.testing"],
     "a module's part": ["module", "unittest.__main__"],
     "an exception as a value": ["error", ["SystemExit"], [0], {}],
     "a list with a hole": ["list", 9001, [], None],

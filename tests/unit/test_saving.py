@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_model, is_sharded, newest_checkpoint
-from weighted_mtp.core.sections import TrainingConfig
-from weighted_mtp.data.tokenizers import load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.native import METADATA
 from weighted_mtp.pipelines.checkpoint_utils import (
@@ -41,17 +41,17 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     partial_path,
     start_checkpoint,
 )
-from weighted_mtp.pipelines.optimization import make_optimizer
-from weighted_mtp.pipelines.remote_copies import Copies
-from weighted_mtp.pipelines.restoring import restore_any
-from weighted_mtp.pipelines.sharded_checkpoints import (
+from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
+from weighted_mtp.pipelines.checkpointing.restoring import restore_any
+from weighted_mtp.pipelines.checkpointing.sharded import (
     ShardedSaver,
     WholeSaver,
     optimizer_names,
     publish,
     sharded_model,
 )
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.optimization import make_optimizer
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 

@@ -22,10 +22,10 @@ from tests.integration.helpers_training import (
     tree,
 )
 
+from weighted_mtp.core.config.sections import EarlyStopping, TrainingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sections import EarlyStopping, TrainingConfig
-from weighted_mtp.pipelines.best import Best
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.best import Best
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
 
-from weighted_mtp.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, make_tokenizer
+from weighted_mtp.data.tokens.tokenizers import (
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    make_tokenizer,
+)
 from weighted_mtp.decoding import Sampling, Speculation, Stopping, Stream, complete_naively
 from weighted_mtp.decoding.stopping import Text
 

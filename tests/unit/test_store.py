@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from tests.helpers import ROOT
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data import convert_rows, store
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
-from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.rows import convert as convert_rows
+from weighted_mtp.data.rows import store
+from weighted_mtp.data.rows.store import open_rows
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
@@ -201,7 +202,7 @@ def test_filtering_touches_no_text(rows_file, cache):
     program = f"""
 import sys
 from pathlib import Path
-from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.rows.store import open_rows
 opened = open_rows(Path({str(rows_file)!r}), Path({str(cache)!r}))
 assert opened.metadata.is_correct.sum() == 133
 maps = Path("/proc/self/maps").read_text()
@@ -300,7 +301,8 @@ def test_the_cache_has_a_default(rows_file, tmp_path, monkeypatch):
 CONVERTER = """
 import sys, time
 from pathlib import Path
-from weighted_mtp.data import convert_rows, store
+from weighted_mtp.data.rows import convert as convert_rows
+from weighted_mtp.data.rows import store
 real = convert_rows.convert
 def convert(*args):
     with open(sys.argv[3], "a") as file:
@@ -403,7 +405,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.store import open_rows
+from weighted_mtp.data.rows.store import open_rows
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 try:

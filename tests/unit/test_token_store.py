@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weighted_mtp.core import processes
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
-from weighted_mtp.data import processes, row_encoding, token_store
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.token_store import TokenisedRows, tokenise
-from weighted_mtp.data.tokenizers import ByteTokenizer, make_tokenizer
+from weighted_mtp.data.tokens import encode_rows as row_encoding
+from weighted_mtp.data.tokens import row_tokens as token_store
+from weighted_mtp.data.tokens.row_tokens import TokenisedRows, tokenise
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, make_tokenizer
 
 
 class Rows:

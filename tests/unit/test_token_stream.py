@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from weighted_mtp.core.config.text import TextConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.text_section import TextConfig
-from weighted_mtp.data.corpus import STDLIB, Corpus, held_out
-from weighted_mtp.data.token_stream import TokenStream, open_text, token_streams
-from weighted_mtp.data.tokenizers import ByteTokenizer
+from weighted_mtp.data.tokens.corpus import STDLIB, Corpus, held_out
+from weighted_mtp.data.tokens.text_tokens import TokenStream, open_text, token_streams
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 DOCUMENTS = [f"document {i}: {'é' * (i % 5)}" for i in range(60)]
@@ -103,7 +103,7 @@ def test_a_stream_is_pickled_as_its_place(corpus, cache):
 
 
 def test_processes_change_nothing(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("weighted_mtp.data.document_ids._CHUNK_CHARACTERS", 50)
+    monkeypatch.setattr("weighted_mtp.data.tokens.document_ids._CHUNK_CHARACTERS", 50)
     one = token_streams(corpus, ByteTokenizer(), 0.3, tmp_path / "one", workers=1)
     two = token_streams(corpus, ByteTokenizer(), 0.3, tmp_path / "two", workers=2)
     for a, b in zip(one, two, strict=True):

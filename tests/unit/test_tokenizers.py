@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.tokenizers import (
+from weighted_mtp.data.tokens.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,

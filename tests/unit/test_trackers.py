@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines import tracker_backends, trackers
-from weighted_mtp.pipelines.tracker_backends import scalars
-from weighted_mtp.pipelines.trackers import BackgroundTracker, make_trackers
+from weighted_mtp.pipelines.tracking import backends as tracker_backends
+from weighted_mtp.pipelines.tracking import trackers
+from weighted_mtp.pipelines.tracking.backends import scalars
+from weighted_mtp.pipelines.tracking.trackers import BackgroundTracker, make_trackers
 
 RECIPE = {
     "pipeline": "baseline",

@@ -19,14 +19,14 @@ from tests.integration.helpers_training import (
     tree,
 )
 
+from weighted_mtp.core.config.sections import ObjectiveConfig, TrainingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sections import ObjectiveConfig, TrainingConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example
-from weighted_mtp.pipelines.estimate import estimate
-from weighted_mtp.pipelines.objectives import Objective
-from weighted_mtp.pipelines.optimization import learning_rate
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.planning.estimate import estimate
+from weighted_mtp.pipelines.training.objectives import Objective
+from weighted_mtp.pipelines.training.optimization import learning_rate
+from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime.environment import rng_state
 
 rows_file = helpers_training.rows_file

@@ -13,8 +13,9 @@ from vendor.meta_llama import ModelArgs as OracleArgs
 from vendor.meta_llama import Transformer as Oracle
 
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.fused_ops import rms_norm, swiglu
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer, TransformerBlock
+from weighted_mtp.models.meta_mtp.transformer import Transformer, TransformerBlock
 
 ARGS = tiny_args(n_kv_heads=2)
 MODEL = tiny_model(ARGS).requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from tests.integration import helpers_training
 from tests.integration.helpers_training import SMALL, largest_difference, recut, run_steps, state
 
-from weighted_mtp.pipelines.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer

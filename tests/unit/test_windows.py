@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example, pack_batch
-from weighted_mtp.data.token_stream import TokenStream
-from weighted_mtp.data.windows import PackedWindows
+from weighted_mtp.data.tokens.text_tokens import TokenStream
+from weighted_mtp.data.tokens.windows import PackedWindows
 from weighted_mtp.losses import shift_labels
 
 

@@ -28,9 +28,9 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 )
 from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.checkpoint_sums import verify_checkpoint
-from weighted_mtp.pipelines.hf_files import hf_side_files
-from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
+from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
+from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
+from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 
 
 @dataclass(frozen=True)

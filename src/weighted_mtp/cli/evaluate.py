@@ -15,11 +15,11 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.data.micro_tasks import Split
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS
 from weighted_mtp.evaluation.scores import parse_ks
-from weighted_mtp.pipelines import decoding_figures
-from weighted_mtp.pipelines.run_evaluation import (
+from weighted_mtp.micro_tasks import Split
+from weighted_mtp.pipelines.evaluating import decoding_figures
+from weighted_mtp.pipelines.evaluating.micro import (
     Attempt,
     EvaluationRequest,
     EvaluationResult,

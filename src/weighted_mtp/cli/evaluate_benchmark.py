@@ -12,8 +12,12 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_name, given_path
 from weighted_mtp.evaluation.prompts import TEMPLATE
 from weighted_mtp.evaluation.result_files import Attempt
-from weighted_mtp.pipelines import decoding_figures
-from weighted_mtp.pipelines.run_benchmark import BenchmarkRequest, BenchmarkResult, run_benchmark
+from weighted_mtp.pipelines.evaluating import decoding_figures
+from weighted_mtp.pipelines.evaluating.benchmark import (
+    BenchmarkRequest,
+    BenchmarkResult,
+    run_benchmark,
+)
 
 FAILURES_SHOWN = 200
 _STATUSES = {

@@ -25,7 +25,7 @@ from weighted_mtp.core.files import (
     given_path,
 )
 from weighted_mtp.evaluation.statistics import Interval, hierarchical_bootstrap, paired_difference
-from weighted_mtp.pipelines.experiment import (
+from weighted_mtp.pipelines.evaluating.experiment import (
     ARMS,
     COMPARISONS,
     SPLITS,

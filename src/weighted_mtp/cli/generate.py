@@ -22,8 +22,13 @@ from weighted_mtp.core.files import given_path
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.decoding import Completion
-from weighted_mtp.pipelines import decoding_figures
-from weighted_mtp.pipelines.model_writer import ModelWriter, row_seed, run_data, warn_of_chat_model
+from weighted_mtp.pipelines.evaluating import decoding_figures
+from weighted_mtp.pipelines.evaluating.writer import (
+    ModelWriter,
+    row_seed,
+    run_data,
+    warn_of_chat_model,
+)
 
 RAW = "raw"
 

@@ -11,8 +11,8 @@ from typing import Any
 from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import command_line, given_name
-from weighted_mtp.pipelines.memory_inputs import Checkpointing
-from weighted_mtp.pipelines.planner import (
+from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing
+from weighted_mtp.pipelines.planning.plan import (
     CHECKPOINTING,
     SHARE,
     Plan,

@@ -15,8 +15,8 @@ from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import write_jsonl
-from weighted_mtp.data.micro_tasks import SPLITS, generate, up_to
-from weighted_mtp.evaluation.sandbox import Sandbox
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import SPLITS, generate, up_to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

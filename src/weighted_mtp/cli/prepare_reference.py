@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.core.config import setting
+from weighted_mtp.core.config.recipe import setting
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import command_line, given_path
 from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.pipelines.reference import ReferenceRequest, prepare_reference_losses
+from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.input_files import read_json_lines
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.evaluation.statistics import bootstrap_interval
+from weighted_mtp.pipelines.evaluating.traces import Trace, trace_pairs
 from weighted_mtp.pipelines.metrics_utils import (
     curve,
     head_figures,
@@ -24,7 +25,6 @@ from weighted_mtp.pipelines.metrics_utils import (
     number,
     read_metrics,
 )
-from weighted_mtp.pipelines.traces import Trace, trace_pairs
 
 log = get_logger(__name__)
 

@@ -7,23 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weighted_mtp.cli.recipe_options import add_recipe_options
-from weighted_mtp.core.config import Recipe, available, load_recipe
+from weighted_mtp.core.config.recipe import Recipe, available, load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory, command_line, given_path
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import complete_checkpoints
+from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
+from weighted_mtp.pipelines.checkpointing.remote_runs import has_run, saved_recipe
+from weighted_mtp.pipelines.checkpointing.resume_rules import Resume
+from weighted_mtp.pipelines.checkpointing.resuming import changes, tell_changes
 from weighted_mtp.pipelines.compose import RunRequest
-from weighted_mtp.pipelines.estimate import estimate
-from weighted_mtp.pipelines.remote import Remote
-from weighted_mtp.pipelines.remote_runs import has_run, saved_recipe
-from weighted_mtp.pipelines.resume_rules import Resume
-from weighted_mtp.pipelines.resuming import changes, tell_changes
+from weighted_mtp.pipelines.planning.estimate import estimate
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
 from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
-from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)

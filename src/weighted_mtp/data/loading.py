@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from weighted_mtp.core.processes import end_with_parent
 from weighted_mtp.data.batches import Batch, Example
-from weighted_mtp.data.metadata import Indices
 from weighted_mtp.data.packing import Cutter, Group
-from weighted_mtp.data.processes import end_with_parent
+from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.sampling import RowOrder
 
 READ_AHEAD = 1 << 40

@@ -23,14 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.decoding.products import Product, is_small, product, worth_copying
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache
 from weighted_mtp.models.meta_mtp.rotary import rotate_in_place
-from weighted_mtp.models.meta_mtp.transformer import (
-    ModelArgs,
-    RMSNorm,
-    Transformer,
-    TransformerBlock,
-)
+from weighted_mtp.models.meta_mtp.transformer import RMSNorm, Transformer, TransformerBlock
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Judge, Program, Verdict
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.extraction import program_of
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting

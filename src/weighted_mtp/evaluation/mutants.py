@@ -6,8 +6,8 @@ import ast
 import random
 from collections.abc import Iterator
 
-from weighted_mtp.data.micro_tasks.mutations import mutations
 from weighted_mtp.evaluation.benchmarks import Problem
+from weighted_mtp.micro_tasks.mutations import mutations
 
 
 def mutants(problem: Problem, count: int, seed: int = 0) -> list[str]:

@@ -32,11 +32,11 @@ from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import check_regular, read_json, shown_value
 from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
 from weighted_mtp.core.sums import SUMS, verifying
-from weighted_mtp.data.tokenizers import Tokenizer
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
-from weighted_mtp.pipelines.checkpoint_sums import checkpoint_sums, store_sums
-from weighted_mtp.pipelines.optimization import Optimizer, Optimizers
+from weighted_mtp.pipelines.checkpointing.sums import checkpoint_sums, store_sums
+from weighted_mtp.pipelines.training.optimization import Optimizer, Optimizers
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main

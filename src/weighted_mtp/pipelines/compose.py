@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from weighted_mtp.core.config import Recipe, load_recipe_file
+from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.device import DTYPES, resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, run_log
@@ -20,19 +20,19 @@ from weighted_mtp.core.model_folder import (
     is_sharded,
 )
 from weighted_mtp.data.collators import AlpacaCollator
-from weighted_mtp.data.tokenizers import (
+from weighted_mtp.data.tokens.tokenizers import (
     Tokenizer,
     check_vocabulary,
     load_tokenizer,
     make_tokenizer,
 )
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
-from weighted_mtp.pipelines.checkpoint_sums import verify_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
-from weighted_mtp.pipelines.model_start import (
+from weighted_mtp.pipelines.checkpointing.model_start import (
     Start,
     check_fresh,
     fresh_model,
@@ -40,15 +40,16 @@ from weighted_mtp.pipelines.model_start import (
     warn_past_positions,
     with_value_head,
 )
-from weighted_mtp.pipelines.objectives import OBJECTIVES, make_objective
-from weighted_mtp.pipelines.reference import online_reference
-from weighted_mtp.pipelines.remote_runs import meet, share_recipe
-from weighted_mtp.pipelines.resuming import check_sources, is_same_run, tell_changes
+from weighted_mtp.pipelines.checkpointing.remote_runs import meet, share_recipe
+from weighted_mtp.pipelines.checkpointing.resuming import check_sources, is_same_run, tell_changes
+from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
+from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 from weighted_mtp.pipelines.run_directory import writing_run
-from weighted_mtp.pipelines.sharded_checkpoints import sharded_model
-from weighted_mtp.pipelines.trainer import Trainer, TrainResult
-from weighted_mtp.pipelines.training_data import training_data
-from weighted_mtp.pipelines.training_module import TrainingModule
+from weighted_mtp.pipelines.training.data import training_data
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import OBJECTIVES, make_objective
+from weighted_mtp.pipelines.training.reference import online_reference
+from weighted_mtp.pipelines.training.trainer import Trainer, TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment_of

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.corpus import Corpus
 from weighted_mtp.data.datasets import first_row
-from weighted_mtp.data.tokenizers import check_vocabulary
+from weighted_mtp.data.tokens.corpus import Corpus
+from weighted_mtp.data.tokens.tokenizers import check_vocabulary
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import find_tokenizer_files, inspect_checkpoint
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
-from weighted_mtp.pipelines.best import check_held_out
+from weighted_mtp.pipelines.checkpointing.model_start import check_fresh, stretched
 from weighted_mtp.pipelines.compose import (
     build_tokenizer,
     check_length,
@@ -21,9 +21,9 @@ from weighted_mtp.pipelines.compose import (
     model_args,
     stored_value_head,
 )
-from weighted_mtp.pipelines.model_start import check_fresh, stretched
-from weighted_mtp.pipelines.objectives import Objective, make_objective
-from weighted_mtp.pipelines.reference import check_online, check_reference
+from weighted_mtp.pipelines.training.best import check_held_out
+from weighted_mtp.pipelines.training.objectives import Objective, make_objective
+from weighted_mtp.pipelines.training.reference import check_online, check_reference
 from weighted_mtp.runtime.modes import check_mode
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weighted_mtp.pipelines.compose import RunRequest, run
-from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.pipelines.training.trainer import TrainResult
 
 
 def run_baseline(request: RunRequest) -> TrainResult:

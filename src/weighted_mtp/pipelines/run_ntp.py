@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.compose import RunRequest, run
-from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.pipelines.training.trainer import TrainResult
 
 
 def run_ntp(request: RunRequest) -> TrainResult:

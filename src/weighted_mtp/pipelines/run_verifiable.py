@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weighted_mtp.core.config import Recipe
+from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, is_trained
+from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
+from weighted_mtp.pipelines.checkpointing.remote_runs import meet
+from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
-from weighted_mtp.pipelines.remote_copies import Copies
-from weighted_mtp.pipelines.remote_runs import meet
-from weighted_mtp.pipelines.resuming import tell_changes
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_directory import writing_run
-from weighted_mtp.pipelines.trainer import TrainResult
+from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import environment_of
 

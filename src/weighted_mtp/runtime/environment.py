@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.peak_memory import reset_peak_memory
 

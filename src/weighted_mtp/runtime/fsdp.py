@@ -28,8 +28,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 from torch.overrides import TorchFunctionMode
 
+from weighted_mtp.core.config.runtime import FSDPConfig
 from weighted_mtp.core.device import DTYPES
-from weighted_mtp.core.runtime_section import FSDPConfig
 from weighted_mtp.runtime.parallel import Fill, Parallel
 
 

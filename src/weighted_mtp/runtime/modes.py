@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.runtime_section import RuntimeConfig
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.ddp import Replicated
 from weighted_mtp.runtime.environment import Environment

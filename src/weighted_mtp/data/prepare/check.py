@@ -10,6 +10,7 @@ from hashlib import blake2b
 import numpy as np
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.processes import available_cores
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.prepare.inputs import open_input
@@ -18,7 +19,6 @@ from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.run import PrepareRequest
 from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.data.prepare.work import Job, Rejection, Tally, Task, convert_unit
-from weighted_mtp.data.processes import available_cores
 
 SHOWN = 5
 """Bad records that are kept, of each unit and in all."""

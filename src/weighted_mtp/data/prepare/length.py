@@ -13,7 +13,7 @@ from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.core.types import Row
 
 if TYPE_CHECKING:
-    from weighted_mtp.data.tokenizers import Tokenizer
+    from weighted_mtp.data.tokens.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def load_named_tokenizer(name: str) -> Tokenizer:
     Raises:
         UserError: there is none.
     """
-    from weighted_mtp.data.tokenizers import load_tokenizer, make_tokenizer
+    from weighted_mtp.data.tokens.tokenizers import load_tokenizer, make_tokenizer
 
     path = Path(name)
     if name in ("bytes", "micro"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
+from weighted_mtp.core.processes import share_out
 from weighted_mtp.data.prepare.work import Task
-from weighted_mtp.data.processes import share_out
 
 Result = TypeVar("Result")
 

@@ -16,6 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.processes import available_cores
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.prepare.inputs import Input, open_input
 from weighted_mtp.data.prepare.length import LengthLimit, counter
@@ -24,7 +25,6 @@ from weighted_mtp.data.prepare.parts import SUMMARY, Workspace, write_part, writ
 from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.data.prepare.work import Job, Tally
-from weighted_mtp.data.processes import available_cores
 
 _log = get_logger(__name__)
 

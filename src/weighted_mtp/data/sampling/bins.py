@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from weighted_mtp.core.config.sampling import OTHER, THIRDS, Bin, Range, SamplingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sampling_section import OTHER, THIRDS, Bin, Range, SamplingConfig
-from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.rows.metadata import Indices, Metadata
 
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
 

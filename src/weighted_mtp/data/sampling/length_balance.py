@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.metadata import Indices
+from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.sampling.problems import Problems, starts
 
 LONGER, TIE, SHORTER = range(3)

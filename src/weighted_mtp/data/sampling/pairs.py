@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.rows.metadata import Indices, Metadata
 from weighted_mtp.data.sampling.length_balance import LengthBalancedPairs
 from weighted_mtp.data.sampling.problems import Problems, starts
 from weighted_mtp.data.sampling.sources import Source

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from weighted_mtp.core.config.sampling import OTHER, SamplingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sampling_section import OTHER, SamplingConfig
-from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.rows.metadata import Indices, Metadata
 from weighted_mtp.data.sampling.bins import check_not_empty, rows_by_bin
 from weighted_mtp.data.sampling.sources import Source
 

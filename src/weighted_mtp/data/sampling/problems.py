@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.rows.metadata import Indices, Metadata
 
 _SHUFFLE = 3  # third word of the seed: apart from those of other draws
 

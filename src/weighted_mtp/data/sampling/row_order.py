@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from weighted_mtp.core.config.sampling import SamplingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.sampling_section import SamplingConfig
-from weighted_mtp.data.metadata import Indices, Metadata
+from weighted_mtp.data.rows.metadata import Indices, Metadata
 from weighted_mtp.data.sampling.pairs import pair_source
 from weighted_mtp.data.sampling.plan import Part, Plan, apportion, make_plan
 from weighted_mtp.data.sampling.sources import Rows, Source

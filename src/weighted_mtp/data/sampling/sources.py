@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from weighted_mtp.data.metadata import Indices
+from weighted_mtp.data.rows.metadata import Indices
 
 
 class Source(Protocol):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
 

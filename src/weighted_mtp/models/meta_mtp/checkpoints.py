@@ -22,6 +22,7 @@ from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.hf_config import SUMS_KEY
 from weighted_mtp.models.meta_mtp.layouts.huggingface import (
@@ -42,7 +43,7 @@ from weighted_mtp.models.meta_mtp.layouts.side_files import (
     tokenizer_file,
 )
 from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 log = get_logger(__name__)
 

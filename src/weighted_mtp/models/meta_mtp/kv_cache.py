@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from weighted_mtp.models.meta_mtp.transformer import ModelArgs
+    from weighted_mtp.models.meta_mtp.args import ModelArgs
 
 
 class LayerCache:

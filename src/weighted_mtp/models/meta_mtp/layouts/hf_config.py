@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.params import build_args
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 
 log = get_logger(__name__)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sums import SUMS, Sums, sums_of, write_sums
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
@@ -37,7 +38,7 @@ from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     write_safetensors,
     write_safetensors_file,
 )
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 HEADS_FILE, VALUE_HEAD_FILE = "mtp_heads.safetensors", "value_head.safetensors"
 MTP_FOLDER = "mtp"

@@ -8,9 +8,9 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST, JsonFile
 from weighted_mtp.models.meta_mtp.rotary import RopeScaling
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs
 
 log = get_logger(__name__)
 

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from weighted_mtp.core.device import machine_memory
 from weighted_mtp.core.errors import UserError, one_line
-from weighted_mtp.models.meta_mtp.transformer import ModelArgs, Transformer
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
 class _NoInit(TorchFunctionMode):

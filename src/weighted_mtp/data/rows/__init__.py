@@ -1,0 +1,1 @@
+"""Labelled rows: JSONL files converted once into memory-mapped tables."""

@@ -1,0 +1,106 @@
+"""Rows to columns of tokens, in several processes if they are many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.processes import share_out
+from weighted_mtp.core.types import Row
+from weighted_mtp.data.batches import Example
+from weighted_mtp.data.rows.metadata import Indices
+from weighted_mtp.data.tokens.document_ids import id_type
+from weighted_mtp.data.tokens.tokenizers import Tokenizer, spelled_ends
+
+TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
+"""One process begins. After the first seconds others start if the rest would take it longer than
+the second: each needs 3 to 4 seconds of a core (imports) before its first row."""
+_PART = 256
+
+Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
+"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct`, `spelled` (see
+`spelled_ends`) `[n]`; `ids` and `names` of all of them, one after the other; `offsets` and
+`name_offsets` `[n]`, where in those each row ends.
+"""
+
+
+class RowSource(Protocol):
+    """What is asked of a `RowStore`."""
+
+    path: Path
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Indices) -> list[Row]: ...
+
+
+class Encoder(Protocol):
+    """What is asked of a collator.
+
+    Attributes:
+        fingerprint: equal for encoders that make the same examples of a row.
+    """
+
+    tokenizer: Tokenizer
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, row: Row, index: int = 0) -> Example: ...
+
+
+def encode_rows(
+    store: RowSource, wanted: Indices, encoder: Encoder, workers: int
+) -> Generator[Columns, None, None]:
+    """The wanted rows, part by part and in order, however many processes share the work. Only some
+    parts a process are in memory.
+
+    Raises:
+        UserError: a process died.
+    """
+    encode = partial(_encode, store, encoder)
+    parts = (wanted[i : i + _PART] for i in range(0, len(wanted), _PART))
+    start = time.monotonic()
+    for number, part in enumerate(parts, 1):
+        yield encode(part)
+        spent = time.monotonic() - start
+        left = spent * (len(wanted) / (number * _PART) - 1)
+        if workers > 1 and spent >= TRIAL_SECONDS and left > LONG_SECONDS:
+            died = f"{store.path}: a process that tokenised it died"
+            with closing(share_out(encode, parts, workers, died, "set data.processes=1")) as pairs:
+                for _, columns in pairs:
+                    yield columns
+
+
+def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
+    texts, numbers, ends = store.rows(rows), rows.tolist(), spelled_ends(encoder.tokenizer)
+    spelled = [any(e in r["instruction"] + r["input"] + r["output"] for e in ends) for r in texts]
+    examples = [encoder.encode(text, row) for text, row in zip(texts, numbers, strict=True)]
+    names = [example.task_id.encode() for example in examples]
+    ids = np.fromiter(chain.from_iterable(e.ids for e in examples), np.int64)
+    dtype = id_type(encoder.tokenizer)
+    if ids.size and not 0 <= ids.min() <= ids.max() <= np.iinfo(dtype).max:
+        raise UserError(
+            f"{store.path}: the tokenizer gave the ids {ids.min()} to {ids.max()}, but says that "
+            f"it has {encoder.tokenizer.vocab_size}"
+        )
+    return {
+        "rows": rows,
+        "ids": ids.astype(dtype),
+        "offsets": np.cumsum([len(e.ids) for e in examples]),
+        "prompt_lengths": np.array([e.prompt_length for e in examples]),
+        "truncated": np.array([e.truncated for e in examples]),
+        "spelled": np.array(spelled),
+        "correct": np.array([e.is_correct for e in examples]),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "name_offsets": np.cumsum([len(name) for name in names]),
+    }

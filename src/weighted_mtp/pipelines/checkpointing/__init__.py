@@ -1,0 +1,1 @@
+"""Checkpoints of a run: written, resumed, copied to remote storage."""

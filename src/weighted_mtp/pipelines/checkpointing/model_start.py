@@ -1,0 +1,182 @@
+"""A model that has no memory yet, and where its weights will come from.
+
+It is built on the meta device, spread over the processes, and only then filled, one weight at a
+time: however large it is, a process holds its part of it and one weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weighted_mtp.core.config.sections import ModelConfig
+from weighted_mtp.core.device import machine_memory
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger, warn_once
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
+from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
+from weighted_mtp.runtime.parallel import Fill
+
+log = get_logger(__name__)
+
+_LARGEST = 2**50  # bytes of the weights of a model that is only planned
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model and its weights to be.
+
+    Attributes:
+        adapter: on the meta device.
+        fill: gives it its weights once it has memory, in float32: bf16 updates of 1e-5 vanish in
+            bf16 weights.
+    """
+
+    adapter: MetaLlamaMTPAdapter
+    fill: Fill
+
+    def on(self, device: torch.device) -> MetaLlamaMTPAdapter:
+        """The whole model on one device."""
+        self.adapter.to_empty(device=device)
+        self.fill()
+        return self.adapter
+
+
+def fresh_model(args: ModelArgs, std: float) -> Start:
+    """Random weights; a seed gives the same ones on any number of processes."""
+    with torch.device("meta"):
+        transformer = Transformer(args)
+
+    def fill() -> None:
+        with WholeDraws():
+            transformer.init_weights(std)
+
+    return Start(MetaLlamaMTPAdapter(transformer), fill)
+
+
+def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: int = 1) -> None:
+    """Refuse a model from scratch that is too large, by arithmetic, before anything is built.
+
+    Args:
+        device: where its float32 weights are to lie; None where only a plan is made.
+        processes: over which they may be spread.
+
+    Raises:
+        UserError: the weights alone exceed the memory that there is.
+    """
+    check_positions(args, "model.architecture")
+    kv_dim, D = args.kv_heads * args.head_dim, args.dim
+    block = 2 * D * D + 2 * D * kv_dim + 3 * D * args.ffn_dim + 2 * D
+    vocabulary = args.vocab_size * D * (1 if args.tie_embeddings else 2)
+    numbers = args.n_layers * block + vocabulary + D
+    if device is None:
+        memory, what = _LARGEST, "than can be planned for"
+    elif device.type == "cuda":
+        memory = processes * torch.cuda.get_device_properties(device).total_memory
+        what = "than the GPUs have"
+    else:
+        memory, what = machine_memory(), "than this machine has"
+    if 4 * numbers > memory:
+        raise UserError(
+            f"model.architecture: {numbers:.3g} parameters need {4 * numbers / 2**30:,.0f} GiB for "
+            f"the weights alone, more {what} ({memory / 2**30:,.0f} GiB); make n_layers, dim or "
+            "the feed-forward width smaller"
+        )
+
+
+def stored_model(directory: Path, config: ModelConfig) -> Start:
+    """The weights of a checkpoint in any layout, without its value head.
+
+    Args:
+        config: may give it more positions.
+
+    Raises:
+        UserError: it is missing, damaged or of an unknown layout.
+    """
+    source = open_checkpoint(directory)
+    with torch.device("meta"):
+        transformer = Transformer(stretched(source.model.args, config))
+
+    def fill() -> None:
+        tie(transformer)
+        weights = dict(transformer.named_parameters())
+        for name, weight in source.read(CPU, torch.float32):
+            copy_whole(weight, weights[name])
+        log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
+
+    adapter = MetaLlamaMTPAdapter(transformer)
+    adapter.side_files = SideFiles.read(directory)
+    return Start(adapter, fill)
+
+
+def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
+    """The shape of a checkpoint with the positions that a recipe gives it."""
+    return replace(
+        args,
+        max_seq_len=config.max_seq_len or args.max_seq_len,
+        rope_theta=config.rope_theta or args.rope_theta,
+    )
+
+
+def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
+    """Say, once, that rows may go past the positions that the model was trained for.
+
+    Args:
+        longest: tokens of the longest row that may come.
+        where: what allows it: a setting, or the model and its prompts.
+    """
+    if longest > args.max_seq_len:
+        warn_once(
+            log,
+            f"{where} goes past the {args.max_seq_len} positions that the model is made for "
+            "(max_seq_len, in config.json max_position_embeddings): what it reads and writes there "
+            "may be poor",
+        )
+
+
+def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:
+    """Attach the value head of a file, or a fresh one.
+
+    Raises:
+        UserError: the file is no value head, or belongs to a model of another width.
+    """
+    adapter = start.adapter
+    head = None if stored is None else ValueHead.load_checkpoint(stored)
+    values = None if head is None else {k: v.clone() for k, v in head.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            attached = adapter.attach_value_head(head, head_type)
+    except ValueError as error:
+        raise UserError(f"{stored}: {error}; it belongs to another model") from error
+
+    def fill() -> None:
+        start.fill()
+        if values is None:
+            copy_values(ValueHead(attached.hidden_size, head_type).state_dict(), attached)
+        else:
+            copy_values(values, attached)
+
+    return Start(adapter, fill)
+
+
+def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Copy whole tensors into a module that may be sharded."""
+    for name, weight in module.named_parameters():
+        copy_whole(values[name], weight)
+
+
+def tie(transformer: Transformer) -> None:
+    """Tie again what `to_empty` untied."""
+    if transformer.args.tie_embeddings:
+        transformer.output.weight = transformer.tok_embeddings.weight

@@ -1,0 +1,155 @@
+"""A resumed run against the run as it was saved: its recipe, and the content of what it reads.
+
+`resume_rules` says which settings may change. What a recipe only points at (rows, tokenizer,
+reference) is compared by content: a checkpoint keeps fingerprints of it (`sources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, reading, saved_state
+from weighted_mtp.pipelines.checkpointing.resume_rules import RULES, Refused, Resume
+from weighted_mtp.pipelines.training.best import Best
+from weighted_mtp.runtime.main_process import on_main
+
+log = get_logger(__name__)
+
+
+class Change(NamedTuple):
+    """A key that is not as it was."""
+
+    key: str
+    old: Any
+    new: Any
+    verdict: str | None
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.old} → {self.new}"
+
+
+def changes(resume: Resume) -> list[Change]:
+    """Every key that is not as it was saved."""
+    found = []
+    dumps = (recipe.model_dump(mode="json") for recipe in (resume.saved, resume.asked))
+    for key, old, new in _differing("", *dumps):
+        parts = key.split(".")
+        ways = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        rule = next(RULES[way] for way in ways if way in RULES)
+        found.append(Change(key, old, new, rule(resume)))
+    return found
+
+
+def _differing(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if old == new:
+        return
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        yield key, old, new
+        return
+    for name in dict.fromkeys([*old, *new]):
+        yield from _differing(f"{key}.{name}" if key else name, old.get(name), new.get(name))
+
+
+def refused_changes(resume: Resume) -> list[Change]:
+    """Those that cannot be."""
+    return [change for change in changes(resume) if isinstance(change.verdict, Refused)]
+
+
+def is_same_run(one: Recipe, other: Recipe) -> bool:
+    """Whether a run of one recipe can go on by the other."""
+    return not refused_changes(Resume(one, other, 0))
+
+
+def refuse_changes(run_dir: Path, resume: Resume) -> None:
+    """Raise `UserError` for changes that cannot be, naming all of them."""
+    found = refused_changes(resume)
+    if found:
+        listed = "; ".join(f"{change} ({change.verdict})" for change in found)
+        raise UserError(f"{run_dir}: cannot be resumed with {listed}; {_remedy(run_dir)}")
+
+
+def tell_changes(run_dir: Path, asked: Recipe, checkpoint: Path | None) -> None:
+    """If there is a run in `run_dir`, log what changes when `asked` resumes it, one line a key.
+    Every process calls this.
+
+    Raises:
+        UserError: a change that cannot be.
+    """
+
+    def act() -> None:
+        if not (run_dir / "config.yaml").exists():
+            return
+        saved = load_recipe_file(run_dir / "config.yaml")
+        resume = Resume(saved, asked, 0 if checkpoint is None else checkpoint_step(checkpoint))
+        refuse_changes(run_dir, resume)
+        for change in changes(resume):
+            if change.verdict is not None:
+                log.warning("%s: %s: %s", run_dir, change, change.verdict)
+        best = Best(asked.training)
+        if checkpoint is not None and "best" in (state := saved_state(checkpoint)):
+            with reading(checkpoint / "trainer.json"):
+                best.load_state_dict(state["best"])
+        if best.exhausted and resume.step < asked.training.steps:
+            log.warning(
+                "%s: training.early_stopping ended it after step %d, so nothing is left to train: "
+                "raise training.early_stopping.patience, or set training.early_stopping=null",
+                run_dir,
+                resume.step,
+            )
+
+    on_main(act)
+
+
+def _remedy(run_dir: Path) -> str:
+    return (
+        "keep what the run began with, or start another run from its weights: --output-dir OTHER "
+        f"--set model.path={run_dir}"
+    )
+
+
+SOURCES = {
+    "train": "the training data",
+    "tokenizer": "the tokenizer",
+    "reference": "the reference model",
+}
+"""What must be what it was, by its name among the `sources`."""
+
+
+def check_sources(run_dir: Path, checkpoint: Path | None, sources: Mapping[str, str]) -> None:
+    """Compare what was read with what the run had read when it was saved.
+
+    Args:
+        sources: fingerprints by name: `train`, `validation`, `tokenizer`, `reference`.
+
+    Raises:
+        UserError: something has other content, without which the run cannot go on as it was.
+    """
+    if checkpoint is None:
+        return
+    saved = saved_state(checkpoint).get("sources")
+    if not saved:
+        log.warning(
+            "%s was saved by an earlier version, which kept no fingerprint of the data: whether "
+            "the data has changed since is not known",
+            checkpoint,
+        )
+        return
+    changed = {name for name in sources.keys() & saved.keys() if sources[name] != saved[name]}
+    fixed = [words for name, words in SOURCES.items() if name in changed]
+    if fixed:
+        raise UserError(
+            f"{run_dir}: {' and '.join(fixed)} changed since {checkpoint.name} was saved (other "
+            f"content, whatever the settings say); restore what it was; {_remedy(run_dir)}"
+        )
+    if "validation" in changed:
+        log.warning(
+            "%s: the validation data has other content than when %s was saved: figures of "
+            "validations cannot be compared with those before",
+            run_dir,
+            checkpoint.name,
+        )

@@ -1,0 +1,1 @@
+"""Models judged by the programs they write, and experiments made of such evaluations."""

@@ -1,0 +1,233 @@
+"""A checkpoint that writes: model, tokenizer and decoding, as every evaluation loads them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from weighted_mtp.core.config.recipe import load_recipe_file
+from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.model_folder import find_model, has_chat_template
+from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
+from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
+
+_log = get_logger(__name__)
+
+
+class ModelWriter:
+    """Continues prompts.
+
+    Args:
+        path: a run, a checkpoint or a model directory.
+        max_new_tokens: of each text.
+        dtype: as `MetaLlamaMTPAdapter.from_pretrained` takes it; None keeps the stored one.
+        speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
+
+    Attributes:
+        speculation: what comes of it with the heads that the model has.
+        figures: what writing took so far.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer is missing or damaged, they do not match, or the
+            model has not the heads that `speculation` asks for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        sampling: Sampling,
+        max_new_tokens: int,
+        dtype: str | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        self.model_dir = find_model(path)
+        self.tokenizer = load_tokenizer(self.model_dir)
+        shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
+        check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
+        k = _heads_in_use(speculation, shape.n_future_tokens)
+        self._model = MetaLlamaMTPAdapter.from_pretrained(
+            self.model_dir, resolve_device(device), dtype, initialize_value_head=False
+        ).transformer
+        self.speculation = speculation if k > 1 else None
+        self.figures = DecodingFigures(k)
+        self._sampling, self._max_new_tokens = sampling, max_new_tokens
+        self._decode = continuation_decoder(self.tokenizer)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that leaves room for the answer."""
+        return self._model.max_positions - self._max_new_tokens
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt: BOS, if the model has one, and the text."""
+        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        return bos + self.tokenizer.encode(text)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        row_seeds: Sequence[int],
+        stops: Sequence[str] = (),
+        logprobs: bool = False,
+    ) -> list[Completion]:
+        """Continue each prompt to its EOS, its stop string or the limit.
+
+        Args:
+            row_seeds: one for each prompt, see `row_seed`.
+            stops: strings that end a text; they are not part of it. The name of a control token
+                stands for the token too.
+            logprobs: keep the tokens' log-probabilities.
+
+        Raises:
+            UserError: a prompt leaves no room for the answer.
+        """
+        self._warn_of_length(prompts)
+        start = time.monotonic()
+        try:
+            completions, report = complete(
+                self._model,
+                prompts,
+                self._stopping(stops),
+                self._sampling,
+                self.speculation,
+                row_seeds,
+                logprobs,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.figures.add(report, len(prompts), time.monotonic() - start)
+        return completions
+
+    def stream(self, prompt: Sequence[int], row_seed: int, stops: Sequence[str] = ()) -> Stream:
+        """Continue one prompt piece by piece; whoever reads it adds its report to the figures.
+
+        Raises:
+            UserError: the prompt leaves no room for the answer.
+        """
+        self._warn_of_length([prompt])
+        try:
+            return Stream(
+                self._model,
+                [prompt],
+                self._stopping(stops),
+                self._sampling,
+                self.speculation,
+                [row_seed],
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _warn_of_length(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, prompts), default=0) + self._max_new_tokens
+        where = f"{self.model_dir}: a prompt with {self._max_new_tokens} new tokens"
+        warn_past_positions(longest, self._model.args, where)
+
+    def _stopping(self, stops: Sequence[str]) -> Stopping:
+        """Any end of sequence ends a text, and a control token that a stop string names: its name
+        is never in the text, because decoding leaves control tokens out."""
+        control, eos = self.tokenizer.control, self.tokenizer.eos_id
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        eos_id = ends if ends != {eos} else eos
+        return Stopping(self._max_new_tokens, eos_id, tuple(stops), self._decode)
+
+
+def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
+    try:
+        return 1 if speculation is None else speculation.heads_of(heads)
+    except ValueError as error:
+        raise UserError(f"--speculate: {error}") from error
+
+
+def row_seed(name: str, sample: int) -> int:
+    """What settles, with the seed of the run, the chance of one text: a number of the problem and
+    the sample alone, so that neither batch nor order nor how many there are changes the text."""
+    address = f"{name}\0{sample}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(address).digest()[:8], "little")
+
+
+def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    """Text of tokens that follow others.
+
+    Decoded alone they may lose a space (SentencePiece drops the one a text begins with, which may
+    be the first of an indentation), so they are decoded behind a letter.
+    """
+    before = tokenizer.encode("x")
+    length = len(tokenizer.decode(before))
+    return lambda ids: tokenizer.decode([*before, *ids])[length:]
+
+
+def run_data(path: Path) -> dict[str, Any]:
+    """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
+    path = path.expanduser()
+    here = path.resolve() if path.exists() else find_model(path)
+    for folder in (here, *here.parents[:3]):
+        config = folder / "config.yaml"
+        if config.exists():
+            return load_recipe_file(config).data.model_dump()
+    return {}
+
+
+def warn_of_chat_model(path: Path, template: str) -> None:
+    """Warn if a model that was tuned on conversations, and not trained here with this template, is
+    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    trained = run_data(path).get("template")
+    if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
+        _log.warning(
+            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
+            "a model does not expect; write the prompt by its chat template and give it with "
+            "generate --template raw, or train the model with the template first",
+            path,
+            template,
+        )
+
+
+def trained_template(path: Path) -> str | None:
+    """The prompt template a run was trained with; None for a bare model and for plain text."""
+    data = run_data(path)
+    return None if not data or data["source"] == "text" else str(data["template"])
+
+
+def sampling_identity(
+    sampling: Sampling, speculation: Speculation | None, k: int
+) -> dict[str, Any]:
+    """What of sampling and speculation settles the texts: what has no part in them may change when
+    an evaluation goes on. Drafts change what a seed draws, and greedy near-ties where they are not
+    looked for."""
+    everything = asdict(sampling)
+    chance = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty")
+    certain = ("temperature", "repetition_penalty", "ties")
+    found = {name: everything[name] for name in (certain if sampling.greedy else chance)}
+    lossy = speculation is not None and speculation.lossy_typical is not None
+    if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
+        found["speculation"] = {**asdict(speculation), "k": k}
+    return found
+
+
+def model_identity(path: Path) -> dict[str, Any]:
+    """What tells a checkpoint from another, without reading its weights.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    folder = find_model(path)
+    weights = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".pth", ".bin"))
+    return {
+        "path": (folder.relative_to(path) if path.exists() else Path(folder.name)).as_posix(),
+        "files": {
+            file.relative_to(folder).as_posix(): [status.st_size, status.st_mtime_ns]
+            for file in weights
+            for status in (file.stat(),)
+        },
+    }

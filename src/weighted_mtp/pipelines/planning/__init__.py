@@ -1,0 +1,1 @@
+"""Memory of a training, by arithmetic, before anything is built."""

@@ -1,0 +1,179 @@
+"""What a recipe will cost, before it runs: from a recipe to the arithmetic of `memory`.
+
+Letters: n future tokens (heads).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from weighted_mtp.core.config.recipe import Recipe
+from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
+from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
+from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.training.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Size of a run.
+
+    Attributes:
+        parameters: all of the model's numbers; what is frozen has no gradient.
+        tokens_per_step: upper bound, every row at its longest.
+        memory: of one rank at the fullest moment of a step, every row at its longest.
+    """
+
+    parameters: int
+    tokens_per_step: int
+    memory: Memory
+
+    def lines(self) -> list[str]:
+        """The estimate for a person."""
+        memory = self.memory
+        detail = ", ".join(f"{part} {_gib(size)}" for part, size in memory.parts.items() if size)
+        return [
+            f"parameters       {self.parameters:,}",
+            f"tokens per step  at most {self.tokens_per_step:,}",
+            f"memory per rank  about {_gib(memory.total)} ({detail}) when it is fullest "
+            f"({memory.moment}); one process, for more see weighted-mtp plan",
+        ]
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """Parameters, tokens and memory of a recipe on one process, after checking all that can be
+    checked without loading weights or reading more than the first row of a file.
+
+    Raises:
+        UserError: what training with this recipe would refuse.
+    """
+    device = resolve_device(recipe.runtime.device)
+    processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
+    args, objective = resolve(recipe, processes)
+    counts = count(recipe, args, objective)
+    setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
+    return Estimate(
+        parameters=counts.parameters,
+        tokens_per_step=recipe.training.batch_size * recipe.data.max_length,
+        memory=peak_memory(counts, setting),
+    )
+
+
+def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
+    """The numbers of a model of this shape under a recipe, counted on the meta device.
+
+    Raises:
+        UserError: the objective does not go with the model.
+    """
+    value = recipe.objective.value
+    with torch.device("meta"):
+        adapter = MetaLlamaMTPAdapter(Transformer(args))
+    if objective.needs_value_head:
+        adapter.attach_value_head(None, value.head_type)
+    objective.prepare(adapter)
+    transformer = adapter.transformer
+    heads = [transformer.layers[-1]]
+    if objective.runs_heads and objective.heads > 1:
+        heads += list(transformer.extra_heads)[: objective.heads - 1]
+    trunk = list(transformer.layers[:-1])
+    trained = _numbers(p for p in adapter.parameters() if p.requires_grad)
+    once = 0  # Muon keeps one state for what AdamW keeps two
+    if recipe.training.optimizer == "muon":
+        blocks = [*transformer.layers, *transformer.extra_heads]
+        once = sum(_matrices(block, trained=True) for block in blocks)
+    copies = {"linear": 1, "mlp": 3}[value.head_type] if objective.needs_value_head else 0
+    return Counts(
+        args=args,
+        parameters=_numbers(adapter.parameters()),
+        trained=trained,
+        states=2 * trained - once,
+        block=_numbers(transformer.layers[0].parameters()),
+        matrices=_matrices(transformer.layers[0]),
+        run=len(trunk) + len(heads),
+        trunk=sum(map(_learns, trunk)),
+        heads=sum(map(_learns, heads)),
+        predicting=len(heads) if objective.runs_heads else 0,
+        value_copies=copies,
+    )
+
+
+def setting_of(
+    recipe: Recipe,
+    args: ModelArgs,
+    objective: Objective,
+    gpus: int = 1,
+    gpus_per_node: int = 8,
+    gpu: bool = True,
+) -> Setting:
+    """How a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows fall
+    into documents is not known yet: the dearest way is taken.
+
+    Raises:
+        UserError: the reference model cannot be read.
+    """
+    data, training, runtime = recipe.data, recipe.training, recipe.runtime
+    rows, length = training.micro_batch_size, data.max_length - 1  # the last token is a target
+    if data.packing:
+        length *= objective.group_size  # a pair stays in one row
+        length += -length % data.pad_to_multiple
+    mode: Mode = runtime.parallel if gpus > 1 else "none"
+    fsdp = runtime.fsdp
+    shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
+    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
+    reference = 0 if model is None else inspect_checkpoint(find_model(model)).parameters
+    setting = Setting(
+        rows=rows,
+        length=length,
+        half=runtime.compute_dtype == "bfloat16",
+        gpu=gpu,
+        checkpointing=training.activation_checkpointing,
+        accumulate=training.batch_size > rows * gpus,
+        mode=mode,
+        shards=shards,
+        gather_half=fsdp.param_dtype == "bfloat16",
+        reduce_half=fsdp.reduce_dtype == "bfloat16",
+        reshard=fsdp.reshard_after_forward,
+        reduce_each=fsdp.reduce_gradients == "micro_batch",
+        offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
+        chunk_rows=training.loss_chunk_rows,
+        reference=reference,
+    )
+    if not data.packing:
+        return setting
+    ways = (Documents(), Documents(2 * rows, length))  # `Packing.unpacks_cheaply`: at most twice
+    packed = [replace(setting, documents=way) for way in ways]
+    return max(packed, key=lambda way: block_bytes(args, way))
+
+
+def numbers_of(args: ModelArgs) -> int:
+    """How many numbers a model of this shape has."""
+    with torch.device("meta"):
+        return _numbers(Transformer(args).parameters())
+
+
+def _learns(block: nn.Module) -> bool:
+    return any(p.requires_grad for p in block.parameters())
+
+
+def _matrices(block: nn.Module, trained: bool = False) -> int:
+    wanted = (p for p in block.parameters() if p.ndim > 1 and (p.requires_grad or not trained))
+    return _numbers(wanted)
+
+
+def _numbers(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

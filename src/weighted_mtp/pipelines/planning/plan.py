@@ -1,0 +1,291 @@
+"""Which settings of a recipe fit which GPUs: a run's estimate, over all that one may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
+from weighted_mtp.core.config.section import Section
+from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import is_hub_id
+from weighted_mtp.data.tokens.tokenizers import make_tokenizer
+from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.pipelines.compose import model_args
+from weighted_mtp.pipelines.planning.estimate import count, numbers_of, setting_of
+from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
+from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
+from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.training.objectives import Objective
+
+MODELS = {
+    "7b": ModelArgs(vocab_size=32000, n_future_tokens=4),
+    "13b": ModelArgs(dim=5120, n_layers=40, n_heads=40, vocab_size=32000, n_future_tokens=4),
+}
+"""Meta's released shape, and the next one up. `micro` is the preset's."""
+
+SHARE = 0.9
+"""Of a GPU's memory that an estimate may take: the rest is for the CUDA context, NCCL, what the
+allocator cannot use, and the estimate's own error."""
+
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
+"""From the fastest to the one that takes the least."""
+
+LEAN = {"reduce_gradients": "micro_batch", "param_dtype": "bfloat16"}
+"""FSDP's settings that take the least memory and cost no second pass; the format only where the
+compute dtype is bfloat16 too."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan for.
+
+    Attributes:
+        model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
+        gpus_per_node: that share a copy of the weights under hsdp.
+        reference: a model that scores on line (rho1), named as `model` is; None: losses are stored.
+    """
+
+    recipe: str
+    preset: str | None = None
+    overrides: Sequence[str] = ()
+    model: str | None = None
+    gpus: int = 1
+    gpus_per_node: int = 8
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run, and what its fullest moment takes.
+
+    Attributes:
+        lean: with FSDP's `LEAN` settings.
+        changes: what `--set` needs to make this choice of the recipe, where it says otherwise.
+    """
+
+    mode: Mode
+    lean: bool
+    checkpointing: Checkpointing
+    micro_batch_size: int
+    changes: tuple[str, ...]
+    memory: Memory
+
+    @property
+    def way(self) -> str:
+        """How the weights are spread, in a word or two."""
+        if self.mode == "none":
+            return "one GPU"
+        return f"{self.mode} lean" if self.lean else self.mode
+
+    def fits(self, gib: float) -> bool:
+        """Whether it runs on a GPU of so many GiB."""
+        return self.memory.total <= SHARE * gib * 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice for a recipe.
+
+    Attributes:
+        own: the micro-batch size that the recipe names, or the nearest that a rank can have.
+    """
+
+    recipe: Recipe
+    counts: Counts
+    gpus: int
+    own: int
+    choices: tuple[Choice, ...]
+
+    def best(self, gib: float) -> Choice | None:
+        """What to try first on a GPU of so many GiB: the least recomputation that fits, which is
+        sure to cost time; then the least spreading of the weights, whose transfers run beside the
+        computation; then the largest micro-batch. None if nothing fits."""
+        fitting = [choice for choice in self.choices if choice.fits(gib)]
+        ways = list(dict.fromkeys(choice.way for choice in self.choices))
+
+        def cost(choice: Choice) -> tuple[int, int, int]:
+            recomputed = CHECKPOINTING.index(choice.checkpointing)
+            return recomputed, ways.index(choice.way), -choice.micro_batch_size
+
+        return min(fitting, key=cost, default=None)
+
+    def smallest(self) -> Choice:
+        """The choice that takes the least."""
+        return min(self.choices, key=lambda choice: choice.memory.total)
+
+
+def plan(request: PlanRequest) -> Plan:
+    """Estimate every combination of parallel mode, checkpointing and micro-batch size.
+
+    Raises:
+        UserError: the recipe, the model or the number of GPUs make no run.
+    """
+    _check_gpus(request)
+    recipe = _read_recipe(request)
+    processes = Processes(request.gpus, min(request.gpus, request.gpus_per_node))
+    shape = None if request.model is None else _shape(request.model)
+    if request.model is not None and shape is None:
+        _check_there(request.model, "--model")
+    args, objective = resolve(recipe, processes, shape, planned=True)
+    device = recipe.runtime.device
+    if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
+        resolve_device(device)
+    counts = count(recipe, args, objective)
+    reference = _reference_numbers(request, objective)
+    sizes = _micro_batch_sizes(recipe, request.gpus)
+    choices = []
+    for mode, lean in _ways(recipe, request):
+        for checkpointing in CHECKPOINTING:
+            for size in sizes:
+                changed, changes = _change(recipe, mode, lean, checkpointing, size)
+                setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
+                if reference is not None:
+                    setting = replace(setting, reference=reference)
+                memory = peak_memory(counts, setting)
+                choices.append(Choice(mode, lean, checkpointing, size, changes, memory))
+    wanted = recipe.training.micro_batch_size
+    own = max((size for size in sizes if size <= wanted), default=sizes[0])
+    return Plan(recipe, counts, request.gpus, own, tuple(choices))
+
+
+def _check_gpus(request: PlanRequest) -> None:
+    for name, value in (("--gpus", request.gpus), ("--gpus-per-node", request.gpus_per_node)):
+        if value < 1:
+            raise UserError(f"{name} {value}: give a number of 1 or more")
+
+
+def _read_recipe(request: PlanRequest) -> Recipe:
+    """The recipe, though it may name neither data nor model yet."""
+    overrides = list(request.overrides)
+    if request.model is not None:
+        overrides += ["model.architecture=null", setting("model.path", request.model)]
+    try:
+        return load_recipe(request.recipe, request.preset, overrides)
+    except UserError as error:
+        if "data.source jsonl needs data.train" in str(error):
+            more = [*request.overrides, "data.source=micro"]
+            return _read_recipe(replace(request, overrides=more))
+        if request.model is None and "give one of model.path" in str(error):
+            names = ", ".join(model_names())
+            raise UserError(
+                f"recipe {request.recipe} names no model: --model NAME ({names}) or DIRECTORY"
+            ) from error
+        raise
+
+
+def model_names() -> list[str]:
+    """Models that can be planned for by name."""
+    return ["micro", *MODELS]
+
+
+def _shape(name: str) -> ModelArgs | None:
+    """Shape of a model by name; None for a checkpoint."""
+    if name == "micro":
+        preset = load_recipe("baseline", "micro")
+        return model_args(preset, make_tokenizer("micro").vocab_size)
+    return MODELS.get(name)
+
+
+def _named(name: str, flag: str) -> ModelArgs:
+    """Shape of a model by name, or of a checkpoint."""
+    shape = _shape(name)
+    if shape is not None:
+        return shape
+    _check_there(name, flag)
+    return inspect_checkpoint(name).args
+
+
+def _check_there(name: str, flag: str) -> None:
+    if not Path(name).exists() and not is_hub_id(name):
+        raise UserError(
+            f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
+        )
+
+
+def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None:
+    if request.reference is None:
+        return None
+    if not objective.needs_reference:
+        raise UserError(
+            f"--reference-model: the {request.recipe} recipe compares with no reference model; "
+            "leave it out, or plan rho1"
+        )
+    return numbers_of(_named(request.reference, "--reference-model"))
+
+
+def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:
+    """Powers of two, and the recipe's own, that a rank can have in a step."""
+    batch, own = recipe.training.batch_size, recipe.training.micro_batch_size
+    group = 2 if recipe.objective.value.loss == "pairwise" and not recipe.data.packing else 1
+    share = batch // gpus
+    if share < group:
+        raise UserError(
+            f"training.batch_size {batch} counts the rows of all {gpus} GPUs together, which is "
+            f"less than {group} each; --set training.batch_size={group * gpus} or more"
+        )
+    powers = {2**i for i in range(share.bit_length())}
+    return sorted(
+        size
+        for size in powers | {own}
+        if size <= share and size % group == 0 and (recipe.data.packing or batch % size == 0)
+    )
+
+
+def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
+    """How the weights may be spread, the least first, and whether FSDP is to be lean."""
+    if request.gpus == 1:
+        yield "none", False
+        return
+    yield "ddp", False
+    if recipe.training.optimizer == "muon":  # needs whole matrices
+        return
+    size = recipe.runtime.fsdp.shard_size or request.gpus_per_node
+    modes: list[Mode] = ["fsdp"]
+    if size < request.gpus and request.gpus % size == 0:
+        modes.insert(0, "hsdp")
+    for mode in modes:
+        yield mode, False
+        if any(getattr(recipe.runtime.fsdp, key) != value for key, value in _lean(recipe).items()):
+            yield mode, True
+
+
+def _lean(recipe: Recipe) -> dict[str, str]:
+    """`LEAN`, as far as the compute dtype allows."""
+    half = recipe.runtime.compute_dtype == "bfloat16"
+    return {key: value for key, value in LEAN.items() if half or key != "param_dtype"}
+
+
+def _change(
+    recipe: Recipe, mode: Mode, lean: bool, checkpointing: Checkpointing, size: int
+) -> tuple[Recipe, tuple[str, ...]]:
+    """A recipe with one choice made, and the changes that make it. What is right for many processes
+    is right for one."""
+    parallel: dict[str, object] = {} if mode == "none" else {"parallel": mode}
+    fsdp: dict[str, object] = {**_lean(recipe)} if lean else {}
+    blocks: dict[str, object] = {
+        "activation_checkpointing": checkpointing,
+        "micro_batch_size": size,
+    }
+    runtime, training = recipe.runtime, recipe.training
+    changes = (
+        *_differing("runtime", runtime, parallel),
+        *_differing("runtime.fsdp", runtime.fsdp, fsdp),
+        *_differing("training", training, blocks),
+    )
+    parallel["fsdp"] = runtime.fsdp.model_copy(update=fsdp)
+    changed = recipe.model_copy(
+        update={
+            "runtime": runtime.model_copy(update=parallel),
+            "training": training.model_copy(update=blocks),
+        }
+    )
+    return changed, changes
+
+
+def _differing(name: str, section: Section, values: Mapping[str, object]) -> list[str]:
+    """What of `values` a section does not say already, as `--set` takes it."""
+    return [f"{name}.{key}={x}" for key, x in values.items() if getattr(section, key) != x]

@@ -1,0 +1,1 @@
+"""The trainer, its step, and what every objective shares."""

@@ -1,0 +1,151 @@
+"""Optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from weighted_mtp.core.config.sections import TrainingConfig
+from weighted_mtp.core.errors import UserError
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer; `torch.optim.Optimizer` is one."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class Optimizers:
+    """Several optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, **parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        self.param_groups: list[dict[str, Any]] = [
+            group for part in parts.values() for group in part.param_groups
+        ]
+
+    def step(self) -> None:
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self.param_groups = [g for part in self.parts.values() for g in part.param_groups]
+
+
+def make_optimizer(
+    module: nn.Module, config: TrainingConfig, value_learning_rate: float | None = None
+) -> Optimizer:
+    """The optimizer of a recipe; norms, biases and embeddings are never decayed.
+
+    `adamw` is AdamW (Loshchilov & Hutter 2019) for everything. `muon` orthogonalises the updates
+    of the blocks' matrices (Jordan et al. 2024), scaled to the size of AdamW's so that one
+    learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW for the rest.
+
+    Build it after the module was wrapped or sharded: it must hold the parameters that are trained.
+
+    Args:
+        value_learning_rate: of the value head, which AdamW trains; None takes the others'. Both
+            follow one schedule: the value head's rate is always the same multiple of the others',
+            its final rate included.
+
+    Raises:
+        UserError: `muon` with a PyTorch that has none.
+    """
+    blocks: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    value: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "value_head." in name:
+            value.append(parameter)
+        elif parameter.ndim < 2 or "tok_embeddings" in name:
+            plain.append(parameter)
+        elif ".layers." in name or ".extra_heads." in name:
+            blocks.append(parameter)
+        else:
+            matrices.append(parameter)
+    scale = (value_learning_rate or config.learning_rate) / config.learning_rate
+    if config.optimizer == "adamw":
+        return _adamw(blocks + matrices, plain, value, scale, config)
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"training.optimizer muon needs PyTorch 2.9, this is {torch.__version__}; use adamw"
+        )
+    adamw = _adamw(matrices, plain, value, scale, config)
+    if not blocks:
+        return adamw
+    muon = torch.optim.Muon(
+        blocks,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Optimizers(muon=muon, adamw=adamw)
+
+
+def _adamw(
+    decayed: list[nn.Parameter],
+    plain: list[nn.Parameter],
+    value: list[nn.Parameter],
+    value_scale: float,
+    config: TrainingConfig,
+) -> torch.optim.AdamW:
+    """`lr_scale` of a group is its share of the schedule's rate."""
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if value:
+        head = {"params": value, "weight_decay": 0.0, "lr_scale": value_scale}
+        groups.append(head | {"lr": value_scale * config.learning_rate})
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Rate of step s = 0 … N − 1, from the peak `learning_rate` to `final_learning_rate`.
+
+    With W = round(warmup_fraction · N), step P = max(W, 1) − 1 has the peak rate, the last step
+    exactly the final one (but for `constant`, which stays at the peak), also where both are the
+    same step:
+
+        s < P    peak · (s + 1) / (P + 1)
+        s ≥ P    final + shape · (peak − final),  with p = (s − P) / (N − 1 − P), p = 1 at the
+                 last step, and shape = (1 + cos πp) / 2 (cosine), 1 − p (linear), 1 (constant),
+                 min(1, (1 − p) / decay_fraction) (wsd; Hu et al. 2024, arXiv 2404.06395)
+    """
+    last = config.steps - 1
+    warmup = round(config.warmup_fraction * config.steps)
+    peak_step = min(max(warmup, 1) - 1, last)
+    if step < peak_step:
+        return config.learning_rate * (step + 1) / (peak_step + 1)
+    progress = (step - peak_step) / (last - peak_step) if step < last else 1.0
+    shape = {
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "linear": 1.0 - progress,
+        "constant": 1.0,
+        "wsd": min(1.0, (1.0 - progress) / config.decay_fraction),
+    }[config.schedule]
+    peak, final = config.learning_rate, config.final_learning_rate
+    if shape < 0.5:  # from the nearer end, so that both are met exactly
+        return final + shape * (peak - final)
+    return peak - (1.0 - shape) * (peak - final)

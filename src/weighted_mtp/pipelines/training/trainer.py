@@ -1,0 +1,308 @@
+"""The one training loop.
+
+A step: its rows are cut into micro-batches and dealt to the ranks, the denominators of the loss
+(and, if the objective asks, the token weights of the whole step) are agreed, then forward and
+backward for each micro-batch, clip, optimizer, log; now and then validate and save. The result does
+not depend on how the step was cut.
+
+Letters: S sequence, n future tokens (heads), m micro-batches of this rank in a step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weighted_mtp.core.config.recipe import Recipe
+from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.progress import Progress
+from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.loading import Groups, StepReader
+from weighted_mtp.data.packing import Cutter, Group
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
+from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, reading
+from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
+from weighted_mtp.pipelines.checkpointing.restoring import restore_any
+from weighted_mtp.pipelines.checkpointing.sharded import (
+    ShardedSaver,
+    WholeSaver,
+    publish,
+)
+from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, shown
+from weighted_mtp.pipelines.tracking.trackers import Tracker, make_trackers
+from weighted_mtp.pipelines.training.best import Best, check_held_out
+from weighted_mtp.pipelines.training.interruption import StopRequest
+from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.nonfinite import SkippedSteps
+from weighted_mtp.pipelines.training.objectives import Sums
+from weighted_mtp.pipelines.training.optimization import learning_rate, make_optimizer
+from weighted_mtp.pipelines.training.step_figures import (
+    add_sums,
+    reduce_sums,
+    row_figures,
+    summarise,
+)
+from weighted_mtp.pipelines.training.step_weights import weights_of_step
+from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.environment import Environment
+from weighted_mtp.runtime.parallel import Parallel
+from weighted_mtp.runtime.peak_memory import peak_memory
+from weighted_mtp.runtime.pooling import gather_rows
+
+Annotate = Callable[[Batch], Batch]
+
+VALIDATED_TOGETHER = 1024
+"""Held-out groups whose batches are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done.
+        finished: False if it was asked to stop early.
+        checkpoint: where the last state is saved.
+        validation: figures of the last validation, empty if there was none.
+        uncopied: on the main process, what to say if a checkpoint is not in `training.remote`.
+    """
+
+    step: int
+    finished: bool
+    checkpoint: Path
+    validation: dict[str, Any]
+    uncopied: str | None = None
+
+
+class Trainer:
+    """Trains a `TrainingModule` on tokenised rows.
+
+    Args:
+        recipe: the resolved recipe.
+        module: what is trained.
+        parallel: the same, with its weights, spread over the processes.
+        tokenizer: saved with the model.
+        train: what to learn from; the same on every rank.
+        validation: held-out groups, empty if there are none.
+        run_dir: where metrics and checkpoints go.
+        resume_from: a complete checkpoint of this run, whose weights `module` already holds.
+        annotate: adds to a batch what the objective needs and the data did not bring.
+        sources: fingerprints of what is read, saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        module: TrainingModule,
+        parallel: Parallel,
+        tokenizer: Tokenizer,
+        train: Groups,
+        validation: Sequence[Group],
+        run_dir: Path,
+        env: Environment,
+        resume_from: Path | None = None,
+        annotate: Annotate | None = None,
+        sources: Mapping[str, str] | None = None,
+    ) -> None:
+        self.recipe, self.config, self.env = recipe, recipe.training, env
+        self.module, self.objective, self.tokenizer = module, module.objective, tokenizer
+        self.parallel, self.wrapped, self.parameters = parallel, parallel.module, parallel.trained
+        self.validation, self.run_dir, self.annotate = validation, run_dir, annotate
+        self.sources = dict(sources or {})
+        self.cutter = Cutter(
+            tokenizer.pad_id,
+            recipe.data.max_length - 1,
+            self.config.micro_batch_size,
+            recipe.data.packing,
+            recipe.data.pad_to_multiple,
+        )
+        self.reader = StepReader(
+            train,
+            self.cutter,
+            self.config.batch_size // self.objective.group_size,
+            env.rank,
+            env.world_size,
+            recipe.data.workers,
+            pin_memory=env.device.type == "cuda",
+        )
+        value_rate = recipe.objective.value.learning_rate
+        self.optimizer = make_optimizer(module, self.config, value_rate)
+        self.weights = {n.removeprefix("adapter."): w for n, w in parallel.weights.items()}
+        self.copies = Copies(run_dir, self.config.keep_last, self.config.remote)
+        self.saver = (ShardedSaver if parallel.sharded else WholeSaver)(
+            run_dir, module.adapter, self.weights, self.optimizer, tokenizer, self.copies
+        )
+        self.metrics = MetricsFile(run_dir / "metrics.jsonl")
+        self.best = Best(self.config)
+        check_held_out(self.config, bool(validation))
+        self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
+        self.step, self.resumed_from = 0, resume_from
+        if resume_from is not None:
+            state = restore_any(resume_from, self.optimizer, self.weights)
+            self.step = state["step"]
+            for name, part in self._parts().items():
+                if name not in state:
+                    raise UserError(
+                        f"{resume_from}: holds no state of {name}: it was written by another "
+                        "version; start anew from its model/"
+                    )
+                with reading(resume_from / "trainer.json"):
+                    part.load_state_dict(state[name])
+        self.trackers: list[Tracker] = []
+        if env.is_main:
+            self.metrics.rewind(self.step)
+            params = recipe.model_dump(mode="json")
+            self.trackers = make_trackers(self.config.trackers, run_dir, params, self.step)
+
+    def fit(self) -> TrainResult:
+        """Train to the last step, until it stops early, or until Ctrl-C or SIGTERM asks for an end;
+        save in each case.
+
+        Raises:
+            UserError: more steps had a loss or gradient that was not finite than are allowed.
+        """
+        config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
+        first = self.current_step()
+        progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
+        with StopRequest() as stop, progress, self._trackers_closed():
+            while not self._done() and not stop.agreed():
+                started = time.perf_counter()
+                with distributed.speaking_up(self.current_step):
+                    figures = self.train_step()
+                figures["tokens_per_second"] = figures["tokens"] / (time.perf_counter() - started)
+                self.step += 1
+                self.saver.look()
+                self._log("train", figures, every=config.log_every)
+                progress.update(
+                    1,
+                    f"loss {shown(figures['loss'], '.4f')} · "
+                    f"{figures['tokens_per_second']:,.0f} tok/s",
+                )
+                if self.step == first:
+                    self._report_memory(progress)
+                last, keep = self.step == config.steps, False
+                if self.validation and (last or self.step % config.validate_every == 0):
+                    validation = self.validate()
+                    keep = self.best.observe(self.step, validation)
+                    self._log("validation", validation)
+                    progress.note(f"step {self.step}  validation  {in_words(validation)}")
+                if self._done() or keep or self.step % config.save_every == 0:
+                    saved = self.save()
+            finished = self._done()
+            if not finished and saved != checkpoint_path(self.run_dir, self.step):
+                saved = self.save()
+            self.saver.settle()
+            if finished:
+                publish(saved, self.weights, self.tokenizer)
+            if self.step > first:
+                self._report_memory(progress)
+        uncopied = self.copies.settle(self.best.steps)  # Ctrl-C ends this at once
+        return TrainResult(self.step, finished, saved, validation, uncopied)
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its figures (global, the same on every rank)."""
+        self.objective.begin_step(self.step, self.config.steps)
+        batches = [batch.to(self.env.device) for batch in next(self.reader)]
+        if self.annotate is not None:
+            batches = [self.annotate(batch) for batch in batches]
+        counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
+        denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
+        weights = weights_of_step(self.wrapped, self.objective, batches)
+        rate = learning_rate(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+        sums: Sums = {}
+        for i, batch in enumerate(batches):
+            with self.parallel.micro_batch(last=i == len(batches) - 1):
+                out = self.wrapped(batch, "train", denominators, weights[i])
+                self.parallel.backward(out.loss)
+            share = out.loss.detach().double()
+            add_sums(sums, {**out.sums, "loss": share, "positions": batch.positions()})
+        norm = self.parallel.clip(self.config.clip_norm)
+        sums = reduce_sums(sums, self.env.device)
+        loss = float(sums["loss"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            examples = self.reader.last_examples()
+            self.saver.settle()  # one step too many ends the run, on all ranks
+            self.skipped.add(self.step + 1, loss, norm, examples, self.env.is_main)
+            return {"loss": loss, "grad_norm": norm, "tokens": 0, "skipped": self.skipped.count}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.end_step(sums)
+        figures = {**summarise(sums), **self.objective.summarise(sums)}
+        return {**figures, "loss": loss, "learning_rate": rate, "grad_norm": norm}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Held-out figures of all rows, unweighted; touches nothing that training depends on."""
+        sums: Sums = {}
+        probes: list[Tensor] = []
+        for start in range(0, len(self.validation), VALIDATED_TOGETHER):
+            part = self.validation[start : start + VALIDATED_TOGETHER]
+            for batch in self.cutter.cut(part, self.env.rank, self.env.world_size):
+                out = self.wrapped(batch.to(self.env.device), "validate")
+                add_sums(sums, out.sums)
+                if out.probe is not None:
+                    probes.append(out.probe)
+        sums = reduce_sums(sums, self.env.device)
+        figures = {**summarise(sums), **self.objective.summarise(sums)}
+        if self.recipe.data.source != "text":  # which has no rows that are right or wrong
+            probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
+            pairwise = self.objective.group_size == 2
+            examples = [example for group in self.validation for example in group]
+            figures |= row_figures(probe, examples, "heads" in sums, pairwise)
+        if "value_loss" in figures:
+            figures.setdefault("loss", figures["value_loss"])
+        return figures
+
+    def current_step(self) -> int:
+        """The step being done, the first one 1."""
+        return self.step + 1
+
+    def save(self) -> Path:
+        """Save everything the next step depends on."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return self.saver.save(self.step, self.best.steps, parts | {"sources": self.sources})
+
+    @contextmanager
+    def _trackers_closed(self) -> Iterator[None]:
+        """However training ends, what was handed to the trackers arrives."""
+        try:
+            yield
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a small state of its own."""
+        return {
+            "objective": self.objective,
+            "best": self.best,
+            "skipped": self.skipped,
+            "reader": self.reader,
+        }
+
+    def _report_memory(self, progress: Progress) -> None:
+        peak = peak_memory(self.env.device)
+        self._log("memory", peak.figures())
+        if peak.is_news:
+            progress.note(f"step {self.step}  {peak}")
+
+    def _done(self) -> bool:
+        return self.step >= self.config.steps or self.best.exhausted
+
+    def _log(self, kind: str, figures: dict[str, Any], every: int = 1) -> None:
+        if self.env.is_main and (self.step % every == 0 or self.step == self.config.steps):
+            self.metrics.write(kind, self.step, figures)
+            for tracker in self.trackers:
+                tracker.log(kind, self.step, figures)
