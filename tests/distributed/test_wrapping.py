@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.distributed.worker_wrapping import FAMILIES
 from tests.helpers import torchrun
 
 from weighted_mtp.runtime.modes import can_shard
@@ -14,10 +15,14 @@ WORKER = Path(__file__).with_name("worker_wrapping.py")
 
 
 def test_two_processes_equal_one(record_property):
-    ways = ("ddp", "fsdp", "fsdp_from_meta") if can_shard(torch.device("cpu")) else ("ddp",)
+    families = [f"fsdp:{name}" for name in FAMILIES if name != "llama"]
+    shards = can_shard(torch.device("cpu"))
+    ways = ["ddp", *(["fsdp", "fsdp_from_meta", *families] if shards else [])]
     output = torchrun(WORKER, *ways, nproc=2)
-    found = re.findall(r"(\w+) agrees on 2 ranks: loss=(\S+) gradient=(\S+) weight=(\S+)", output)
-    assert [how for how, *_ in found] == list(ways), output
+    found = re.findall(
+        r"([\w:]+) agrees on 2 ranks: loss=(\S+) gradient=(\S+) weight=(\S+)", output
+    )
+    assert [how for how, *_ in found] == ways, output
     for how, *errors in found:
         for what, error in zip(("loss", "gradient", "weight"), errors, strict=True):
             record_property(f"{how}_max_{what}_error", float(error))

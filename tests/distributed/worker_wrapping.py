@@ -1,6 +1,6 @@
 """Started by torchrun: a wrapped Transformer against the bare one on the whole batch.
 
-    worker_wrapping.py {ddp,fsdp,fsdp_from_meta}…
+    worker_wrapping.py {ddp,fsdp,fsdp_from_meta}[:FAMILY]…
 
 Each rank reads its rows of one global batch. In each of two optimizer steps the loss and all
 gradients, and in the end all weights, equal those of one process that reads every row.
@@ -17,9 +17,23 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from weighted_mtp.models.meta_mtp.args import Family, ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
-ARGS = tiny_args(n_kv_heads=2)
+FAMILIES = {
+    "llama": Family(),
+    "biases": Family(qkv_bias=True, output_bias=True, mlp_bias=True, head_dim=12),
+    "qwen2": Family(qkv_bias=True, sliding_window=5),
+    "qwen3": Family(qk_norm=True, head_dim=12),
+    "granite": Family(
+        embedding_multiplier=3.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+        logits_scaling=2.0,
+    ),
+    "smollm3": Family(no_rope_layers=(1,)),
+    "phi3": Family(rotary_dim=4),
+}
 TOLERANCE = 1e-6
 BATCH, LENGTH, STEPS = 4, 9, 2
 
@@ -32,9 +46,9 @@ def shard(model: Transformer) -> Transformer:
     return model
 
 
-def shard_from_meta() -> Transformer:
+def shard_from_meta(args: ModelArgs) -> Transformer:
     with torch.device("meta"):
-        model = Transformer(ARGS)
+        model = Transformer(args)
     shard(model).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,8 +58,8 @@ def shard_from_meta() -> Transformer:
 
 
 WRAPPERS = {
-    "ddp": lambda: DistributedDataParallel(tiny_model(ARGS)),
-    "fsdp": lambda: shard(tiny_model(ARGS)),
+    "ddp": lambda args: DistributedDataParallel(tiny_model(args)),
+    "fsdp": lambda args: shard(tiny_model(args)),
     "fsdp_from_meta": shard_from_meta,
 }
 
@@ -60,10 +74,12 @@ def loss_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 2), targets.flatten())
 
 
-def compare(how: str) -> None:
+def compare(case: str) -> None:
+    how, _, family = case.partition(":")
+    args = tiny_args(n_kv_heads=2, family=FAMILIES[family or "llama"])
     wrapper = WRAPPERS[how]
     rank, world = dist.get_rank(), dist.get_world_size()
-    wrapped, reference = wrapper(), tiny_model(ARGS, seed=7)
+    wrapped, reference = wrapper(args), tiny_model(args, seed=7)
     inner = wrapped.module if how == "ddp" else wrapped
     reference.load_state_dict({name: whole(w).clone() for name, w in inner.state_dict().items()})
     pairs = [
@@ -78,9 +94,9 @@ def compare(how: str) -> None:
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     worst = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
     for step in range(STEPS):
-        tokens = random_tokens(ARGS, BATCH, LENGTH, seed=step)
-        shape = (BATCH, LENGTH * ARGS.n_future_tokens)
-        targets = random_tokens(ARGS, *shape, seed=100 + step)
+        tokens = random_tokens(args, BATCH, LENGTH, seed=step)
+        shape = (BATCH, LENGTH * args.n_future_tokens)
+        targets = random_tokens(args, *shape, seed=100 + step)
         for optimizer in optimizers:
             optimizer.zero_grad()
         expected = loss_of(reference, tokens, targets)
@@ -105,7 +121,7 @@ def compare(how: str) -> None:
     dist.all_reduce(errors, dist.ReduceOp.MAX)
     if rank == 0:
         found = " ".join(f"{name}={error:.1e}" for name, error in zip(worst, errors, strict=True))
-        print(f"{how} agrees on {world} ranks: {found}", flush=True)
+        print(f"{case} agrees on {world} ranks: {found}", flush=True)
 
 
 if __name__ == "__main__":

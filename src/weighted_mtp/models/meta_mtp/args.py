@@ -1,11 +1,46 @@
-"""The shape of a model."""
+"""The shape of a model, and how its family differs from Meta's LLaMA."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from weighted_mtp.models.meta_mtp.rotary import RopeScaling
+from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies, RopeScaling
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of decoders changes in Meta's LLaMA; the defaults change nothing.
+
+    Attributes:
+        name: `model_type` of the config.json that an export to Hugging Face's layout gets.
+        head_dim: width d of a head where it is not D / H (Qwen3, Mistral Nemo).
+        qkv_bias, output_bias, mlp_bias: of the projections (Qwen2: q, k and v).
+        qk_norm: RMS norm of each query and key head before the rotation (Qwen3).
+        sliding_window: a query sees itself and the keys of so many − 1 positions before it.
+        rotary_dim: how many of a head's features are rotated, the first ones; None rotates all d.
+        no_rope_layers: blocks of `layers` that rotate nothing (SmolLM3). The extra heads do as the
+            last block does.
+        embedding_multiplier, residual_multiplier: factors of embeddings and of what a block's
+            halves add (Granite).
+        attention_multiplier: factor of q·k; None is 1/√d.
+        logits_scaling: what logits are divided by. The final states are divided, so that every
+            product with the unembedding is the scaled one.
+    """
+
+    name: str = "llama"
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    rotary_dim: int | None = None
+    no_rope_layers: tuple[int, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_scaling: float = 1.0
 
 
 @dataclass
@@ -18,7 +53,9 @@ class ModelArgs:
         n_kv_heads: key/value heads K; None means K = H. K must divide H.
         ffn_hidden_dim: feed-forward width, when it is not the one Meta's rule gives.
         tie_embeddings: the unembedding is the embedding matrix.
-        rope_scaling: Llama 3.1's scaling; None leaves the frequencies alone.
+        rope_scaling: Llama 3.1's scaling, or frequencies that were computed elsewhere; None leaves
+            the frequencies alone.
+        family: how the arithmetic differs from Meta's.
     """
 
     dim: int = 4096
@@ -35,15 +72,24 @@ class ModelArgs:
     max_seq_len: int = 2048
     ffn_hidden_dim: int | None = None
     tie_embeddings: bool = False
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | RopeFrequencies | None = None
+    family: Family = Family()
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "n_future_tokens", "max_seq_len", "multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.n_heads or self.head_dim % 2:
+        own_width = self.family.head_dim is not None
+        if (self.dim % self.n_heads and not own_width) or self.head_dim < 1 or self.head_dim % 2:
             raise ValueError(
                 f"dim ({self.dim}) over n_heads ({self.n_heads}) must be a whole, even head width"
+                if not own_width
+                else f"head_dim ({self.head_dim}) must be even and above 0"
+            )
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim ({self.rotary_dim}) must be even, above 0 and at most the head width "
+                f"({self.head_dim})"
             )
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads ({self.kv_heads}) must divide n_heads ({self.n_heads})")
@@ -51,10 +97,21 @@ class ModelArgs:
             raise ValueError(
                 f"n_future_tokens ({self.n_future_tokens}) cannot exceed n_layers ({self.n_layers})"
             )
+        rope = self.rope_scaling
+        if isinstance(rope, RopeFrequencies) and len(rope.inverse) != self.rotary_dim // 2:
+            raise ValueError(
+                f"rope_scaling has {len(rope.inverse)} frequencies, the heads {self.rotary_dim} "
+                "rotated features"
+            )
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.n_heads
+        return self.family.head_dim or self.dim // self.n_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that are rotated."""
+        return self.family.rotary_dim or self.head_dim
 
     @property
     def kv_heads(self) -> int:
@@ -69,3 +126,11 @@ class ModelArgs:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return self.multiple_of * math.ceil(width / self.multiple_of)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions the rotary table covers; nothing longer can be read."""
+        rope = self.rope_scaling
+        if isinstance(rope, RopeFrequencies) and rope.valid_length is not None:
+            return min(2 * self.max_seq_len, rope.valid_length)
+        return 2 * self.max_seq_len

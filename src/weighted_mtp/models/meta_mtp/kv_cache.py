@@ -78,9 +78,9 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not 1 <= length <= 2 * args.max_seq_len:
+        if not 1 <= length <= args.max_positions:
             raise ValueError(
-                f"a cache of {length} slots does not fit a model of {2 * args.max_seq_len} "
+                f"a cache of {length} slots does not fit a model of {args.max_positions} "
                 f"positions (2 × max_seq_len {args.max_seq_len})"
             )
         shape = (batch_size, args.kv_heads, length, args.head_dim)
@@ -161,18 +161,21 @@ class KVCache:
             )
         self._read = max(self._read, start_pos + S)
 
-    def mask(self, start_pos: int | Tensor, S: int) -> Tensor | None:
+    def mask(self, start_pos: int | Tensor, S: int, window: int | None = None) -> Tensor | None:
         """Which slots each of S new tokens sees, `[S, T]` or `[B, 1, S, T]`; None where the
-        attention kernel needs none (a first read is causal, one new token sees every slot)."""
+        attention kernel needs none (a first read is causal, one new token sees every slot).
+
+        Args:
+            window: of a model with a sliding one (`Family.sliding_window`).
+        """
         device = self.keys[0].device
         if isinstance(start_pos, Tensor):
             queries = start_pos[:, None] + torch.arange(S, device=device)  # [B, S]
-            end = _end(start_pos, S, self.length)
-            return queries[:, None, :, None] >= torch.arange(end, device=device)
-        if start_pos == 0 or S == 1:
+            slots = torch.arange(_end(start_pos, S, self.length), device=device)
+            return sees(queries[:, None, :, None], slots, window)
+        if (start_pos == 0 or S == 1) and (window is None or start_pos + S <= window):
             return None
-        queries = torch.arange(start_pos, start_pos + S, device=device)
-        return queries[:, None] >= torch.arange(start_pos + S, device=device)
+        return within_window(None, start_pos, S, window, device)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (`[B]`, their places) only, in this order; memory is given back."""
@@ -191,3 +194,22 @@ class KVCache:
 def _end(start_pos: Tensor, S: int, length: int) -> int:
     """Slots that some row may see, T. Off the CPU all: to know would be to wait for the device."""
     return int(start_pos.max()) + S if start_pos.device.type == "cpu" else length
+
+
+def sees(queries: Tensor, slots: Tensor, window: int | None) -> Tensor:
+    """Whether queries at these positions see these slots: those up to their own, and of a sliding
+    window the last `window`."""
+    seen = queries >= slots
+    return seen if window is None else seen & (queries - slots < window)
+
+
+def within_window(
+    mask: Tensor | None, start: int, S: int, window: int | None, device: torch.device
+) -> Tensor:
+    """`[S, start + S]` what the tokens from `start` on see; of a mask `[…, S, S]` (`start` 0), what
+    lies within the window."""
+    places = torch.arange(start + S, device=device)
+    queries = places[start:, None]
+    if mask is None:
+        return sees(queries, places, window)
+    return mask if window is None else mask & (queries - places < window)

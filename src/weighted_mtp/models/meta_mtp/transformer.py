@@ -12,88 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.fused_ops import rms_norm, swiglu
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache
-from weighted_mtp.models.meta_mtp.rotary import apply_rotary, precompute_freqs_cis
+from weighted_mtp.models.meta_mtp.attention import Attention, Documents, RMSNorm
+from weighted_mtp.models.meta_mtp.fused_ops import swiglu
+from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, within_window
+from weighted_mtp.models.meta_mtp.rotary import precompute_freqs_cis
 
-__all__ = ["ModelArgs", "Transformer"]
-
-
-class Documents(Protocol):
-    """Rows that are packed of documents, none of which sees another."""
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """`[B, S, …]` → a row for each document; what is past a document's end may be anything."""
-        ...
-
-    def pack(self, x: Tensor) -> Tensor:
-        """The inverse."""
-        ...
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight, in float32 or better (Zhang & Sennrich 2019, arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions; K key/value heads serve H query heads."""
-
-    def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = args.n_heads, args.kv_heads, args.head_dim
-        self.wq = nn.Linear(args.dim, args.n_heads * args.head_dim, bias=False)
-        self.wk = nn.Linear(args.dim, args.kv_heads * args.head_dim, bias=False)
-        self.wv = nn.Linear(args.dim, args.kv_heads * args.head_dim, bias=False)
-        self.wo = nn.Linear(args.n_heads * args.head_dim, args.dim, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        freqs_cis: Tensor,
-        mask: Tensor | Documents | None,
-        cache: LayerCache | None,
-    ) -> Tensor:
-        B, S, _ = x.shape
-        q: Tensor = self.wq(x).view(B, S, self.n_heads, self.head_dim)
-        k: Tensor = self.wk(x).view(B, S, self.n_kv_heads, self.head_dim)
-        v: Tensor = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
-        q, k = apply_rotary(q, freqs_cis), apply_rotary(k, freqs_cis)
-        documents = None
-        if mask is not None and not isinstance(mask, Tensor):  # a row for each needs no mask
-            documents, mask = mask, None
-            q, k, v = (documents.unpack(part) for part in (q, k, v))
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, H, S, d], [B, K, S, d] twice
-        if cache is not None:
-            k, v = cache.append(k, v)  # [B, K, T, d]
-        causal = mask is None
-        if causal and q.shape[2] == 1:  # an `if`: torch.compile makes no bool of a dynamic length
-            causal = False
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
-        out = out.transpose(1, 2).flatten(2)  # [B, S, D]
-        mixed: Tensor = self.wo(out if documents is None else documents.pack(out))
-        return mixed
+__all__ = [
+    "Attention",
+    "Documents",
+    "FeedForward",
+    "ModelArgs",
+    "RMSNorm",
+    "Transformer",
+    "TransformerBlock",
+]
 
 
 class FeedForward(nn.Module):
@@ -101,9 +38,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        self.w1 = nn.Linear(args.dim, args.ffn_dim, bias=False)
-        self.w2 = nn.Linear(args.ffn_dim, args.dim, bias=False)
-        self.w3 = nn.Linear(args.dim, args.ffn_dim, bias=False)
+        bias = args.family.mlp_bias
+        self.w1 = nn.Linear(args.dim, args.ffn_dim, bias=bias)
+        self.w2 = nn.Linear(args.ffn_dim, args.dim, bias=bias)
+        self.w3 = nn.Linear(args.dim, args.ffn_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(swiglu(self.w1(x), self.w3(x)))
@@ -113,9 +51,10 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm residual block; also the shape of every prediction head."""
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: ModelArgs, rotates: bool = True) -> None:
         super().__init__()
-        self.attention = Attention(args)
+        self.residual = args.family.residual_multiplier
+        self.attention = Attention(args, rotates)
         self.feed_forward = FeedForward(args)
         self.attention_norm = RMSNorm(args.dim, args.norm_eps)
         self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
@@ -127,9 +66,15 @@ class TransformerBlock(nn.Module):
         mask: Tensor | Documents | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        h: Tensor = x + self.attention(self.attention_norm(x), freqs_cis, mask, cache)
-        out: Tensor = h + self.feed_forward(self.ffn_norm(h))
+        attended = self.attention(self.attention_norm(x), freqs_cis, mask, cache)
+        h: Tensor = x + scaled(attended, self.residual)
+        out: Tensor = h + scaled(self.feed_forward(self.ffn_norm(h)), self.residual)
         return out
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """`x` times `factor`; for 1, as in most families, `x` itself."""
+    return x if factor == 1.0 else x * factor
 
 
 class Transformer(nn.Module):
@@ -146,8 +91,11 @@ class Transformer(nn.Module):
         self.args = args
         n_extra = args.n_future_tokens - 1
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
-        self.layers = nn.ModuleList(TransformerBlock(args) for _ in range(args.n_layers - n_extra))
-        self.extra_heads = nn.ModuleList(TransformerBlock(args) for _ in range(n_extra))
+        rotates = [i not in args.family.no_rope_layers for i in range(args.n_layers - n_extra)]
+        self.layers = nn.ModuleList(TransformerBlock(args, each) for each in rotates)
+        self.extra_heads = nn.ModuleList(
+            TransformerBlock(args, rotates[-1]) for _ in range(n_extra)
+        )
         self.norm = RMSNorm(args.dim, args.norm_eps)
         self.output = nn.Linear(args.dim, args.vocab_size, bias=False)
         if args.tie_embeddings:
@@ -158,7 +106,7 @@ class Transformer(nn.Module):
     @property
     def max_positions(self) -> int:
         """Positions the rotary table covers; nothing longer can be read."""
-        return 2 * self.args.max_seq_len
+        return self.args.max_positions
 
     def grouping_plan(self) -> list[str]:
         """Names of the submodules that are units for sharding, checkpointing and compiling, in the
@@ -170,14 +118,16 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, std: float = 0.02) -> None:
         """Initialise every parameter: N(0, std²), the last projection of each residual branch
-        narrowed by 1/√(2·n_layers) (Radford et al. 2019), norms at one. Ties what `to_empty`
-        untied."""
+        narrowed by 1/√(2·n_layers) (Radford et al. 2019), norms at one, biases at zero. Ties what
+        `to_empty` untied."""
         if self.args.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
         narrow = std / math.sqrt(2 * self.args.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 nn.init.ones_(parameter)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
             else:
                 residual = name.endswith(("attention.wo.weight", "feed_forward.w2.weight"))
                 nn.init.normal_(parameter, std=narrow if residual else std)
@@ -239,14 +189,23 @@ class Transformer(nn.Module):
             slots = [*cache.slots(tokens.shape[0], start_pos, tokens.shape[1], len(slots))]
         freqs_cis, mask = self.context(tokens, start_pos, cache, positions, mask)
 
-        h = self.tok_embeddings(tokens)  # [B, S, D]
+        h = self.embed(tokens)  # [B, S, D]
         for block, slot in zip(trunk, slots, strict=False):
             h = block(h, freqs_cis, mask, slot)
         head_slots = slots[len(trunk) :]
         return [
-            self.norm(head(h, freqs_cis, mask, slot))
+            self.final(head(h, freqs_cis, mask, slot))
             for head, slot in zip(heads, head_slots, strict=True)
         ]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """`[B, S]` → `[B, S, D]`, what the first block reads."""
+        return scaled(self.tok_embeddings(tokens), self.args.family.embedding_multiplier)
+
+    def final(self, h: Tensor) -> Tensor:
+        """A head's output as the unembedding takes it: normalised, and divided by the family's
+        scale of logits."""
+        return scaled(self.norm(h), 1.0 / self.args.family.logits_scaling)
 
     def context(
         self,
@@ -273,8 +232,11 @@ class Transformer(nn.Module):
         if isinstance(start_pos, Tensor):
             positions = start_pos[:, None] + torch.arange(S, device=tokens.device)  # [B, S]
         freqs_cis = table[last - S : last] if positions is None else table[positions]
+        window = self.args.family.sliding_window
         if cache is not None:
-            mask = cache.mask(start_pos, S)
+            mask = cache.mask(start_pos, S, window)
+        elif window is not None and window < S and (mask is None or isinstance(mask, Tensor)):
+            mask = within_window(mask, 0, S, window, tokens.device)
         return freqs_cis, mask
 
     def _rope_on(self, device: torch.device) -> Tensor:
@@ -293,5 +255,5 @@ class Transformer(nn.Module):
         args = self.args
         with torch.inference_mode(False):  # else training after generation could not use it
             return precompute_freqs_cis(
-                args.head_dim, self.max_positions, args.rope_theta, args.rope_scaling, dtype
+                args.rotary_dim, self.max_positions, args.rope_theta, args.rope_scaling, dtype
             )

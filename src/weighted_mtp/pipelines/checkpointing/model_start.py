@@ -22,6 +22,7 @@ from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
+from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
@@ -121,7 +122,24 @@ def stored_model(directory: Path, config: ModelConfig) -> Start:
 
 
 def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
-    """The shape of a checkpoint with the positions that a recipe gives it."""
+    """The shape of a checkpoint with the positions that a recipe gives it.
+
+    Raises:
+        UserError: its rotary frequencies were computed for its own positions.
+    """
+    scaling = args.rope_scaling
+    if isinstance(scaling, RopeFrequencies):
+        kind = scaling.described.get("rope_type")
+        if config.rope_theta not in (None, args.rope_theta):
+            raise UserError(
+                f"model.rope_theta cannot change a model whose rotary scaling is {kind}: its "
+                "frequencies are stored; change config.json of the original model, or leave it out"
+            )
+        if kind == "dynamic" and (config.max_seq_len or 0) > args.max_seq_len:
+            raise UserError(
+                "model.max_seq_len cannot extend a model whose rotary scaling is dynamic; it has "
+                f"{args.max_seq_len} positions"
+            )
     return replace(
         args,
         max_seq_len=config.max_seq_len or args.max_seq_len,

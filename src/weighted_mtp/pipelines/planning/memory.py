@@ -106,7 +106,7 @@ def activation_bytes(counts: Counts, setting: Setting) -> int:
     if not counts.learning:
         return value
     norms = counts.heads * (state + WIDE * N)
-    rotations = WIDE * args.head_dim * N if setting.documents is not None else 0
+    rotations = WIDE * args.rotary_dim * N if setting.documents is not None else 0
     blocks = counts.learning * kept_bytes(args, setting) - (counts.heads - 1) * state
     return blocks + norms + rotations + value
 
@@ -122,24 +122,33 @@ def kept_bytes(args: ModelArgs, setting: Setting) -> int:
     if setting.checkpointing == "full":
         return state
     rows = documents.rows * documents.length if documents is not None and documents.rows else N
-    products = s * N * (2 * args.dim + 2 * args.kv_heads * args.head_dim)
-    return state + products + rows * (s * args.dim + WIDE * args.n_heads)
+    heads = args.n_heads * args.head_dim
+    products = s * N * (args.dim + heads + 2 * args.kv_heads * args.head_dim)
+    return state + products + rows * (s * heads + WIDE * args.n_heads)
 
 
 def block_bytes(args: ModelArgs, setting: Setting) -> int:
     """What autograd keeps of one block: two residual inputs and 1/rms of each; in the compute dtype
     two normed inputs, q, k, v, the attention's output, and gate, up and product of the
-    feed-forward; the attention's log-sum-exp. Packed rows add a mask in the compute dtype, or the
-    indices of their documents' rows and the attention's output packed again."""
+    feed-forward; the attention's log-sum-exp. Packed rows and sliding windows add a mask in the
+    compute dtype, or the indices of their documents' rows and the attention's output packed again.
+    Norms of queries and keys add what they read, and 1/rms of each head."""
     N, s, documents = setting.positions, setting.size, setting.documents
-    attention = s * (2 * args.dim + 2 * args.kv_heads * args.head_dim) + WIDE * args.n_heads
+    heads, keys = args.n_heads * args.head_dim, args.kv_heads * args.head_dim
+    attention = s * (2 * heads + 2 * keys) + WIDE * args.n_heads
     kept = N * (2 * WIDE * (args.dim + 1) + s * (2 * args.dim + 3 * args.ffn_dim))
+    if args.family.qk_norm:
+        kept += N * (s * (heads + keys) + WIDE * (args.n_heads + args.kv_heads))
+    window = args.family.sliding_window
     if documents is None:
-        return kept + N * attention
+        banded = window is not None and setting.length > window
+        return kept + N * attention + (s * setting.length**2 if banded else 0)
     if not documents.rows:
         return kept + N * attention + N * setting.length * s
     unpacked, index = documents.rows * documents.length, 8
-    return kept + unpacked * (attention + 3 * index) + N * (s * args.dim + index)
+    banded = window is not None and documents.length > window
+    kept += s * documents.length**2 if banded else 0
+    return kept + unpacked * (attention + 3 * index) + N * (s * heads + index)
 
 
 def cast_bytes(counts: Counts, setting: Setting) -> int:

@@ -281,7 +281,7 @@ def _load(
 
 
 def _check_positions(model_dir: Path, args: ModelArgs, setting: str, longest: int) -> None:
-    positions = 2 * args.max_seq_len
+    positions = args.max_positions
     if longest > positions:
         raise UserError(f"{setting} {longest} exceeds the {positions} positions of {model_dir}")
     warn_past_positions(longest, args, f"{setting} {longest} of the reference {model_dir}")

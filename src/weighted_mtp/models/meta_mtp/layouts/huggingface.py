@@ -1,9 +1,10 @@
-"""Hugging Face's Llama layout: `config.json`, `model*.safetensors`, `mtp/mtp_heads.safetensors`.
+"""Hugging Face's layout: `config.json`, `model*.safetensors`, `mtp/mtp_heads.safetensors`.
 
 transformers rotates first half against second half, Meta neighbouring pairs: the rows of `wq` and
-`wk` are in another order, and nothing else differs. The extra heads, which transformers does not
-know, are in the subfolder `mtp/` under Meta's names and in Meta's order: vLLM reads every
-safetensors file at the top of the folder and refuses tensors that it does not know.
+`wk` (weights, biases, norms of the heads) are in another order. Phi-3 fuses projections. The extra
+heads, which transformers does not know, are in the subfolder `mtp/` under Meta's names and in
+Meta's order: vLLM reads every safetensors file at the top of the folder and refuses tensors that it
+does not know.
 
 Letters: D model width, H attention heads, d head width.
 """
@@ -11,9 +12,11 @@ Letters: D model width, H attention heads, d head width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weighted_mtp.core.errors import UserError
@@ -48,6 +51,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 _ROOT = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
     "attention.wv": "self_attn.v_proj",
@@ -60,15 +65,41 @@ _BLOCK = {
 }
 
 
-def hf_name(name: str) -> str:
+_FUSED = {
+    "attention.wq": "self_attn.qkv_proj",
+    "attention.wk": "self_attn.qkv_proj",
+    "attention.wv": "self_attn.qkv_proj",
+    "feed_forward.w1": "mlp.gate_up_proj",
+    "feed_forward.w3": "mlp.gate_up_proj",
+}
+"""Of Phi-3, which stores several projections of one input as one tensor, in this order."""
+
+
+def hf_name(name: str, args: ModelArgs) -> str:
     """Hugging Face's key of a parameter; extra heads keep Meta's, in a file of their own."""
     if name.startswith("extra_heads."):
         return name
-    stem = name.removesuffix(".weight")
+    stem, _, leaf = name.rpartition(".")
     if stem in _ROOT:
-        return f"{_ROOT[stem]}.weight"
+        return f"{_ROOT[stem]}.{leaf}"
     _, number, inner = stem.split(".", 2)
-    return f"model.layers.{number}.{_BLOCK[inner]}.weight"
+    names = {**_BLOCK, **_FUSED} if args.family.name == "phi3" else _BLOCK
+    return f"model.layers.{number}.{names[inner]}.{leaf}"
+
+
+def _rows(name: str, args: ModelArgs) -> tuple[int, int] | None:
+    """Which rows of its stored tensor a parameter is; None: all."""
+    inner = name.split(".", 2)[-1].rpartition(".")[0]
+    if args.family.name != "phi3" or inner not in _FUSED or not name.startswith("layers."):
+        return None
+    q, kv, f = args.n_heads * args.head_dim, args.kv_heads * args.head_dim, args.ffn_dim
+    return {
+        "attention.wq": (0, q),
+        "attention.wk": (q, q + kv),
+        "attention.wv": (q + kv, q + 2 * kv),
+        "feed_forward.w1": (0, f),
+        "feed_forward.w3": (f, 2 * f),
+    }[inner]
 
 
 def read_huggingface(directory: Path) -> Source:
@@ -85,9 +116,16 @@ def read_huggingface(directory: Path) -> Source:
     model = build_skeleton(args, config.path, len(index_parts(files)))
 
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
-        return Stored(parts[:1], heads=_rotary_heads(name, args))
+        rows = _rows(name, args)
+        if rows is not None:
+            _check_fused(parts[0], name, args)
+            parts = (replace(parts[0], rows=rows),)
+        return Stored(parts[:1], heads=_rotary_heads(name, args), rotary_dim=args.rotary_dim)
 
-    source = assemble("huggingface", model, files, directory, hf_name, _is_rope_table, store)
+    def name_of(name: str) -> str:
+        return hf_name(name, args)
+
+    source = assemble("huggingface", model, files, directory, name_of, _is_rope_table, store)
     if (directory / SUMS_FILE).is_file():
         source.attach_sums(Sums.read(directory, SUMS_FILE))
     return source
@@ -109,12 +147,23 @@ def _is_rope_table(key: str) -> bool:
 
 def _rotary_heads(name: str, args: ModelArgs) -> int:
     """How many heads' rows Hugging Face stores in its own order under this parameter; 0 if none."""
-    if name.startswith("layers."):
-        if name.endswith("attention.wq.weight"):
-            return args.n_heads
-        if name.endswith("attention.wk.weight"):
-            return args.kv_heads
-    return 0
+    inner = name.split(".", 2)[-1].rpartition(".")[0] if name.startswith("layers.") else ""
+    known = {"wq": args.n_heads, "wk": args.kv_heads, "q_norm": 1, "k_norm": 1}
+    return known.get(inner.removeprefix("attention."), 0)
+
+
+def _check_fused(part: Part, name: str, args: ModelArgs) -> None:
+    """Raise `UserError` unless a fused tensor has the rows of all that it is made of."""
+    first = "wv" if ".attention." in name else "w3"
+    number = name.split(".")[1]
+    where = "attention" if first == "wv" else "feed_forward"
+    last = _rows(f"layers.{number}.{where}.{first}.weight", args)
+    rows = part.shape[0] if part.shape else 0
+    if last is not None and rows != last[1]:
+        raise UserError(
+            f"{part} has {rows} rows, but the configuration asks for {last[1]}; correct the "
+            "configuration, or copy the checkpoint again"
+        )
 
 
 def _open_heads(path: Path, config: JsonFile, n_future_tokens: int) -> list[TensorFile]:
@@ -141,12 +190,17 @@ def write_huggingface(
 ) -> None:
     """Write the whole layout into a directory, and the sums of all that is in it."""
     args = model.args
-    state = {hf_name(name): parameter.detach() for name, parameter in model.named_parameters()}
-    heads = {hf_name(name): _rotary_heads(name, args) for name, _ in model.named_parameters()}
-    extra = {name: state.pop(name) for name in list(state) if name.startswith("extra_heads.")}
+    parts: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(hf_name(name, args), []).append((name, parameter.detach()))
+    extra = {key: parts.pop(key)[0][1] for key in list(parts) if key.startswith("extra_heads.")}
+    state = {key: _frame([weight for _, weight in found]) for key, found in parts.items()}
 
-    def transform(name: str, tensor: Tensor) -> Tensor:
-        return _to_halves(tensor, heads[name]) if heads[name] else tensor
+    def transform(key: str, tensor: Tensor) -> Tensor:
+        ordered = sorted(parts[key], key=lambda part: _rows(part[0], args) or (0, 0))
+        rotated = [(weight, _rotary_heads(name, args)) for name, weight in ordered]
+        halves = [_to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
+        return halves[0] if len(halves) == 1 else torch.cat(halves)
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
     write_json(directory / "config.json", write_config(args, dtype, config_fields))
@@ -160,8 +214,18 @@ def write_huggingface(
     write_sums(directory, sums_of(directory, files), SUMS_FILE)
 
 
-def _to_halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of `weight` `[H·d, D]` from pairs side by side to first halves, then second halves."""
-    half = weight.shape[0] // (2 * heads)
-    pairs = weight.view(heads, half, 2, -1)  # [H, d/2, 2, D]
-    return pairs.transpose(1, 2).reshape(weight.shape)
+def _frame(weights: Sequence[Tensor]) -> Tensor:
+    """A tensor of the size that these have together, without memory where there are several."""
+    if len(weights) == 1:
+        return weights[0]
+    rows = sum(len(weight) for weight in weights)
+    return torch.empty((rows, *weights[0].shape[1:]), dtype=weights[0].dtype, device="meta")
+
+
+def _to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
+    """Rows of `weight` `[H·d, …]` from pairs side by side to first halves, then second halves, of
+    the first r features of each head; the others stay."""
+    by_head = weight.reshape(heads, weight.shape[0] // heads, -1)
+    pairs = by_head[:, :r].reshape(heads, r // 2, 2, -1)
+    halves = pairs.transpose(1, 2).flatten(1, 2)
+    return torch.cat([halves, by_head[:, r:]], 1).reshape(weight.shape)

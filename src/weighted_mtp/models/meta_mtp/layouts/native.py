@@ -9,7 +9,7 @@ from typing import Any
 from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
-from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
+from weighted_mtp.models.meta_mtp.layouts.params import is_extended, read_params, write_params
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
 from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
@@ -21,7 +21,8 @@ from weighted_mtp.models.meta_mtp.layouts.source import (
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import open_weights, write_safetensors
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Written for families other than Meta's architecture, which version 1 knew alone."""
 METADATA = "metadata.json"
 
 
@@ -77,7 +78,7 @@ def write_native(
     if config_fields:
         write_json(directory / CONFIG_FIELDS, dict(config_fields))
     metadata = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if is_extended(model.args) else 1,
         "layout": "native",
         "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()})),
         "parameters": sum(t.numel() for t in state.values()),

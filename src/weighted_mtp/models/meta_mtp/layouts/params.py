@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.args import Family, ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST, JsonFile
-from weighted_mtp.models.meta_mtp.rotary import RopeScaling
+from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies, RopeScaling
 
 log = get_logger(__name__)
 
@@ -60,10 +61,9 @@ def read_params(params: JsonFile, embedding_rows: int) -> ModelArgs:
         values["ffn_hidden_dim"] = params.count("hidden_dim")
     values["tie_embeddings"] = params.get("tie_embeddings", bool, False)
     values["rope_scaling"] = _rope_scaling(params)
+    values["family"] = _family(params, values)
     _log_unused(params)
-    args = build_args(values, params)
-    _check_head_dim(params, args)
-    return args
+    return build_args(values, params)
 
 
 def build_args(values: dict[str, Any], config: JsonFile) -> ModelArgs:
@@ -78,8 +78,17 @@ def build_args(values: dict[str, Any], config: JsonFile) -> ModelArgs:
 
 
 def write_params(args: ModelArgs) -> dict[str, Any]:
-    """The fields of a native `params.json`: all of `args`, in its order."""
-    return asdict(args)
+    """The fields of a native `params.json`: all of `args`, in its order; of a family only what
+    differs from Meta's architecture."""
+    found = asdict(args)
+    usual = asdict(Family())
+    changed = {key: value for key, value in found.pop("family").items() if value != usual[key]}
+    return {**found, "family": changed} if changed else found
+
+
+def is_extended(args: ModelArgs) -> bool:
+    """Whether versions that knew Meta's architecture only would misread the model."""
+    return args.family != Family() or isinstance(args.rope_scaling, RopeFrequencies)
 
 
 def _vocabulary(params: JsonFile, embedding_rows: int) -> int:
@@ -87,16 +96,55 @@ def _vocabulary(params: JsonFile, embedding_rows: int) -> int:
     return embedding_rows if left_open else params.count("vocab_size")
 
 
-def _check_head_dim(params: JsonFile, args: ModelArgs) -> None:
-    head_dim = params.optional("head_dim", int)
-    if head_dim not in (None, args.head_dim):
-        raise params.error(
-            "head_dim", f"{head_dim} is not dim / n_heads ({args.head_dim}); not supported"
-        )
+def _family(params: JsonFile, values: dict[str, Any]) -> Family:
+    own = params.nested("family")
+    if own is None:  # Mistral's params.json names the width of a head
+        if params.optional("head_dim", int) is None:
+            return Family()
+        head_dim = params.count("head_dim")
+        usual = head_dim * values["n_heads"] == values["dim"]
+        return Family() if usual else Family(head_dim=head_dim)
+    known = {item.name for item in fields(Family)}
+    for key in own.fields:
+        if key not in known:
+            raise own.error(key, "is not known; update weighted-mtp")
+    usual_family = Family()
+    found: dict[str, Any] = {"name": own.get("name", str, usual_family.name)}
+    for key in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+        found[key] = own.get(key, bool, False)
+    for key in ("head_dim", "sliding_window", "rotary_dim"):
+        found[key] = None if own.optional(key, int) is None else own.count(key)
+    for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        found[key] = own.positive(key, 1.0)
+    if own.optional("attention_multiplier", float) is not None:
+        found["attention_multiplier"] = own.positive("attention_multiplier")
+    found["no_rope_layers"] = tuple(layer_numbers(own, "no_rope_layers"))
+    return Family(**found)
 
 
-def _rope_scaling(params: JsonFile) -> RopeScaling | None:
+def layer_numbers(config: JsonFile, key: str) -> list[int]:
+    """The list of whole numbers in a field, empty where it is absent or null."""
+    numbers = config.optional(key, list) or []
+    if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
+        raise config.error(key, "must be a list of whole numbers of 0 or more")
+    return numbers
+
+
+def _frequencies(own: JsonFile) -> RopeFrequencies:
+    inverse = own.get("inverse", list)
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in inverse):
+        raise own.error("inverse", "must be a list of numbers")
+    length = None if own.optional("valid_length", int) is None else own.count("valid_length")
+    described = own.optional("described", dict) or {}
+    return RopeFrequencies(
+        tuple(map(float, inverse)), own.positive("amplitude", 1.0), length, described
+    )
+
+
+def _rope_scaling(params: JsonFile) -> RopeScaling | RopeFrequencies | None:
     own = params.nested("rope_scaling")
+    if own is not None and "inverse" in own.fields:
+        return _frequencies(own)
     if own is not None:
         return RopeScaling(
             factor=own.positive("factor"),

@@ -59,7 +59,7 @@ def check_positions(args: ModelArgs, where: str) -> None:
     Raises:
         UserError: they do not; starts with `where`.
     """
-    table = 2 * args.max_seq_len * args.head_dim * 8  # angles, cos and sin, in float64 at worst
+    table = args.max_positions * args.rotary_dim * 8  # angles, cos and sin, in float64 at worst
     if table > machine_memory():
         raise UserError(
             f"{where}: max_seq_len {args.max_seq_len} needs {table / 2**30:,.0f} GiB for the "

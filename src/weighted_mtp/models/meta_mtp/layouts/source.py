@@ -34,14 +34,28 @@ TIED, EMBEDDING = "output.weight", "tok_embeddings.weight"
 
 @dataclass(frozen=True)
 class Part:
-    """One stored tensor."""
+    """One stored tensor, or some of its rows.
+
+    Attributes:
+        rows: first and one past the last, where several parameters are stored as one tensor.
+    """
 
     file: TensorFile
     key: str
+    rows: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.file.header[self.key].shape
+        whole = self.file.header[self.key].shape
+        if self.rows is None or not whole:
+            return whole
+        first, end = (min(row, whole[0]) for row in self.rows)
+        return (end - first, *whole[1:])
+
+    def view(self) -> Tensor:
+        """The tensor on its mapped pages."""
+        whole = self.file.view(self.key)
+        return whole if self.rows is None else whole[self.rows[0] : self.rows[1]]
 
     @property
     def dtype(self) -> str:
@@ -59,11 +73,13 @@ class Stored:
         heads: above 0, the rows are those of so many heads in Hugging Face's rotary order (all
             first halves of the pairs, then all second halves) and are put into Meta's (pairs side
             by side).
+        rotary_dim: how many rows of a head are rotated, the first ones; None means all.
     """
 
     parts: tuple[Part, ...]
     dim: int = 0
     heads: int = 0
+    rotary_dim: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,20 +121,26 @@ class Stored:
         whole = torch.empty(self.shape, dtype=dtype, device=device)
         start = 0
         for part in self.parts:
-            stored = part.file.view(part.key)
+            stored = part.view()
             _check_values(part, stored, dtype)
             extent = stored.shape[self.dim]
-            _copy(whole.narrow(self.dim, start, extent), stored, self.heads)
+            target = whole.narrow(self.dim, start, extent)
+            if self.heads:
+                copy_to_pairs(target, stored, self.heads, self.rotary_dim)
+            else:
+                target.copy_(stored)
             start += extent
         return whole
 
 
-def _copy(target: Tensor, stored: Tensor, heads: int) -> None:
-    if heads:
-        half = stored.shape[0] // (2 * heads)
-        target = target.view(heads, half, 2, -1)  # [H, d/2, 2, D]
-        stored = stored.view(heads, 2, half, -1).transpose(1, 2)
-    target.copy_(stored)
+def copy_to_pairs(target: Tensor, stored: Tensor, heads: int, rotary_dim: int | None) -> None:
+    """Copy the rows of H heads from Hugging Face's order to Meta's (`Stored.heads`)."""
+    d = stored.shape[0] // heads
+    r = rotary_dim or d
+    target, stored = target.view(heads, d, -1), stored.view(heads, d, -1)
+    for j in range(2):  # first halves of the pairs, then second ones
+        target[:, j:r:2].copy_(stored[:, j * r // 2 : (j + 1) * r // 2])
+    target[:, r:].copy_(stored[:, r:])
 
 
 def _check_values(part: Part, stored: Tensor, dtype: torch.dtype) -> None:
@@ -213,7 +235,7 @@ class Source:
         """Read every weight and keep none; raise `UserError` on one that is not finite."""
         for stored in self.weights.values():
             for part in stored.parts:
-                _check_values(part, part.file.view(part.key), torch.float64)
+                _check_values(part, part.view(), torch.float64)
             release_pages(self.files)
         self._check_twin()
 
@@ -221,7 +243,7 @@ class Source:
         if self.twin is None:
             return
         for twin, part in zip(self.twin.parts, self.weights[EMBEDDING].parts, strict=True):
-            stored, other = twin.file.view(twin.key), part.file.view(part.key)
+            stored, other = twin.view(), part.view()
             wide = torch.promote_types(stored.dtype, other.dtype)
             if not torch.equal(stored.to(wide), other.to(wide)):
                 raise UserError(
@@ -231,13 +253,14 @@ class Source:
 
 
 def common_dtype(formats: Mapping[str, torch.dtype]) -> torch.dtype:
-    """One number format for a whole model: the narrowest that holds every matrix exactly. Norms
-    follow them, since float32 norms alone should not double the memory of a bfloat16 model.
+    """One number format for a whole model: the narrowest that holds every matrix exactly. Norms and
+    biases follow, since float32 norms alone should not double the memory of a bfloat16 model.
 
     Args:
         formats: of the parameters, by name.
     """
-    matrices = [dtype for name, dtype in formats.items() if not name.endswith("norm.weight")]
+    vectors = ("norm.weight", ".bias")
+    matrices = [dtype for name, dtype in formats.items() if not name.endswith(vectors)]
     return reduce(torch.promote_types, matrices)
 
 
@@ -278,17 +301,21 @@ def assemble(
     if model.args.tie_embeddings and name_of(TIED) in index:
         twin = store(TIED, shapes[EMBEDDING], index.pop(name_of(TIED)))
         twin.check(shapes[EMBEDDING])
-    wanted = {name_of(name): name for name in shapes}
-    _compare_keys(wanted, index, files[0].path if len(files) == 1 else where)
+    wanted = {name: name_of(name) for name in shapes}
+    _compare_keys(list(dict.fromkeys(wanted.values())), index, _place(files, where))
     weights = {}
-    for key, name in wanted.items():
+    for name, key in wanted.items():
         weights[name] = store(name, shapes[name], index[key])
         weights[name].check(shapes[name])
     return Source(layout, model, weights, files, twin)
 
 
+def _place(files: Sequence[TensorFile], where: Path) -> Path:
+    return files[0].path if len(files) == 1 else where
+
+
 def _compare_keys(
-    wanted: Mapping[str, object], found: Mapping[str, tuple[Part, ...]], where: Path
+    wanted: Sequence[str], found: Mapping[str, tuple[Part, ...]], where: Path
 ) -> None:
     missing = [key for key in wanted if key not in found]
     extra = [key for key in found if key not in wanted]
