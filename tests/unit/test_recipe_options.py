@@ -28,7 +28,8 @@ from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.pipelines import compose
 from weighted_mtp.pipelines.checkpoint_utils import save_model
-from weighted_mtp.pipelines.compose import RunRequest, build_adapter, build_tokenizer
+from weighted_mtp.pipelines.compose import RunRequest, deferred_model
+from weighted_mtp.pipelines.resolve import Processes, build_tokenizer, resolve
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training import data as training_data
 from weighted_mtp.pipelines.training import trainer as trainer_module
@@ -469,7 +470,7 @@ def place(tmp_path_factory) -> Path:
     for seed, name in enumerate(("MODEL", "REFERENCE")):
         torch.manual_seed(seed)
         recipe = recipe_of(folder, "critic", {"objective.value.trunk": "all"})
-        adapter = build_adapter(recipe, ByteTokenizer(), torch.device("cpu"), None)
+        adapter = deferred_model(recipe, resolve(recipe, Processes())).on(torch.device("cpu"))
         for parameter in adapter.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.3)

@@ -19,9 +19,9 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
+from weighted_mtp.models.meta_mtp.layouts.source import Source
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Start:
+class DeferredModel:
     """A model and its weights to be.
 
     Attributes:
@@ -53,7 +53,7 @@ class Start:
         return self.adapter
 
 
-def fresh_model(args: ModelArgs, std: float) -> Start:
+def fresh_model(args: ModelArgs, std: float) -> DeferredModel:
     """Random weights; a seed gives the same ones on any number of processes."""
     with torch.device("meta"):
         transformer = Transformer(args)
@@ -62,7 +62,7 @@ def fresh_model(args: ModelArgs, std: float) -> Start:
         with WholeDraws():
             transformer.init_weights(std)
 
-    return Start(MetaLlamaMTPAdapter(transformer), fill)
+    return DeferredModel(MetaLlamaMTPAdapter(transformer), fill)
 
 
 def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: int = 1) -> None:
@@ -95,18 +95,15 @@ def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: 
         )
 
 
-def stored_model(directory: Path, config: ModelConfig) -> Start:
-    """The weights of a checkpoint in any layout, without its value head.
+def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
+    """The weights of an opened checkpoint, without its value head.
 
     Args:
-        config: may give it more positions.
-
-    Raises:
-        UserError: it is missing, damaged or of an unknown layout.
+        args: its shape, possibly with more positions.
     """
-    source = open_checkpoint(directory)
+    directory = source.directory
     with torch.device("meta"):
-        transformer = Transformer(stretched(source.model.args, config))
+        transformer = Transformer(args)
 
     def fill() -> None:
         tie(transformer)
@@ -117,10 +114,10 @@ def stored_model(directory: Path, config: ModelConfig) -> Start:
 
     adapter = MetaLlamaMTPAdapter(transformer)
     adapter.side_files = SideFiles.read(directory)
-    return Start(adapter, fill)
+    return DeferredModel(adapter, fill)
 
 
-def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
+def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
     """The shape of a checkpoint with the positions that a recipe gives it."""
     return replace(
         args,
@@ -145,7 +142,9 @@ def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
         )
 
 
-def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:
+def with_value_head(
+    start: DeferredModel, stored: Path | None, head_type: HeadType
+) -> DeferredModel:
     """Attach the value head of a file, or a fresh one.
 
     Raises:
@@ -167,7 +166,7 @@ def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> S
         else:
             copy_values(values, attached)
 
-    return Start(adapter, fill)
+    return DeferredModel(adapter, fill)
 
 
 def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:

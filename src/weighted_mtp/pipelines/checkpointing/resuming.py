@@ -73,9 +73,14 @@ def refuse_changes(run_dir: Path, resume: Resume) -> None:
         raise UserError(f"{run_dir}: cannot be resumed with {listed}; {_remedy(run_dir)}")
 
 
-def tell_changes(run_dir: Path, asked: Recipe, checkpoint: Path | None) -> None:
+def tell_changes(
+    run_dir: Path, asked: Recipe, checkpoint: Path | None, saved: Recipe | None = None
+) -> None:
     """If there is a run in `run_dir`, log what changes when `asked` resumes it, one line a key.
     Every process calls this.
+
+    Args:
+        saved: the run's recipe; None reads it.
 
     Raises:
         UserError: a change that cannot be.
@@ -84,8 +89,8 @@ def tell_changes(run_dir: Path, asked: Recipe, checkpoint: Path | None) -> None:
     def act() -> None:
         if not (run_dir / "config.yaml").exists():
             return
-        saved = load_recipe_file(run_dir / "config.yaml")
-        resume = Resume(saved, asked, 0 if checkpoint is None else checkpoint_step(checkpoint))
+        step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+        resume = Resume(saved or load_recipe_file(run_dir / "config.yaml"), asked, step)
         refuse_changes(run_dir, resume)
         for change in changes(resume):
             if change.verdict is not None:

@@ -21,7 +21,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
-from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
@@ -32,7 +32,7 @@ class Estimate:
     Attributes:
         parameters: all of the model's numbers; what is frozen has no gradient.
         tokens_per_step: upper bound, every row at its longest.
-        memory: of one rank at the fullest moment of a step, every row at its longest.
+        memory: of one rank at the peak of a step, every row at its longest.
     """
 
     parameters: int
@@ -46,21 +46,26 @@ class Estimate:
         return [
             f"parameters       {self.parameters:,}",
             f"tokens per step  at most {self.tokens_per_step:,}",
-            f"memory per rank  about {_gib(memory.total)} ({detail}) when it is fullest "
+            f"memory per rank  about {_gib(memory.total)} ({detail}) at peak "
             f"({memory.moment}); one process, for more see weighted-mtp plan",
         ]
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Parameters, tokens and memory of a recipe on one process, after checking all that can be
-    checked without loading weights or reading more than the first row of a file.
+    """Estimate parameters, tokens and memory of a recipe on one process, after checking all that
+    can be checked without loading weights or reading more than the first row of a file.
+
+    Example:
+        >>> estimate(load_recipe("baseline", "micro")).memory.total  # bytes
 
     Raises:
         UserError: what training with this recipe would refuse.
     """
     device = resolve_device(recipe.runtime.device)
     processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
-    args, objective = resolve(recipe, processes)
+    resolved = resolve(recipe, processes)
+    check_inputs(recipe, resolved)
+    args, objective = resolved.args, resolved.objective
     counts = count(recipe, args, objective)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     return Estimate(

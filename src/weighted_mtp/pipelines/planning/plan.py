@@ -1,4 +1,4 @@
-"""Which settings of a recipe fit which GPUs: a run's estimate, over all that one may choose."""
+"""Which settings of a recipe fit which GPUs: a run's estimate for every combination."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.data.tokens.tokenizers import make_tokenizer
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.compose import model_args
 from weighted_mtp.pipelines.planning.estimate import count, numbers_of, setting_of
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
-from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, model_args, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
 
 MODELS = {
@@ -44,12 +43,13 @@ class PlanRequest:
     """What to plan for.
 
     Attributes:
+        recipe: a shipped name, a YAML file or a recipe.
         model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
         gpus_per_node: that share a copy of the weights under hsdp.
-        reference: a model that scores on line (rho1), named as `model` is; None: losses are stored.
+        reference: a model that scores online (rho1), named as `model` is; None: losses are stored.
     """
 
-    recipe: str
+    recipe: str | Path | Recipe
     preset: str | None = None
     overrides: Sequence[str] = ()
     model: str | None = None
@@ -57,10 +57,15 @@ class PlanRequest:
     gpus_per_node: int = 8
     reference: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The recipe's name, for messages."""
+        return self.recipe.pipeline if isinstance(self.recipe, Recipe) else str(self.recipe)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run, and what its fullest moment takes.
+    """One way to run, and its peak memory.
 
     Attributes:
         lean: with FSDP's `LEAN` settings.
@@ -101,9 +106,11 @@ class Plan:
     choices: tuple[Choice, ...]
 
     def best(self, gib: float) -> Choice | None:
-        """What to try first on a GPU of so many GiB: the least recomputation that fits, which is
-        sure to cost time; then the least spreading of the weights, whose transfers run beside the
-        computation; then the largest micro-batch. None if nothing fits."""
+        """What to try first on a GPU of so many GiB; None if nothing fits.
+
+        Least recomputation first, because it always costs time; then least sharding, because its
+        transfers overlap with computation; then the largest micro-batch.
+        """
         fitting = [choice for choice in self.choices if choice.fits(gib)]
         ways = list(dict.fromkeys(choice.way for choice in self.choices))
 
@@ -114,7 +121,7 @@ class Plan:
         return min(fitting, key=cost, default=None)
 
     def smallest(self) -> Choice:
-        """The choice that takes the least."""
+        """The choice with the lowest peak."""
         return min(self.choices, key=lambda choice: choice.memory.total)
 
 
@@ -130,7 +137,9 @@ def plan(request: PlanRequest) -> Plan:
     shape = None if request.model is None else _shape(request.model)
     if request.model is not None and shape is None:
         _check_there(request.model, "--model")
-    args, objective = resolve(recipe, processes, shape, planned=True)
+    resolved = resolve(recipe, processes, shape, planned=True)
+    check_inputs(recipe, resolved, planned=True)
+    args, objective = resolved.args, resolved.objective
     device = recipe.runtime.device
     if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
         resolve_device(device)
@@ -172,7 +181,7 @@ def _read_recipe(request: PlanRequest) -> Recipe:
         if request.model is None and "give one of model.path" in str(error):
             names = ", ".join(model_names())
             raise UserError(
-                f"recipe {request.recipe} names no model: --model NAME ({names}) or DIRECTORY"
+                f"recipe {request.name} names no model: --model NAME ({names}) or DIRECTORY"
             ) from error
         raise
 
@@ -211,7 +220,7 @@ def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None
         return None
     if not objective.needs_reference:
         raise UserError(
-            f"--reference-model: the {request.recipe} recipe compares with no reference model; "
+            f"--reference-model: the {request.name} recipe compares with no reference model; "
             "leave it out, or plan rho1"
         )
     return numbers_of(_named(request.reference, "--reference-model"))
