@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from weighted_mtp.decoding import complete as complete
     from weighted_mtp.evaluation.sandbox.host import Sandbox as Sandbox
     from weighted_mtp.losses import MTPLoss as MTPLoss
+    from weighted_mtp.losses import count_targets as count_targets
     from weighted_mtp.losses import mtp_loss as mtp_loss
     from weighted_mtp.losses import shift_labels as shift_labels
     from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter as MetaLlamaMTPAdapter
@@ -59,7 +60,7 @@ else:
             "data.tokens.tokenizers": "load_tokenizer make_tokenizer",
             "decoding": "Sampling Speculation Stopping Stream complete",
             "evaluation.sandbox.host": "Sandbox",
-            "losses": "MTPLoss mtp_loss shift_labels",
+            "losses": "MTPLoss count_targets mtp_loss shift_labels",
             "models.meta_mtp.adapter": "MetaLlamaMTPAdapter",
             "models.meta_mtp.args": "ModelArgs",
             "models.meta_mtp.kv_cache": "KVCache",

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pkgutil
+import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -206,6 +208,35 @@ def test_resuming_with_a_whole_recipe(text, tmp_path):
         wm.train(other, output_dir=tmp_path, resume=True)
     longer = wm.load_recipe(recipe, overrides=["training.steps=3"])
     assert wm.train(longer, output_dir=tmp_path, resume="auto").step == 3
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    smaller = [
+        *(setting for setting in SETTINGS if "data" not in setting and "bytes" not in setting),
+        *("data.micro.n_problems=6", "data.micro.n_validation=2"),
+    ]
+    load = wm.load_recipe
+    monkeypatch.setattr(
+        wm, "load_recipe", lambda name, preset, given: load(name, preset, [*given, *smaller])
+    )
+    evaluate, train = wm.evaluate, wm.train
+    monkeypatch.setattr(
+        wm, "evaluate", lambda path, **_: evaluate(path, n_problems=1, max_new_tokens=2)
+    )
+    monkeypatch.setattr(
+        wm, "train", lambda *a, **k: train(*a, **{**k, **({"overrides": []} if not a else {})})
+    )
+    monkeypatch.chdir(tmp_path)
+    page = (SRC.parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        (tmp_path / f"example_{number}.py").write_text(example, encoding="utf-8")
+        found = runpy.run_path(str(tmp_path / f"example_{number}.py"))
+    assert all(weight.grad is not None for weight in found["model"].parameters())
+    assert set(re.findall(r"`(\w+)`", page.split("## Names")[1].split("`help")[0])) == set(
+        wm.__all__
+    )
 
 
 def test_a_run_needs_a_recipe():

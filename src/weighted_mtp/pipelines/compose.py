@@ -18,7 +18,6 @@ from weighted_mtp.core.model_folder import (
 )
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
-from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.checkpointing.model_start import (
@@ -31,10 +30,11 @@ from weighted_mtp.pipelines.checkpointing.remote_runs import share_recipe, sync_
 from weighted_mtp.pipelines.checkpointing.resuming import check_sources, is_same_run, tell_changes
 from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
-from weighted_mtp.pipelines.resolve import Processes, Resolved, check_processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
+from weighted_mtp.pipelines.training.objectives import Objective
 from weighted_mtp.pipelines.training.reference import online_reference
 from weighted_mtp.pipelines.training.trainer import Trainer, TrainResult
 from weighted_mtp.runtime import distributed
@@ -48,7 +48,7 @@ from weighted_mtp.runtime.shared_directory import check_directory
 log = get_logger(__name__)
 
 LAUNCH = "launch.txt"
-"""In a run directory: which start of torchrun it belongs to."""
+"""File in a run directory: which start of torchrun it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,11 @@ def run(request: RunRequest) -> TrainResult:
         checkpoint = find_checkpoint(request)
         if checkpoint is not None:
             on_main(partial(verify_checkpoint, checkpoint))
-        if request.record is None:  # a second stage was told of changes before the first one
+        if request.record is None:  # else changes were reported before the first stage
             tell_changes(run_dir, recipe, checkpoint, request.saved)
-        distributed.barrier()  # no rank may find the files another one is about to write
-        if checkpoint is not None and is_sharded(checkpoint):
-            start = sharded_model(checkpoint)
-            resolved = resolve(recipe, processes, start.adapter.args)
-        else:
-            stored = None if checkpoint is None else checkpoint / "model"
-            resolved = resolve(recipe, processes, stored)
-            start = deferred_model(recipe, resolved)
-        adapter, objective, tokenizer = start.adapter, resolved.objective, resolved.tokenizer
-        assert tokenizer is not None  # only a plan may lack one
-        choose_side_files(recipe, adapter, tokenizer)
+        distributed.barrier()  # no rank may see files that another is about to write
+        start, objective, tokenizer = start_model(recipe, processes, checkpoint)
+        adapter = start.adapter
         collator = AlpacaCollator(
             tokenizer, data.template, data.max_length, data.pad_to_multiple, data.joint
         )
@@ -157,8 +149,8 @@ def run(request: RunRequest) -> TrainResult:
 
 
 def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
-    """Activation checkpointing and compilation, block by block; what is compiled includes what will
-    be computed again."""
+    """Apply activation checkpointing and compilation to each block. Checkpointing comes first, so
+    that the recomputation is compiled too."""
     plan = transformer.grouping_plan()
     how = recipe.training.activation_checkpointing
     if how != "none":
@@ -168,8 +160,8 @@ def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
 
 
 def find_checkpoint(request: RunRequest) -> Path | None:
-    """The checkpoint to resume from, which the main process looks for, and fetches if the newest
-    one is in `training.remote`; None to start afresh.
+    """Find the checkpoint to resume from; None to start a new run. The main process looks for it,
+    and fetches it if `training.remote` has a newer one.
 
     Raises:
         UserError: a new run would overwrite an old one, there is no run to resume, or a place
@@ -199,7 +191,7 @@ def find_checkpoint(request: RunRequest) -> Path | None:
 
 
 def was_restarted(request: RunRequest) -> bool:
-    """Whether this very launch began the run, and torchrun has started its processes again."""
+    """Whether this launch began the run and torchrun has restarted its processes."""
     mark, config, mine = request.run_dir / LAUNCH, request.run_dir / "config.yaml", False
     if distributed.is_main_process() and mark.exists():
         asked = request.record or request.recipe
@@ -209,8 +201,8 @@ def was_restarted(request: RunRequest) -> bool:
 
 
 def record_recipe(request: RunRequest) -> None:
-    """Make `run_dir` a run. Called once all input was read: a start that fails on a bad file leaves
-    nothing that would stand in the way of the next one."""
+    """Make `run_dir` a run. Call this after all input was read: a start that fails on a bad file
+    then leaves nothing that would block the next one."""
     if request.outer is not None:
         record_recipe(request.outer)
     if distributed.is_main_process():
@@ -226,22 +218,29 @@ def record_recipe(request: RunRequest) -> None:
     share_recipe(request.recipe.training.remote, request.run_dir)
 
 
-def deferred_model(recipe: Recipe, resolved: Resolved) -> DeferredModel:
-    """The model of a recipe, not yet in memory: from a checkpoint, or fresh."""
-    if resolved.source is None:
-        start = fresh_model(resolved.args, recipe.model.init_std)
+def start_model(
+    recipe: Recipe, processes: Processes, checkpoint: Path | None = None
+) -> tuple[DeferredModel, Objective, Tokenizer]:
+    """Find the model of a recipe, not yet in memory, with its objective and tokenizer.
+
+    Args:
+        checkpoint: of this run; None starts from `model.path`, or with fresh weights.
+    """
+    if checkpoint is not None and is_sharded(checkpoint):
+        start = sharded_model(checkpoint)
+        resolved = resolve(recipe, processes, start.adapter.args)
     else:
-        start = stored_model(resolved.source, resolved.args)
-    if resolved.objective.needs_value_head:
-        head_type = recipe.objective.value.head_type
-        start = with_value_head(start, resolved.value_head, head_type)
-    return start
-
-
-def choose_side_files(recipe: Recipe, adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer) -> None:
-    """Keep the side files of the model that still apply: all but the tokenizer's, if the recipe
-    names another one."""
-    side_files = adapter.side_files
-    if recipe.tokenizer.kind != "auto":
+        resolved = resolve(recipe, processes, None if checkpoint is None else checkpoint / "model")
+        if resolved.source is None:
+            start = fresh_model(resolved.args, recipe.model.init_std)
+        else:
+            start = stored_model(resolved.source, resolved.args)
+        if resolved.objective.needs_value_head:
+            head_type = recipe.objective.value.head_type
+            start = with_value_head(start, resolved.value_head, head_type)
+    assert resolved.tokenizer is not None  # only a plan may lack one
+    side_files = start.adapter.side_files
+    if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer
         side_files = side_files.without_tokenizer()
-    adapter.side_files = side_files.stopping_at(tokenizer.eos_id)
+    start.adapter.side_files = side_files.stopping_at(resolved.tokenizer.eos_id)
+    return start, resolved.objective, resolved.tokenizer

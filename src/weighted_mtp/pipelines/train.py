@@ -152,7 +152,7 @@ def _warn_of_ignored(
     if found and distributed.is_main_process():
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         log.warning(
-            "%s: a resumed run keeps its own recipe; these settings of --recipe %s are ignored: "
+            "%s: a resumed run keeps its own recipe; the following of --recipe %s is ignored: "
             "%s%s (change a setting with --set)",
             run_dir,
             recipe,
