@@ -22,7 +22,8 @@ def exports(
 
     def load(name: str) -> Any:
         if name not in home_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            words = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(words, name=name, obj=sys.modules[package])  # suggests the nearest
         value = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
         setattr(sys.modules[package], name, value)  # the next access does not come here
         return value

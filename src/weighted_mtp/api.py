@@ -180,9 +180,9 @@ def plan(
         overrides: `section.key=value` settings on top, as `--set` takes them.
         model: "micro", "7b", "13b" or a checkpoint; None takes the recipe's own.
         gpus: over all nodes.
-        gpus_per_node: that share a copy of the weights under hsdp.
+        gpus_per_node: GPUs that share a copy of the weights under hsdp.
 
     Raises:
-        UserError: the recipe, the model or the number of GPUs make no run.
+        UserError: the recipe, the model and the number of GPUs do not make a possible run.
     """
     return make_plan(PlanRequest(recipe, preset, overrides, model, gpus, gpus_per_node))

@@ -32,7 +32,7 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     """
     if request.recipe.critic_stage is None:
         return run(request)
-    # One group for both stages.
+    # One process group for both stages.
     with (
         distributed.report_lost_rank(),
         environment_of(request.recipe.runtime),
@@ -42,7 +42,7 @@ def run_verifiable(request: RunRequest) -> TrainResult:
 
 
 def _both_stages(request: RunRequest) -> TrainResult:
-    checkpoint = find_checkpoint(request)  # refuses what must not be started here
+    checkpoint = find_checkpoint(request)  # refuses a run that must not start here
     tell_changes(request.run_dir, request.recipe, checkpoint, request.saved)
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
@@ -63,7 +63,7 @@ def _both_stages(request: RunRequest) -> TrainResult:
     main = request.recipe.model_copy(update={"model": config, "critic_stage": None})
     request = replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe)
     result = run(request)
-    # What of the first stage had not arrived when it ended.
+    # Copies of the first stage that had not arrived when it ended.
     late = Copies(folder, training.keep_last, training.remote).settle(())
     return replace(result, uncopied=result.uncopied or late)
 

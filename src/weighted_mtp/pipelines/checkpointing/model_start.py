@@ -1,7 +1,7 @@
 """A model that has no memory yet, and where its weights will come from.
 
-It is built on the meta device, spread over the processes, and only then filled, one weight at a
-time: however large it is, a process holds its part of it and one weight.
+It is built on the meta device, sharded over the processes, and then filled one weight at a time: a
+process never holds more than its own part of the model and one weight.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from weighted_mtp.runtime.parallel import Fill
 
 log = get_logger(__name__)
 
-_LARGEST = 2**50  # bytes of the weights of a model that is only planned
+_LARGEST = 2**50  # bytes; bounds the weights of a model that is only planned
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class DeferredModel:
-    """A model and its weights to be.
+    """A model whose weights are not in memory yet.
 
     Attributes:
         adapter: on the meta device.
-        fill: gives it its weights once it has memory, in float32: bf16 updates of 1e-5 vanish in
-            bf16 weights.
+        fill: sets the weights once memory is allocated, in float32: updates of 1e-5 vanish in bf16
+            weights.
     """
 
     adapter: MetaLlamaMTPAdapter
     fill: Fill
 
     def on(self, device: torch.device) -> MetaLlamaMTPAdapter:
-        """The whole model on one device."""
+        """Put the whole model on one device."""
         self.adapter.to_empty(device=device)
         self.fill()
         return self.adapter
 
 
 def fresh_model(args: ModelArgs, std: float) -> DeferredModel:
-    """Random weights; a seed gives the same ones on any number of processes."""
+    """Start from random weights; a seed gives the same ones on any number of processes."""
     with torch.device("meta"):
         transformer = Transformer(args)
 
@@ -66,14 +66,14 @@ def fresh_model(args: ModelArgs, std: float) -> DeferredModel:
 
 
 def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: int = 1) -> None:
-    """Refuse a model from scratch that is too large, by arithmetic, before anything is built.
+    """Refuse a fresh model that is too large, by arithmetic, before anything is built.
 
     Args:
-        device: where its float32 weights are to lie; None where only a plan is made.
-        processes: over which they may be spread.
+        device: of its float32 weights; None if only a plan is made.
+        processes: over which they may be sharded.
 
     Raises:
-        UserError: the weights alone exceed the memory that there is.
+        UserError: the weights alone exceed the available memory.
     """
     check_positions(args, "model.architecture")
     kv_dim, D = args.kv_heads * args.head_dim, args.dim
@@ -96,7 +96,7 @@ def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: 
 
 
 def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
-    """The weights of an opened checkpoint, without its value head.
+    """Start from the weights of an opened checkpoint, without its value head.
 
     Args:
         args: its shape, possibly with more positions.
@@ -118,7 +118,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
 
 
 def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
-    """The shape of a checkpoint with the positions that a recipe gives it."""
+    """Return a checkpoint's shape with the context length and rotary base that a recipe sets."""
     return replace(
         args,
         max_seq_len=config.max_seq_len or args.max_seq_len,
@@ -127,10 +127,10 @@ def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
 
 
 def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
-    """Say, once, that rows may go past the positions that the model was trained for.
+    """Warn, once, that rows may be longer than the context the model was trained for.
 
     Args:
-        longest: tokens of the longest row that may come.
+        longest: tokens of the longest possible row.
         where: what allows it: a setting, or the model and its prompts.
     """
     if longest > args.max_seq_len:
@@ -148,7 +148,7 @@ def with_value_head(
     """Attach the value head of a file, or a fresh one.
 
     Raises:
-        UserError: the file is no value head, or belongs to a model of another width.
+        UserError: the file is not a value head, or belongs to a model of another width.
     """
     adapter = start.adapter
     head = None if stored is None else ValueHead.load_checkpoint(stored)
@@ -176,6 +176,6 @@ def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:
 
 
 def tie(transformer: Transformer) -> None:
-    """Tie again what `to_empty` untied."""
+    """Tie the embeddings again, which `to_empty` untied."""
     if transformer.args.tie_embeddings:
         transformer.output.weight = transformer.tok_embeddings.weight

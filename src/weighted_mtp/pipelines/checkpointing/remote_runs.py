@@ -43,8 +43,11 @@ REMEDY = (
 
 
 @contextmanager
-def telling(url: str | None, what: str) -> Iterator[None]:
-    """Say which remote directory cannot be `what`, and what to do.
+def as_user_error(url: str | None, what: str) -> Iterator[None]:
+    """Turn a failure of the remote directory into a `UserError` that says what to do.
+
+    Args:
+        what: what cannot be done with it: "used", "read", …
 
     Raises:
         UserError: something failed there.
@@ -81,7 +84,7 @@ def sync_with_remote(recipe: Recipe, run_dir: Path, resume: bool) -> None:
 
     def act() -> None:
         remote = Remote(url)
-        with telling(url, "used"):
+        with as_user_error(url, "used"):
             _probe(Remote(url, waits=(1.0,)), run_dir)  # report a wrong name after a second
             _check_owner(remote, run_dir, resume)
             if resume:
@@ -95,8 +98,8 @@ def sync_with_remote(recipe: Recipe, run_dir: Path, resume: bool) -> None:
 
 
 def share_recipe(url: str | None, run_dir: Path) -> None:
-    """Copy config.yaml to the remote directory: a checkpoint there is one of a run. Every process
-    calls this.
+    """Copy config.yaml to the remote directory, so that checkpoints there belong to a run. Every
+    process calls this.
 
     Raises:
         UserError: it cannot be written.
@@ -105,7 +108,7 @@ def share_recipe(url: str | None, run_dir: Path) -> None:
         return
 
     def act() -> None:
-        with telling(url, "written to"):
+        with as_user_error(url, "written to"):
             Remote(url).write(CONFIG, (run_dir / CONFIG).read_bytes())
 
     on_main(act)
@@ -120,7 +123,7 @@ def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
     if (run_dir / CONFIG).exists():
         return True
     url = _given_url(overrides)
-    with telling(url, "read"):
+    with as_user_error(url, "read"):
         return url is not None and Remote(url).read(CONFIG) is not None
 
 
@@ -144,7 +147,7 @@ def find_run(run_dir: Path, overrides: Sequence[str] = (), asked: Recipe | None 
     content, newer = None, None
     if url is not None:
         remote = Remote(url)
-        with telling(url, "read"):
+        with as_user_error(url, "read"):
             newer = _newer(remote, run_dir)
             if newer is not None or saved is None:
                 content = remote.read(CONFIG)
@@ -164,8 +167,8 @@ def find_run(run_dir: Path, overrides: Sequence[str] = (), asked: Recipe | None 
 
 
 def fetch(remote: Remote, run_dir: Path, asked: Recipe | None = None) -> None:
-    """Bring the newest complete checkpoint of a remote directory to `run_dir`, with config.yaml and
-    metrics.jsonl, if it is newer than those there. One process calls this.
+    """Fetch the newest complete checkpoint of a remote directory into `run_dir`, with config.yaml
+    and metrics.jsonl, if it is newer than the local ones. One process calls this.
 
     The checkpoint is built under another name and renamed last: a kill at any moment leaves what
     was there before, and the next attempt starts over.
@@ -207,7 +210,7 @@ def _fetch_files(remote: Remote, step: int, folder: Path) -> None:
 
 
 def _newer(remote: Remote, run_dir: Path) -> int | None:
-    """The newest complete checkpoint there, if `run_dir` has none as new."""
+    """The step of the newest complete checkpoint there; None if `run_dir` has one as new."""
     here = [checkpoint_step(path) for path in complete_checkpoints(run_dir)[-1:]]
     for step in reversed(stored_steps(remote)[1]):
         if here and step <= here[0]:
@@ -221,7 +224,7 @@ def _probe(remote: Remote, run_dir: Path) -> None:
     """Write a small file and delete it again.
 
     Raises:
-        UserError: it shows up in `run_dir`, whose checkpoints would be copied onto themselves.
+        UserError: the file appears in `run_dir`: checkpoints would be copied onto themselves.
     """
     name, new = f".probe-{uuid.uuid4().hex}", not run_dir.exists()
     remote.write(name, b"weighted-mtp was here\n")

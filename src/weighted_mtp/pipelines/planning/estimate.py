@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it runs: from a recipe to the arithmetic of `memory`.
+"""Estimate what a recipe costs before it runs, with the arithmetic of `memory`.
 
 Letters: n future tokens (heads).
 """
@@ -30,7 +30,7 @@ class Estimate:
     """Size of a run.
 
     Attributes:
-        parameters: all of the model's numbers; what is frozen has no gradient.
+        parameters: all of the model's, frozen ones too.
         tokens_per_step: upper bound, every row at its longest.
         memory: of one rank at the peak of a step, every row at its longest.
     """
@@ -40,7 +40,7 @@ class Estimate:
     memory: Memory
 
     def lines(self) -> list[str]:
-        """The estimate for a person."""
+        """Format the estimate for a person."""
         memory = self.memory
         detail = ", ".join(f"{part} {_gib(size)}" for part, size in memory.parts.items() if size)
         return [
@@ -76,7 +76,7 @@ def estimate(recipe: Recipe) -> Estimate:
 
 
 def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
-    """The numbers of a model of this shape under a recipe, counted on the meta device.
+    """Count the parameters of a model of this shape under a recipe, on the meta device.
 
     Raises:
         UserError: the objective does not go with the model.
@@ -121,8 +121,8 @@ def setting_of(
     gpus_per_node: int = 8,
     gpu: bool = True,
 ) -> Setting:
-    """How a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows fall
-    into documents is not known yet: the dearest way is taken.
+    """Describe how a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows
+    split into documents is not known yet, so the most expensive way is assumed.
 
     Raises:
         UserError: the reference model cannot be read.
@@ -162,7 +162,7 @@ def setting_of(
 
 
 def numbers_of(args: ModelArgs) -> int:
-    """How many numbers a model of this shape has."""
+    """Count the parameters of a model of this shape."""
     with torch.device("meta"):
         return _numbers(Transformer(args).parameters())
 

@@ -27,15 +27,15 @@ MODELS = {
 """Meta's released shape, and the next one up. `micro` is the preset's."""
 
 SHARE = 0.9
-"""Of a GPU's memory that an estimate may take: the rest is for the CUDA context, NCCL, what the
-allocator cannot use, and the estimate's own error."""
+"""Share of a GPU's memory that an estimate may use: the rest is for the CUDA context, NCCL,
+fragmentation, and the estimate's own error."""
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
-"""From the fastest to the one that takes the least."""
+"""From the fastest to the one that uses the least memory."""
 
 LEAN = {"reduce_gradients": "micro_batch", "param_dtype": "bfloat16"}
-"""FSDP's settings that take the least memory and cost no second pass; the format only where the
-compute dtype is bfloat16 too."""
+"""FSDP settings that use the least memory without recomputation; `param_dtype` only if the compute
+dtype is bfloat16 too."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PlanRequest:
     Attributes:
         recipe: a shipped name, a YAML file or a recipe.
         model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
-        gpus_per_node: that share a copy of the weights under hsdp.
+        gpus_per_node: GPUs that share a copy of the weights under hsdp.
         reference: a model that scores online (rho1), named as `model` is; None: losses are stored.
     """
 
@@ -69,7 +69,7 @@ class Choice:
 
     Attributes:
         lean: with FSDP's `LEAN` settings.
-        changes: what `--set` needs to make this choice of the recipe, where it says otherwise.
+        changes: `--set` options that change the recipe to this choice.
     """
 
     mode: Mode
@@ -81,13 +81,13 @@ class Choice:
 
     @property
     def way(self) -> str:
-        """How the weights are spread, in a word or two."""
+        """How the weights are sharded, in a word or two."""
         if self.mode == "none":
             return "one GPU"
         return f"{self.mode} lean" if self.lean else self.mode
 
     def fits(self, gib: float) -> bool:
-        """Whether it runs on a GPU of so many GiB."""
+        """Whether it fits on a GPU of so many GiB."""
         return self.memory.total <= SHARE * gib * 2**30
 
 
@@ -96,7 +96,7 @@ class Plan:
     """Every choice for a recipe.
 
     Attributes:
-        own: the micro-batch size that the recipe names, or the nearest that a rank can have.
+        own: the micro-batch size of the recipe, or the nearest that a rank can have.
     """
 
     recipe: Recipe
@@ -129,7 +129,7 @@ def plan(request: PlanRequest) -> Plan:
     """Estimate every combination of parallel mode, checkpointing and micro-batch size.
 
     Raises:
-        UserError: the recipe, the model or the number of GPUs make no run.
+        UserError: the recipe, the model and the number of GPUs do not make a possible run.
     """
     _check_gpus(request)
     recipe = _read_recipe(request)
@@ -168,7 +168,7 @@ def _check_gpus(request: PlanRequest) -> None:
 
 
 def _read_recipe(request: PlanRequest) -> Recipe:
-    """The recipe, though it may name neither data nor model yet."""
+    """Read the recipe, which need not name data and model yet."""
     overrides = list(request.overrides)
     if request.model is not None:
         overrides += ["model.architecture=null", setting("model.path", request.model)]
@@ -245,7 +245,7 @@ def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:
 
 
 def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
-    """How the weights may be spread, the least first, and whether FSDP is to be lean."""
+    """Ways to shard the weights, the least sharded first, and whether FSDP uses `LEAN`."""
     if request.gpus == 1:
         yield "none", False
         return
@@ -271,8 +271,8 @@ def _lean(recipe: Recipe) -> dict[str, str]:
 def _change(
     recipe: Recipe, mode: Mode, lean: bool, checkpointing: Checkpointing, size: int
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe with one choice made, and the changes that make it. What is right for many processes
-    is right for one."""
+    """Return the recipe with one choice made, and the changes that make it. Settings for many
+    processes do no harm on one."""
     parallel: dict[str, object] = {} if mode == "none" else {"parallel": mode}
     fsdp: dict[str, object] = {**_lean(recipe)} if lean else {}
     blocks: dict[str, object] = {
@@ -296,5 +296,5 @@ def _change(
 
 
 def _differing(name: str, section: Section, values: Mapping[str, object]) -> list[str]:
-    """What of `values` a section does not say already, as `--set` takes it."""
+    """The `values` that differ from those of a section, as `--set` takes them."""
     return [f"{name}.{key}={x}" for key, x in values.items() if getattr(section, key) != x]
