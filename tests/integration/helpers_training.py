@@ -26,8 +26,9 @@ from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.sampling import RowOrder
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.compose import build_adapter, prepare_blocks
+from weighted_mtp.pipelines.compose import prepare_blocks, start_model
 from weighted_mtp.pipelines.metrics_utils import read_metrics
+from weighted_mtp.pipelines.resolve import Processes
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import make_objective
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
@@ -142,7 +143,7 @@ def build_trainer(
     seed_everything(seed)
     tokenizer = ByteTokenizer()
     from_scratch = resolved.model_copy(update={"pipeline": "critic"})  # may start a fresh head
-    adapter = build_adapter(from_scratch, tokenizer, env.device, None)
+    adapter = start_model(from_scratch, Processes())[0].on(env.device)
     if adapter.value_head is not None and resolved.pipeline != "critic":
         for parameter in adapter.value_head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)

@@ -27,8 +27,10 @@ from weighted_mtp.core.config.section import Section
 from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.pipelines import compose
+from weighted_mtp.pipelines import resolve as resolving
 from weighted_mtp.pipelines.checkpoint_utils import save_model
-from weighted_mtp.pipelines.compose import RunRequest, build_adapter, build_tokenizer
+from weighted_mtp.pipelines.compose import RunRequest, start_model
+from weighted_mtp.pipelines.resolve import Processes, build_tokenizer
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training import data as training_data
 from weighted_mtp.pipelines.training import trainer as trainer_module
@@ -143,7 +145,7 @@ def kept(trainer: Trainer) -> list[str]:
 def asked(recipe: Recipe) -> list[Any]:
     """Which tokenizer is asked for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "make_tokenizer", lambda *arguments: list(arguments))
+        patch.setattr(resolving, "make_tokenizer", lambda *arguments: list(arguments))
         return build_tokenizer(recipe)
 
 
@@ -469,7 +471,7 @@ def place(tmp_path_factory) -> Path:
     for seed, name in enumerate(("MODEL", "REFERENCE")):
         torch.manual_seed(seed)
         recipe = recipe_of(folder, "critic", {"objective.value.trunk": "all"})
-        adapter = build_adapter(recipe, ByteTokenizer(), torch.device("cpu"), None)
+        adapter = start_model(recipe, Processes())[0].on(torch.device("cpu"))
         for parameter in adapter.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.3)

@@ -9,7 +9,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, is_trained
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
-from weighted_mtp.pipelines.checkpointing.remote_runs import meet
+from weighted_mtp.pipelines.checkpointing.remote_runs import sync_with_remote
 from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.run_critic import run_critic
@@ -32,9 +32,9 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     """
     if request.recipe.critic_stage is None:
         return run(request)
-    # One group for both stages.
+    # One process group for both stages.
     with (
-        distributed.naming_the_step(),
+        distributed.report_lost_rank(),
         environment_of(request.recipe.runtime),
         writing_run(request.run_dir),
     ):
@@ -42,13 +42,13 @@ def run_verifiable(request: RunRequest) -> TrainResult:
 
 
 def _both_stages(request: RunRequest) -> TrainResult:
-    checkpoint = find_checkpoint(request)  # refuses what must not be started here
-    tell_changes(request.run_dir, request.recipe, checkpoint)
+    checkpoint = find_checkpoint(request)  # refuses a run that must not start here
+    tell_changes(request.run_dir, request.recipe, checkpoint, request.saved)
     folder = request.run_dir / "critic"
     data_dir = request.data_dir or request.run_dir
     recipe = critic_recipe(request.recipe)
     training = recipe.training
-    meet(training.remote, folder, request.resume)
+    sync_with_remote(recipe, folder, request.resume)
     distributed.barrier()
     if not distributed.from_main(is_trained(folder, training.steps)):
         log.info("first stage: the critic")
@@ -63,7 +63,7 @@ def _both_stages(request: RunRequest) -> TrainResult:
     main = request.recipe.model_copy(update={"model": config, "critic_stage": None})
     request = replace(request, recipe=main, resume=True, data_dir=data_dir, record=request.recipe)
     result = run(request)
-    # What of the first stage had not arrived when it ended.
+    # Copies of the first stage that had not arrived when it ended.
     late = Copies(folder, training.keep_last, training.remote).settle(())
     return replace(result, uncopied=result.uncopied or late)
 

@@ -231,8 +231,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
-    """Say which process lost the others, and in which step, where an exchange fails inside.
+def report_lost_rank(step: Callable[[], int] | None = None) -> Iterator[None]:
+    """Report which process lost the others, and in which step, where an exchange fails inside.
 
     Args:
         step: None before the first one and after the last.

@@ -94,24 +94,37 @@ def available(folder: Path = RECIPES) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Merge a recipe (a shipped name or a YAML file), a preset and `section.key=value` overrides.
+def load_recipe(
+    recipe: str | Path | Recipe, preset: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Merge a recipe, a preset and `section.key=value` overrides.
+
+    Example:
+        >>> load_recipe("baseline", "micro", ["training.steps=100"]).training.steps
+        100
+
+    Args:
+        recipe: a shipped name, a YAML file, or a recipe to change.
 
     Raises:
         UserError: no such recipe or preset, bad YAML, an unknown key or a value out of range.
     """
-    merged = _read_yaml(_find(recipe, RECIPES, "recipe"))
+    name = str(recipe.pipeline if isinstance(recipe, Recipe) else recipe)
+    if isinstance(recipe, Recipe):
+        merged = recipe.model_dump(mode="json")
+    else:
+        merged = _read_yaml(_find(name, RECIPES, "recipe"))
     if preset is not None:
         scale = _read_yaml(_find(preset, RECIPES / "presets", "preset"))
         special = scale.pop("pipelines", None) or {}
         merged = _merge(merged, scale)
         merged = _merge(merged, special.get(merged.get("pipeline"), None) or {})
-    where = f"recipe {recipe}" + (f" with preset {preset}" if preset else "")
+    where = f"recipe {name}" + (f" with preset {preset}" if preset else "")
     return _validate(_override(merged, overrides), where)
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it. It names every key, so one that is
+    """Read a resolved recipe, as a run directory keeps it. It names every key, so a key that is
     missing did not exist yet: the run did what is now `_FORMER`.
 
     Raises:
@@ -119,9 +132,23 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     saved = _read_yaml(path)
     objective = saved.get("objective")
-    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is no resolved recipe
+    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is not a resolved recipe
         saved = _merge(_FORMER, saved)
     return _validate(_override(saved, overrides), str(path))
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str], where: str) -> Recipe:
+    """Change settings of a recipe.
+
+    Args:
+        where: names the recipe in messages.
+
+    Raises:
+        UserError: as for `load_recipe`.
+    """
+    if not overrides:
+        return recipe
+    return _validate(_override(recipe.model_dump(mode="json"), overrides), where)
 
 
 def _find(name: str, folder: Path, what: str) -> Path:

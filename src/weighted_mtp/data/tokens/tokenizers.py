@@ -144,7 +144,7 @@ def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
     return HuggingFaceTokenizer(path)
 
 
-def load_tokenizer(model_dir: Path) -> Tokenizer:
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights. `model_dir`
     may be all that `find_model` takes.
 

@@ -1,6 +1,6 @@
-"""What may change when a run is resumed, key by key, and what follows from it.
+"""What may change when a run is resumed, setting by setting, and with what consequence.
 
-A key may change silently, may change while the run says what follows, or is refused.
+A change is silent, is allowed and reported with its consequence, or is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weighted_mtp.pipelines.training.optimization import learning_rate
 
 @dataclass(frozen=True)
 class Resume:
-    """A run, as it was saved and as it is to go on.
+    """A run, as it was saved and as it is to continue.
 
     Attributes:
         step: optimizer steps that are done.
@@ -37,23 +37,23 @@ class Refused(str):
 
 
 Rule = Callable[[Resume], str | None]
-"""The consequence of a change; `Refused` if it must not be, None if nothing need be said."""
+"""The consequence of a change; `Refused` if it is not allowed, None if there is none to report."""
 
 
 # --- consequences --------------------------------------------------------------------------------
 
 
 def silent(_: Resume) -> None:
-    """Nothing that is learnt depends on it."""
+    """Allow a change that nothing learnt depends on."""
 
 
 def told(words: str) -> Rule:
-    """A fixed consequence; `{following}` is the first step it applies to."""
+    """Report a fixed consequence; `{following}` is the first step it applies to."""
     return lambda resume: words.format(following=resume.following)
 
 
 def refused(reason: str) -> Rule:
-    """Never."""
+    """Refuse every change."""
     return lambda _: Refused(reason)
 
 
@@ -94,7 +94,7 @@ def _value_rate(resume: Resume) -> str:
 
 
 def _cut(resume: Resume) -> str | None:
-    """How a step is cut matters only where something is decided over one forward pass."""
+    """How a step is cut into micro-batches matters only if something is decided per micro-batch."""
     objective = resume.asked.objective
     pooled = objective.name in ("rho1", "random_matched")
     if objective.name in ("verifiable", "shuffled"):

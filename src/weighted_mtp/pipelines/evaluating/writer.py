@@ -18,7 +18,7 @@ from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
 
@@ -52,13 +52,13 @@ class ModelWriter:
         dtype: str | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        self.model_dir = find_model(path)
+        source = open_checkpoint(path)  # find mistakes before the weights are loaded
+        self.model_dir, shape = source.directory, source.model.args
         self.tokenizer = load_tokenizer(self.model_dir)
-        shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = _heads_in_use(speculation, shape.n_future_tokens)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
-            self.model_dir, resolve_device(device), dtype, initialize_value_head=False
+            source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
         self.speculation = speculation if k > 1 else None
         self.figures = DecodingFigures(k)

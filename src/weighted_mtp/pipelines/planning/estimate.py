@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it runs: from a recipe to the arithmetic of `memory`.
+"""Estimate what a recipe costs before it runs, with the arithmetic of `memory`.
 
 Letters: n future tokens (heads).
 """
@@ -21,7 +21,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
-from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
@@ -30,9 +30,9 @@ class Estimate:
     """Size of a run.
 
     Attributes:
-        parameters: all of the model's numbers; what is frozen has no gradient.
+        parameters: all of the model's, frozen ones too.
         tokens_per_step: upper bound, every row at its longest.
-        memory: of one rank at the fullest moment of a step, every row at its longest.
+        memory: of one rank at the peak of a step, every row at its longest.
     """
 
     parameters: int
@@ -40,27 +40,32 @@ class Estimate:
     memory: Memory
 
     def lines(self) -> list[str]:
-        """The estimate for a person."""
+        """Format the estimate for a person."""
         memory = self.memory
         detail = ", ".join(f"{part} {_gib(size)}" for part, size in memory.parts.items() if size)
         return [
             f"parameters       {self.parameters:,}",
             f"tokens per step  at most {self.tokens_per_step:,}",
-            f"memory per rank  about {_gib(memory.total)} ({detail}) when it is fullest "
+            f"memory per rank  about {_gib(memory.total)} ({detail}) at peak "
             f"({memory.moment}); one process, for more see weighted-mtp plan",
         ]
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Parameters, tokens and memory of a recipe on one process, after checking all that can be
-    checked without loading weights or reading more than the first row of a file.
+    """Estimate parameters, tokens and memory of a recipe on one process, after checking all that
+    can be checked without loading weights or reading more than the first row of a file.
+
+    Example:
+        >>> estimate(load_recipe("baseline", "micro")).memory.total  # bytes
 
     Raises:
         UserError: what training with this recipe would refuse.
     """
     device = resolve_device(recipe.runtime.device)
     processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
-    args, objective = resolve(recipe, processes)
+    resolved = resolve(recipe, processes)
+    check_inputs(recipe, resolved)
+    args, objective = resolved.args, resolved.objective
     counts = count(recipe, args, objective)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     return Estimate(
@@ -71,7 +76,7 @@ def estimate(recipe: Recipe) -> Estimate:
 
 
 def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
-    """The numbers of a model of this shape under a recipe, counted on the meta device.
+    """Count the parameters of a model of this shape under a recipe, on the meta device.
 
     Raises:
         UserError: the objective does not go with the model.
@@ -116,8 +121,8 @@ def setting_of(
     gpus_per_node: int = 8,
     gpu: bool = True,
 ) -> Setting:
-    """How a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows fall
-    into documents is not known yet: the dearest way is taken.
+    """Describe how a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows
+    split into documents is not known yet, so the most expensive way is assumed.
 
     Raises:
         UserError: the reference model cannot be read.
@@ -157,7 +162,7 @@ def setting_of(
 
 
 def numbers_of(args: ModelArgs) -> int:
-    """How many numbers a model of this shape has."""
+    """Count the parameters of a model of this shape."""
     with torch.device("meta"):
         return _numbers(Transformer(args).parameters())
 

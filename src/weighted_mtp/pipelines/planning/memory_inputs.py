@@ -89,7 +89,7 @@ class Setting:
         reduce_each: FSDP reduces the gradient after every micro-batch.
         offload: what a rank keeps of weights, gradient and optimizer is in the host's memory.
         chunk_rows: C; None is `CHUNK_BYTES` worth.
-        reference: numbers of a reference model that scores on line.
+        reference: numbers of a reference model that scores online.
     """
 
     rows: int

@@ -6,6 +6,7 @@ Letters: B batch, S sequence, h heads of the reference.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +44,6 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.training.module import batch_loss, read_batch
 from weighted_mtp.pipelines.training.objectives.base import plain_targets
-from weighted_mtp.pipelines.training.trainer import Annotate
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
@@ -228,7 +228,7 @@ def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
 
 def online_reference(
     recipe: Recipe, tokenizer: Tokenizer, device: torch.device, heads: int
-) -> Annotate | None:
+) -> Callable[[Batch], Batch] | None:
     """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
 
     Args:

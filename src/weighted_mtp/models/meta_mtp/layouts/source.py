@@ -162,6 +162,7 @@ class Source:
         model: on the meta device; `materialise` gives it its weights.
         weights: for every parameter of `model`, where it comes from.
         twin: a stored unembedding that repeats the tied embedding.
+        directory: of the checkpoint.
         sums: of the checkpoint's files, where they are stored with it.
     """
 
@@ -170,6 +171,7 @@ class Source:
     weights: dict[str, Stored]
     files: list[TensorFile]
     twin: Stored | None = None
+    directory: Path = Path()
     sums: Sums | None = None
 
     def attach_sums(self, sums: Sums) -> None:
