@@ -34,12 +34,12 @@ PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
     "verifiable": run_verifiable,
     "rho1": run_rho1,
 }
-Source = str | Path | Recipe
+RecipeLike = str | Path | Recipe
 """A recipe: a shipped name, a YAML file, or the object."""
 
 
 def train(
-    recipe: Source | None = None,
+    recipe: RecipeLike | None = None,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     *,
@@ -74,7 +74,7 @@ def train(
 
 
 def run_request(
-    recipe: Source | None,
+    recipe: RecipeLike | None,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     output_dir: str | Path | None = None,
@@ -128,7 +128,7 @@ def dry_run(request: RunRequest) -> Estimate:
     return found
 
 
-def default_run_dir(recipe: Source | None, preset: str | None) -> Path:
+def default_run_dir(recipe: RecipeLike | None, preset: str | None) -> Path:
     """`runs/RECIPE-PRESET`."""
     if recipe is None:
         raise _unnamed()

@@ -14,7 +14,6 @@ from torch import nn
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
-from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
@@ -68,6 +67,7 @@ def estimate(recipe: Recipe) -> Estimate:
     args, objective = resolved.args, resolved.objective
     counts = count(recipe, args, objective)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
+    setting = replace(setting, reference=reference_numbers(recipe, objective))
     return Estimate(
         parameters=counts.parameters,
         tokens_per_step=recipe.training.batch_size * recipe.data.max_length,
@@ -122,10 +122,8 @@ def setting_of(
     gpu: bool = True,
 ) -> Setting:
     """Describe how a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows
-    split into documents is not known yet, so the most expensive way is assumed.
-
-    Raises:
-        UserError: the reference model cannot be read.
+    split into documents is not known yet, so the most expensive way is assumed. A reference model
+    is not counted.
     """
     data, training, runtime = recipe.data, recipe.training, recipe.runtime
     rows, length = training.micro_batch_size, data.max_length - 1  # the last token is a target
@@ -135,8 +133,6 @@ def setting_of(
     mode: Mode = runtime.parallel if gpus > 1 else "none"
     fsdp = runtime.fsdp
     shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
-    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
-    reference = 0 if model is None else inspect_checkpoint(find_model(model)).parameters
     setting = Setting(
         rows=rows,
         length=length,
@@ -152,13 +148,22 @@ def setting_of(
         reduce_each=fsdp.reduce_gradients == "micro_batch",
         offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
         chunk_rows=training.loss_chunk_rows,
-        reference=reference,
     )
     if not data.packing:
         return setting
     ways = (Documents(), Documents(2 * rows, length))  # `Packing.unpacks_cheaply`: at most twice
     packed = [replace(setting, documents=way) for way in ways]
     return max(packed, key=lambda way: block_bytes(args, way))
+
+
+def reference_numbers(recipe: Recipe, objective: Objective) -> int:
+    """Count the parameters of the reference model that scores online; 0 without one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
+    return 0 if model is None else inspect_checkpoint(model).parameters
 
 
 def numbers_of(args: ModelArgs) -> int:

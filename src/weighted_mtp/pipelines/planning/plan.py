@@ -14,7 +14,12 @@ from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.data.tokens.tokenizers import make_tokenizer
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.planning.estimate import count, numbers_of, setting_of
+from weighted_mtp.pipelines.planning.estimate import (
+    count,
+    numbers_of,
+    reference_numbers,
+    setting_of,
+)
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
 from weighted_mtp.pipelines.resolve import Processes, check_inputs, model_args, resolve
@@ -144,7 +149,7 @@ def plan(request: PlanRequest) -> Plan:
     if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
         resolve_device(device)
     counts = count(recipe, args, objective)
-    reference = _reference_numbers(request, objective)
+    reference = _reference_numbers(request, recipe, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)
     choices = []
     for mode, lean in _ways(recipe, request):
@@ -152,9 +157,7 @@ def plan(request: PlanRequest) -> Plan:
             for size in sizes:
                 changed, changes = _change(recipe, mode, lean, checkpointing, size)
                 setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
-                if reference is not None:
-                    setting = replace(setting, reference=reference)
-                memory = peak_memory(counts, setting)
+                memory = peak_memory(counts, replace(setting, reference=reference))
                 choices.append(Choice(mode, lean, checkpointing, size, changes, memory))
     wanted = recipe.training.micro_batch_size
     own = max((size for size in sizes if size <= wanted), default=sizes[0])
@@ -215,9 +218,9 @@ def _check_there(name: str, flag: str) -> None:
         )
 
 
-def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None:
+def _reference_numbers(request: PlanRequest, recipe: Recipe, objective: Objective) -> int:
     if request.reference is None:
-        return None
+        return reference_numbers(recipe, objective)
     if not objective.needs_reference:
         raise UserError(
             f"--reference-model: the {request.name} recipe compares with no reference model; "
