@@ -62,6 +62,7 @@ PIPELINES = {
     "verifiable": ("verifiable", EMA),
     "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
     "rho1": ("rho1", {"objective__scope": "step"}),
+    "reference first": ("rho1", {"reference_stage__steps": 5}),
     "packed": ("baseline", {"data__packing": True, "data__workers": 1}),
     "text": ("pretrain", TEXT),
     "curriculum": ("baseline", {"data__sampling": CURRICULUM, "data__packing": True}),

@@ -31,6 +31,7 @@ from weighted_mtp.pipelines import resolve as resolving
 from weighted_mtp.pipelines.checkpoint_utils import save_model
 from weighted_mtp.pipelines.compose import RunRequest, start_model
 from weighted_mtp.pipelines.resolve import Processes, build_tokenizer
+from weighted_mtp.pipelines.run_rho1 import reference_recipe
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training import data as training_data
 from weighted_mtp.pipelines.training import trainer as trainer_module
@@ -150,7 +151,8 @@ def asked(recipe: Recipe) -> list[Any]:
 
 
 def first_stage(recipe: Recipe) -> dict[str, Any]:
-    return critic_recipe(recipe).model_dump(mode="json", exclude={"critic_stage"})
+    first = critic_recipe(recipe) if recipe.critic_stage else reference_recipe(recipe)
+    return first.model_dump(mode="json", exclude={"critic_stage", "reference_stage"})
 
 
 def surroundings(recipe: Recipe) -> dict[str, Any]:
@@ -425,6 +427,9 @@ OPTIONS: dict[str, Proof | str] = {
     "critic_stage.lam": Proof(first_stage, 0.3, "two stages"),
     "critic_stage.learning_rate": Proof(first_stage, 0.3, "two stages"),
     "critic_stage.final_learning_rate": Proof(first_stage, 0.3, "two stages"),
+    "reference_stage.steps": Proof(first_stage, 3, "reference first"),
+    "reference_stage.learning_rate": Proof(first_stage, 0.3, "reference first"),
+    "reference_stage.final_learning_rate": Proof(first_stage, 0.3, "reference first"),
 }
 
 # --- the recipes they are looked at in -----------------------------------------------------------
@@ -443,6 +448,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "critic": ("critic", ALL),
     "verifiable": ("verifiable", {"model.path": "MODEL"}),
     "two stages": ("verifiable", {"critic_stage.steps": 2}),
+    "reference first": ("rho1", {"reference_stage.steps": 2}),
     "rho1": ("rho1", {"model.path": "MODEL", "objective.rho1.reference_model": "REFERENCE"}),
     "micro": ("baseline", {"data.source": "micro"}),
     "text": ("baseline", TEXT),

@@ -131,7 +131,8 @@ def check_inputs(recipe: Recipe, resolved: Resolved, planned: bool = False) -> N
     _check_data(recipe)
     rho1 = recipe.objective.rho1
     unnamed = rho1.reference is None and rho1.reference_model is None
-    if resolved.objective.needs_reference and not (planned and unnamed):
+    made_first = recipe.reference_stage is not None
+    if resolved.objective.needs_reference and not made_first and not (planned and unnamed):
         check_reference(recipe)
         if resolved.tokenizer is not None:
             check_online(recipe, resolved.tokenizer)

@@ -27,6 +27,7 @@ from weighted_mtp.core.config.sections import (
     ModelConfig,
     ObjectiveConfig,
     PipelineName,
+    ReferenceStage,
     TokenizerConfig,
     TrainingConfig,
 )
@@ -49,6 +50,7 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     critic_stage: CriticStage | None = None
+    reference_stage: ReferenceStage | None = None
 
     @model_validator(mode="after")
     def _cuts_evenly(self) -> Recipe:
@@ -82,6 +84,15 @@ class Recipe(Section):
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
             raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
+        if self.reference_stage is not None:
+            if self.pipeline != "rho1":
+                raise ValueError(f"reference_stage has no place in the {self.pipeline} pipeline")
+            rho1 = self.objective.rho1
+            if rho1.reference is not None or rho1.reference_model is not None:
+                raise ValueError(
+                    "reference_stage trains the reference: leave out objective.rho1.reference and "
+                    "objective.rho1.reference_model, or set reference_stage=null"
+                )
         return self
 
     def to_yaml(self) -> str:

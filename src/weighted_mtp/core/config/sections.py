@@ -217,6 +217,21 @@ class CriticStage(Section):
     final_learning_rate: NonNegativeFloat | None = None
 
 
+class ReferenceStage(Section):
+    """Train Rho-1's reference first, in the same command, by the `baseline` objective on correct
+    rows; what is not given is as in the main stage, but for best checkpoints and early stopping,
+    which that one has alone.
+
+    Attributes:
+        steps: of the reference's training.
+        learning_rate, final_learning_rate: of it; None takes the main stage's.
+    """
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat | None = None
+    final_learning_rate: NonNegativeFloat | None = None
+
+
 class EarlyStopping(Section):
     """Stop when the monitored figure has not improved by `min_delta` for `patience` validations."""
 

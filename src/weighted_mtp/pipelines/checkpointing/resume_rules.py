@@ -208,5 +208,6 @@ RULES: Mapping[str, Rule] = {
         silent,
     ),
     "critic_stage": refused("the first stage may be done already"),
+    "reference_stage": refused("the first stage may be done already"),
 }
 """By key; what is below a key (the fields of an optional section) follows its rule."""

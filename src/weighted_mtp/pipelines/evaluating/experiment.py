@@ -220,6 +220,7 @@ def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         changes.append("critic_stage=null")
     if arm == "rho1":
         baseline = folder(request, "baseline", seed)
+        changes.append("reference_stage=null")
         changes.append(setting("objective.rho1.reference_model", baseline))
     settings = [*data, *changes, *chosen.settings, *request.settings]
     return load_recipe(chosen.recipe, request.preset, settings)

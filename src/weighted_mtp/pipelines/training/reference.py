@@ -143,8 +143,8 @@ def check_reference(recipe: Recipe) -> None:
     if (rho1.reference is None) == (rho1.reference_model is None):
         raise UserError(
             "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
-            "reference-losses) and objective.rho1.reference_model (a checkpoint that scores every "
-            "batch)"
+            "reference-losses), objective.rho1.reference_model (a checkpoint that scores every "
+            "batch) and reference_stage.steps (train the reference first)"
         )
     if rho1.reference is not None:
         stored_fingerprint(rho1.reference)
