@@ -23,6 +23,7 @@ from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
 from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
+from weighted_mtp.pipelines.training.objectives import resolve_objective
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; 0 when finished, 130 when asked to stop early (the state is saved)."""
     run_dir = args.output_dir or default_run_dir(args.recipe, args.preset)
     resume = args.resume == "always" or (args.resume == "auto" and has_run(run_dir, args.overrides))
-    recipe = read_recipe(args, run_dir, resume)
+    recipe = resolve_objective(read_recipe(args, run_dir, resume))
     if args.dry_run:
         check_output_directory(run_dir, "--output-dir")
         if resume:

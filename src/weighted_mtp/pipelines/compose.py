@@ -47,9 +47,13 @@ from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import OBJECTIVES, make_objective
+from weighted_mtp.pipelines.training.objectives import (
+    find_objective,
+    make_objective,
+    resolve_objective,
+)
 from weighted_mtp.pipelines.training.reference import online_reference
-from weighted_mtp.pipelines.training.trainer import Trainer, TrainResult
+from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun, TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment_of
@@ -89,7 +93,8 @@ def run(request: RunRequest) -> TrainResult:
     Raises:
         UserError: anything wrong with the recipe, its files, or the run directory.
     """
-    recipe, run_dir = request.recipe, request.run_dir
+    recipe, run_dir = resolve_objective(request.recipe), request.run_dir
+    request = replace(request, recipe=recipe)
     runtime, data = recipe.runtime, recipe.data
     outermost = request if request.outer is None else request.outer
     with (
@@ -127,9 +132,9 @@ def run(request: RunRequest) -> TrainResult:
             adapter.args.vocab_size,
         )
         on_main(lambda: check_sources(run_dir, checkpoint, rows.sources))
-        annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device, objective.heads)
+            rows = replace(rows, annotate=annotate)
         log.info(
             "%s parameters, %s of them trained, on %s × %d · %s, %s held out",
             f"{size:,}",
@@ -139,19 +144,8 @@ def run(request: RunRequest) -> TrainResult:
             rows.size,
             f"{len(rows.validation):,}",
         )
-        trainer = Trainer(
-            recipe,
-            module,
-            parallel,
-            tokenizer,
-            rows.train,
-            rows.validation,
-            run_dir,
-            env,
-            checkpoint,
-            annotate,
-            rows.sources,
-        )
+        training = TrainingRun(recipe, run_dir, env, tokenizer, checkpoint)
+        trainer = Trainer(training, module, parallel, rows)
         record_recipe(request)
         with (
             distributed.naming_the_step(trainer.current_step),
@@ -285,7 +279,8 @@ def model_args(recipe: Recipe, vocab_size: int) -> ModelArgs:
 def start_model(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Path | None) -> Start:
     """The model of a recipe, not yet in memory: from a checkpoint of this run, from `model.path`,
     or fresh."""
-    objective, needed = recipe.objective, OBJECTIVES[recipe.objective.name].needs_value_head
+    objective = recipe.objective
+    needed = find_objective(objective.name).needs_value_head
     sharded = checkpoint is not None and is_sharded(checkpoint)
     source = checkpoint / "model" if checkpoint is not None else recipe.model.path
     if checkpoint is not None and sharded:

@@ -21,8 +21,12 @@ from weighted_mtp.pipelines.compose import (
     model_args,
     stored_value_head,
 )
-from weighted_mtp.pipelines.training.best import check_held_out
-from weighted_mtp.pipelines.training.objectives import Objective, make_objective
+from weighted_mtp.pipelines.training.objectives import (
+    Objective,
+    make_objective,
+    resolve_objective,
+)
+from weighted_mtp.pipelines.training.policies import check_held_out
 from weighted_mtp.pipelines.training.reference import check_online, check_reference
 from weighted_mtp.runtime.modes import check_mode
 
@@ -48,6 +52,7 @@ def resolve(
     Raises:
         UserError: what training with this recipe would refuse.
     """
+    recipe = resolve_objective(recipe)
     check_mode(recipe.runtime, processes.count, processes.per_node)
     check_sharding(recipe, processes.count)
     _check_data(recipe)

@@ -14,6 +14,7 @@ from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_directory import writing_run
+from weighted_mtp.pipelines.training.objectives import resolve_objective
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import environment_of
@@ -32,6 +33,7 @@ def run_verifiable(request: RunRequest) -> TrainResult:
     """
     if request.recipe.critic_stage is None:
         return run(request)
+    request = replace(request, recipe=resolve_objective(request.recipe))
     # One group for both stages.
     with (
         distributed.naming_the_step(),
@@ -82,10 +84,11 @@ def critic_recipe(recipe: Recipe) -> Recipe:
     if recipe.training.remote is not None:
         changes["remote"] = f"{recipe.training.remote}/critic"
     value = recipe.objective.value.model_copy(update={"lam": stage.lam})
+    objective = {"name": "critic", "options": {}, "value": value}
     return recipe.model_copy(
         update={
             "pipeline": "critic",
-            "objective": recipe.objective.model_copy(update={"name": "critic", "value": value}),
+            "objective": recipe.objective.model_copy(update=objective),
             "training": recipe.training.model_copy(update=changes),
             "critic_stage": None,
         }

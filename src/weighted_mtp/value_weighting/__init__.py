@@ -1,1 +1,1 @@
-"""Which tokens matter: weights from temporal differences, from Rho-1, and the controls of both."""
+"""Token weights from temporal differences and from Rho-1, and the controls of both."""

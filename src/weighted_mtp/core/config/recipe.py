@@ -13,7 +13,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -22,7 +22,6 @@ from weighted_mtp.core.config.data import DataConfig
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.config.sections import (
-    OBJECTIVES,
     CriticStage,
     ModelConfig,
     ObjectiveConfig,
@@ -69,12 +68,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Recipe:
-        name, known = self.objective.name, OBJECTIVES[self.pipeline]
-        if name not in known:
-            raise ValueError(
-                f"objective.name {name} does not run in the {self.pipeline} pipeline, which takes "
-                f"{', '.join(known)}"
-            )
         if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
             raise ValueError(
                 f"data.source text has no right and wrong, nor stored losses: it does not go with "
@@ -200,18 +193,32 @@ def _refuse_credentials(value: Any, key: str) -> None:
 
 def _validate(config: dict[str, Any], where: str) -> Recipe:
     _refuse_credentials(config, "")
+    return validate_section(Recipe, config, where)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def validate_section(
+    section: type[AnySection], values: Mapping[str, Any], where: str, key: str = ""
+) -> AnySection:
+    """Validate the values of a section, which stands at `key` of a recipe ("": it is the recipe).
+
+    Raises:
+        UserError: unknown keys or bad values; `where` begins the message, which names all of them.
+    """
     try:
-        return Recipe.model_validate(config)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, section, key) for problem in error.errors()]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], section: type[Section], above: str) -> str:
     place = [str(part) for part in problem["loc"]]
-    key = ".".join(place)
+    key = ".".join([above, *place] if above else place)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)
+        near = difflib.get_close_matches(place[-1], _keys_at(section, place[:-1]), n=1)
         return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
     if problem["type"] == "missing":
         return f"missing key {key}"
@@ -223,9 +230,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
-def _keys_at(place: Sequence[str]) -> list[str]:
-    """Keys of the section at a place; names in a mapping and numbers in a list are passed over."""
-    section: Any = Recipe
+def _keys_at(section: Any, place: Sequence[str]) -> list[str]:
+    """Keys of the section at a place below another; names in a mapping and numbers in a list are
+    skipped."""
     for part in place:
         field = section.model_fields.get(part)
         section = section if field is None else _section_in(field.annotation) or section

@@ -1,10 +1,9 @@
-"""The sections of a recipe: typed, strict, frozen (merging and reading them is `config.py`)."""
+"""The sections of a recipe: typed, strict, frozen (`recipe.py` reads and merges them)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -18,17 +17,6 @@ from weighted_mtp.core.config.section import (
 )
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
-ObjectiveName = Literal[
-    "baseline", "ntp", "uniform", "critic", "verifiable", "random_matched", "shuffled", "rho1"
-]
-OBJECTIVES: Mapping[PipelineName, tuple[ObjectiveName, ...]] = {
-    "baseline": ("baseline", "uniform"),
-    "ntp": ("ntp", "uniform"),
-    "critic": ("critic",),
-    "verifiable": ("verifiable", "random_matched", "shuffled"),
-    "rho1": ("rho1",),
-}
-"""What each pipeline may optimise; the controls run where what they control runs."""
 
 
 class Architecture(Section):
@@ -178,6 +166,9 @@ class ObjectiveConfig(Section):
     """What is optimised.
 
     Attributes:
+        name: a registered objective (the pipeline's own, or one that an installed package brings),
+            or code of your own as FILE.py:CLASS or MODULE:CLASS, which training imports.
+        options: settings that an objective declares for itself; those of the project have none.
         rows: which rows are learnt from; None is the objective's own choice.
         heads: how many heads are trained; None means all the model has.
         head_weights: c_k of each head in the loss; None means 1/n each.
@@ -190,7 +181,8 @@ class ObjectiveConfig(Section):
             or the whole optimizer step (exact however it is cut, for one scoring pass more).
     """
 
-    name: ObjectiveName
+    name: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
     rows: Literal["correct", "all"] | None = None
     heads: PositiveInt | None = None
     head_weights: tuple[float, ...] | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate, up_to
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.training.objectives import Objective
-from weighted_mtp.pipelines.training.reference import reference_digest, with_reference
+from weighted_mtp.pipelines.training.reference import Annotate, reference_digest, with_reference
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
@@ -40,16 +40,19 @@ class TrainingData:
     """What the trainer reads.
 
     Attributes:
-        train: an endless sequence.
-        validation: held-out groups, each of one row.
+        train: an endless sequence; the same on every rank.
+        validation: held-out groups, each of one row; empty if there are none.
         size: what there is to train on, in words.
-        sources: fingerprints of the content of what was read, see `resuming`.
+        sources: fingerprints of the content of what was read, saved with every checkpoint (see
+            `resuming`).
+        annotate: adds to a batch what the objective needs and the rows did not bring.
     """
 
     train: Groups
     validation: Sequence[Group]
-    size: str
-    sources: dict[str, str]
+    size: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    annotate: Annotate | None = None
 
 
 def training_data(

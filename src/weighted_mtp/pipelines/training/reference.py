@@ -6,6 +6,7 @@ Letters: B batch, S sequence, h heads of the reference.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,17 +37,20 @@ from weighted_mtp.data.reference_losses import (
 from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.tokens.row_tokens import tokenise
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.losses import LossTerms
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.training.module import batch_loss, read_batch
-from weighted_mtp.pipelines.training.objectives.base import plain_targets
-from weighted_mtp.pipelines.training.trainer import Annotate
+from weighted_mtp.pipelines.training.objectives.base import targets_of
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
+
+Annotate = Callable[[Batch], Batch]
+"""Adds to a batch what the objective needs and the rows did not bring."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,9 @@ def token_losses(
     h = heads or transformer.args.n_future_tokens
     with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
         states = read_batch(transformer, batch, all_heads=h > 1)[:h]
-        targets = plain_targets(batch, h)  # [B, S, h]
-        ones = torch.ones(h, device=batch.tokens.device)
-        ce = batch_loss(batch, states, transformer.output.weight, targets, ones).ce
+        targets = targets_of(batch, h)  # [B, S, h]
+        terms = LossTerms(targets, torch.ones(h, device=batch.tokens.device))
+        ce = batch_loss(batch, states, transformer.output.weight, terms).ce
     ce = ce.masked_fill(targets == IGNORE_INDEX, 0.0)
     S = batch.length
     losses = ce.new_zeros(len(ce), S + 1, h)  # from the predicting position to the token itself
