@@ -37,7 +37,7 @@ class Focal(Objective):
         """Return weights `[rows, positions, heads]`, and sums `[rows, …]` for the log."""
         wrong = -torch.expm1(-pool.signal)  # 1 − p, exact also where p is close to 1
         weights = torch.where(pool.valid, wrong**self.options.gamma, 0.0)
-        sums = torch.stack([weights.sum((1, 2)), pool.valid.sum((1, 2))], dim=1)
+        sums = torch.stack([weights.sum((1, 2)), pool.valid.sum((1, 2))], dim=1)  # [rows, 2]
         return Weighed(weights, {"focal": sums})
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:

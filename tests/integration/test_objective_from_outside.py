@@ -258,9 +258,17 @@ class X(Objective):
 class Y(X):
     def weigh(self, pool):
         return Weighed(pool.signal, {"total": pool.signal.sum()})
+class Z(X):
+    def weigh(self, pool):
+        return pool.signal
 """
     (tmp_path / "shapes.py").write_text(code)
-    for name, words in (("X", "weigh returned weights of shape ["), ("Y", "the figure total has")):
+    cases = {
+        "X": "weights [rows, positions, heads] [",
+        "Y": "figures with an entry for each of 4 rows; total has the shape []",
+        "Z": "weigh must return Weighed(weights, figures), not Tensor",
+    }
+    for name, words in cases.items():
         changes = {**SHORT, "objective__name": f"{tmp_path}/shapes.py:{name}"}
         assert train(tmp_path / name, rows_file, **changes) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]

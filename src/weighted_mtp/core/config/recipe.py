@@ -2,7 +2,7 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
-A preset may hold a mapping `pipelines`: the entry of the recipe's pipeline goes on top of the rest.
+A preset may have a mapping `pipelines`: the entry of the recipe's pipeline is merged last.
 
 Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
 """
@@ -34,7 +34,7 @@ from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_reg
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
-"""What versions did that had no such key, where it is not today's default."""
+"""What versions without these keys did, where it differs from today's default."""
 
 
 class Recipe(Section):
@@ -70,11 +70,11 @@ class Recipe(Section):
     def _belongs_together(self) -> Recipe:
         if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
             raise ValueError(
-                f"data.source text has no right and wrong, nor stored losses: it does not go with "
-                f"the {self.pipeline} pipeline, but with baseline and ntp"
+                f"data.source text has no correct and incorrect rows, nor stored losses: it does "
+                f"not go with the {self.pipeline} pipeline, but with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
-            raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
+            raise ValueError(f"critic_stage does not go with the {self.pipeline} pipeline")
         return self
 
     def to_yaml(self) -> str:
@@ -83,7 +83,7 @@ class Recipe(Section):
 
 
 def available(folder: Path = RECIPES) -> list[str]:
-    """Names of the shipped recipes (or, given `RECIPES / "presets"`, presets)."""
+    """List the names of the shipped recipes (or of presets, given `RECIPES / "presets"`)."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -104,15 +104,15 @@ def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str]
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it. It names every key, so one that is
-    missing did not exist yet: the run did what is now `_FORMER`.
+    """Read the resolved recipe of a run directory. It has every key, so a missing one did not exist
+    when the run was saved, and gets its value from `_FORMER` or the default.
 
     Raises:
         UserError: as for `load_recipe`.
     """
     saved = _read_yaml(path)
     objective = saved.get("objective")
-    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is no resolved recipe
+    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is not a resolved one
         saved = _merge(_FORMER, saved)
     return _validate(_override(saved, overrides), str(path))
 
@@ -169,7 +169,7 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
+    """Write `key=value` for `--set`: a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
         same = parse_yaml(text) == text

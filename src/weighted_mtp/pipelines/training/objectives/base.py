@@ -202,25 +202,27 @@ class Objective:
         raise NotImplementedError
 
     def weigh_checked(self, pool: Pool) -> Weighed:
-        """Call `weigh` without gradients and check the shapes of what it returns.
+        """Call `weigh` without gradients and check what it returns: it may be somebody else's code.
 
         Raises:
-            UserError: they do not fit the pool; the objective may not be this project's.
+            UserError: it is not `Weighed`, or its shapes do not fit the pool.
         """
         with torch.no_grad():
-            weighed = Weighed(*self.weigh(pool))
+            weighed: object = self.weigh(pool)
         R, S = pool.signal.shape[:2]
-        expected = [R, S, self.heads]
-        if list(weighed.weights.shape) != expected:
+        wanted = f"objective {self.config.name}: weigh must return Weighed(weights, figures)"
+        if not isinstance(weighed, Weighed):
+            raise UserError(f"{wanted}, not {type(weighed).__name__}")
+        if weighed.weights.shape != (R, S, self.heads):
             raise UserError(
-                f"objective {self.config.name}: weigh returned weights of shape "
-                f"{list(weighed.weights.shape)}; [rows, positions, heads] is {expected}"
+                f"{wanted}, weights [rows, positions, heads] {[R, S, self.heads]}, not "
+                f"{list(weighed.weights.shape)}"
             )
         for name, figure in weighed.figures.items():
             if figure.shape[:1] != (R,):
                 raise UserError(
-                    f"objective {self.config.name}: the figure {name} has the shape "
-                    f"{list(figure.shape)}; give one entry for each of the {R} rows"
+                    f"{wanted}, figures with an entry for each of {R} rows; {name} has the shape "
+                    f"{list(figure.shape)}"
                 )
         return weighed
 
