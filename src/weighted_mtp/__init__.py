@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weighted_mtp.decoding import Stream as Stream
     from weighted_mtp.decoding import complete as complete
     from weighted_mtp.evaluation.sandbox.host import Sandbox as Sandbox
+    from weighted_mtp.losses import LossTerms as LossTerms
     from weighted_mtp.losses import MTPLoss as MTPLoss
     from weighted_mtp.losses import count_targets as count_targets
     from weighted_mtp.losses import mtp_loss as mtp_loss
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from weighted_mtp.models.meta_mtp.value_head import ValueHead as ValueHead
     from weighted_mtp.pipelines.planning.estimate import estimate as estimate
     from weighted_mtp.pipelines.train import train as train
+    from weighted_mtp.pipelines.training.objectives import Objective as Objective
+    from weighted_mtp.pipelines.training.objectives import (
+        register_objective as register_objective,
+    )
     from weighted_mtp.value_weighting.rho1_weighting import (
         compute_mtp_selective_weights as compute_mtp_selective_weights,
     )
@@ -60,7 +65,7 @@ else:
             "data.tokens.tokenizers": "load_tokenizer make_tokenizer",
             "decoding": "Sampling Speculation Stopping Stream complete",
             "evaluation.sandbox.host": "Sandbox",
-            "losses": "MTPLoss count_targets mtp_loss shift_labels",
+            "losses": "LossTerms MTPLoss count_targets mtp_loss shift_labels",
             "models.meta_mtp.adapter": "MetaLlamaMTPAdapter",
             "models.meta_mtp.args": "ModelArgs",
             "models.meta_mtp.kv_cache": "KVCache",
@@ -68,6 +73,7 @@ else:
             "models.meta_mtp.value_head": "ValueHead",
             "pipelines.planning.estimate": "estimate",
             "pipelines.train": "train",
+            "pipelines.training.objectives": "Objective register_objective",
             "value_weighting.rho1_weighting": "compute_mtp_selective_weights",
             "value_weighting.td_weighting": (
                 "build_weights compute_advantages compute_td_errors compute_td_targets"

@@ -29,10 +29,11 @@ from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.pipelines.compose import prepare_blocks, start_model
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.pipelines.resolve import Processes
+from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.pipelines.training.objectives import Pool, Verifiable, make_objective
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
-from weighted_mtp.pipelines.training.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun
 from weighted_mtp.runtime.environment import Environment, seed_everything
 from weighted_mtp.runtime.modes import parallelise
 
@@ -165,12 +166,18 @@ def build_trainer(
     module.to(dtype)
     prepare_blocks(resolved, adapter.transformer)
     parallel = parallelise(module, module.grouping_plan(), resolved.runtime, env)
-    trainer = Trainer(resolved, module, parallel, tokenizer, groups, held_out, run_dir, env)
+    run = TrainingRun(resolved, run_dir, env, tokenizer)
+    trainer = Trainer(run, module, parallel, TrainingData(groups, held_out))
     trainer.collator = collator
     trainer.examples = [examples[i] for i in order.take(0, order.epoch_size).flatten().tolist()]
     if order.group == 1:
         trainer.examples.sort(key=lambda example: example.row)
     return trainer
+
+
+def token_weights(objective: Verifiable, pool: Pool) -> torch.Tensor:
+    """`[R, S + 1]` the weight of each token."""
+    return objective.token_weights(pool, objective.advantages(pool, objective.td_errors(pool)))
 
 
 def with_reference(example: Example) -> Example:

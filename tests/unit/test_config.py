@@ -189,7 +189,6 @@ def test_an_unknown_key_like_no_other_is_refused(override):
         "training.betas=[0.9]",
         "training.betas=[0.9, 1.5]",
         "training.schedule=cosin",
-        "objective.name=rho",
         "objective.head_weights=[1, nan, 1, 1]",
         "model.architecture.dim=0",
         "data.max_length=1",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.integration import helpers_training
-from tests.integration.helpers_training import SMALL
+from tests.integration.helpers_training import SMALL, token_weights
 
 from weighted_mtp.analysis.experiment_table import Line, markdown_table
 from weighted_mtp.analysis.plots import plot_losses
@@ -20,7 +20,7 @@ from weighted_mtp.evaluation.scores import Tally, score
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, curve, in_words, read_metrics
 from weighted_mtp.pipelines.tracking.backends import scalars
 from weighted_mtp.pipelines.training.objectives import Pool, make_objective
-from weighted_mtp.pipelines.training.step_figures import summarise
+from weighted_mtp.pipelines.training.step import summarise
 from weighted_mtp.value_weighting.rho1_weighting import rho1_stats
 
 rows_file = helpers_training.rows_file
@@ -56,9 +56,9 @@ def test_the_value_loss_counts_the_terms_it_has():
         weighted = make_objective(ObjectiveConfig(name="verifiable", td=td), 2)
         signal = values.detach()
         pool = Pool(batch.labels, batch.correct, batch.truncated, batch.rows, signal, None)
-        weights = weighted.token_weights(pool)
+        weights = token_weights(weighted, pool)
         assert not weights[:, 0].any()
-        assert weighted.figures(pool, weighted.weights(pool))["weight"][:, 0].sum() == 11
+        assert weighted.weigh(pool).figures["weight"].sum(0)[:, 0].sum() == 11
         if pooled == "renormalise":
             assert weights.sum() / 11 == pytest.approx(1.0)
 

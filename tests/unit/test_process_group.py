@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.training.interruption import StopRequest
+from weighted_mtp.pipelines.training.policies import StopRequest
 from weighted_mtp.runtime import distributed
 
 WAIT = timedelta(seconds=20)

@@ -259,11 +259,13 @@ READS = {**ALL, "objective.value.lm_coef": 1.0}
 POLICIES = "unit/test_step_policies.py::"
 RATINGS = {**DIFFICULTY, "data.sampling.bins": RATED}
 TRAINING = "integration/test_training.py::"
+OUTSIDE = "integration/test_objective_from_outside.py::"
 
 OPTIONS: dict[str, Proof | str] = {
     "pipeline": "integration/test_weighted_mistakes.py::test_a_mistake_is_one_line",
     # --- objective
     "objective.name": Proof(rows, "uniform"),
+    "objective.options": OUTSIDE + "test_an_objective_from_a_file",
     "objective.rows": Proof(rows, "all"),
     "objective.heads": Proof(trained, 1, "stored"),
     "objective.head_weights": Proof(weights, "[1, 0.5]"),

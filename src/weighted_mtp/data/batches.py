@@ -113,6 +113,7 @@ class Batch(NamedTuple):
         correct: `[B]` whose solution is right.
         reference: `[B, S + 1, h]` (or without h) as the examples had it, 0 on padding.
         packing: how the examples lie in `tokens`; None if each has a row of its own.
+        targets: `[B, S, n]` what each head is to predict, once an objective has set it.
     """
 
     tokens: Tensor
@@ -122,6 +123,7 @@ class Batch(NamedTuple):
     correct: Tensor
     reference: Tensor | None = None
     packing: Packing | None = None
+    targets: Tensor | None = None
 
     @property
     def length(self) -> int:

@@ -34,9 +34,12 @@ from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import Objective
+from weighted_mtp.pipelines.training.objectives import (
+    Objective,
+    resolve_objective,
+)
 from weighted_mtp.pipelines.training.reference import online_reference
-from weighted_mtp.pipelines.training.trainer import Trainer, TrainResult
+from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun, TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
 from weighted_mtp.runtime.environment import environment_of
@@ -78,7 +81,8 @@ def run(request: RunRequest) -> TrainResult:
     Raises:
         UserError: anything wrong with the recipe, its files, or the run directory.
     """
-    recipe, run_dir = request.recipe, request.run_dir
+    recipe, run_dir = resolve_objective(request.recipe), request.run_dir
+    request = replace(request, recipe=recipe)
     runtime, data = recipe.runtime, recipe.data
     outermost = request if request.outer is None else request.outer
     with (
@@ -114,9 +118,9 @@ def run(request: RunRequest) -> TrainResult:
             adapter.args.vocab_size,
         )
         on_main(lambda: check_sources(run_dir, checkpoint, rows.sources))
-        annotate = None
         if objective.needs_reference:
             annotate = online_reference(recipe, tokenizer, env.device, objective.heads)
+            rows = replace(rows, annotate=annotate)
         log.info(
             "%s parameters, %s of them trained, on %s × %d · %s, %s held out",
             f"{size:,}",
@@ -126,19 +130,8 @@ def run(request: RunRequest) -> TrainResult:
             rows.size,
             f"{len(rows.validation):,}",
         )
-        trainer = Trainer(
-            recipe,
-            module,
-            parallel,
-            tokenizer,
-            rows.train,
-            rows.validation,
-            run_dir,
-            env,
-            checkpoint,
-            annotate,
-            rows.sources,
-        )
+        training = TrainingRun(recipe, run_dir, env, tokenizer, checkpoint)
+        trainer = Trainer(training, module, parallel, rows)
         record_recipe(request)
         with (
             distributed.report_lost_rank(trainer.current_step),

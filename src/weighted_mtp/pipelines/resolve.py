@@ -33,8 +33,12 @@ from weighted_mtp.pipelines.checkpointing.model_start import (
     warn_past_positions,
     with_context_length,
 )
-from weighted_mtp.pipelines.training.best import check_held_out
-from weighted_mtp.pipelines.training.objectives import Objective, make_objective
+from weighted_mtp.pipelines.training.objectives import (
+    Objective,
+    make_objective,
+    resolve_objective,
+)
+from weighted_mtp.pipelines.training.policies import check_held_out
 from weighted_mtp.pipelines.training.reference import check_online, check_reference
 from weighted_mtp.runtime.modes import check_mode
 
@@ -81,6 +85,7 @@ def resolve(
     Raises:
         UserError: training with this recipe is not possible.
     """
+    recipe = resolve_objective(recipe)
     check_processes(recipe, processes)
     given = model if isinstance(model, ModelArgs) else None
     path = model if isinstance(model, Path) else recipe.model.path

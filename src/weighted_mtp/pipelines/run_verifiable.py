@@ -42,10 +42,11 @@ def critic_recipe(recipe: Recipe) -> Recipe:
         raise UserError("critic_stage is not set")
     changes = training_of(recipe, "critic", stage.model_dump(exclude={"lam"}))
     value = recipe.objective.value.model_copy(update={"lam": stage.lam})
+    objective = {"name": "critic", "options": {}, "value": value}
     return recipe.model_copy(
         update={
             "pipeline": "critic",
-            "objective": recipe.objective.model_copy(update={"name": "critic", "value": value}),
+            "objective": recipe.objective.model_copy(update=objective),
             "training": recipe.training.model_copy(update=changes),
             "critic_stage": None,
         }

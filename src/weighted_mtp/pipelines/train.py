@@ -22,6 +22,7 @@ from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
 from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
+from weighted_mtp.pipelines.training.objectives import resolve_objective
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 
@@ -91,7 +92,8 @@ def run_request(
     if not resume:
         if recipe is None:
             raise _unnamed()
-        return RunRequest(given or load_recipe(recipe, preset, overrides), run_dir)
+        asked = given or load_recipe(recipe, preset, overrides)
+        return RunRequest(resolve_objective(asked), run_dir)
     found = find_run(run_dir, overrides, given)
     if given is None and recipe is not None:
         name = Path(str(recipe)).stem
@@ -99,7 +101,7 @@ def run_request(
             kind = found.asked.pipeline
             raise UserError(f"{run_dir} is a {kind} run; it cannot resume as {name}")
         _warn_of_ignored(str(recipe), preset, overrides, run_dir, found.asked)
-    return RunRequest(found.asked, run_dir, resume=True, saved=found.saved)
+    return RunRequest(resolve_objective(found.asked), run_dir, resume=True, saved=found.saved)
 
 
 def run_pipeline(request: RunRequest) -> TrainResult:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from weighted_mtp.core.config.recipe import setting as setting
     from weighted_mtp.core.config.runtime import RuntimeConfig as RuntimeConfig
     from weighted_mtp.core.config.section import Section as Section
-    from weighted_mtp.core.config.sections import OBJECTIVES as OBJECTIVES
     from weighted_mtp.core.config.sections import CriticStage as CriticStage
     from weighted_mtp.core.config.sections import ModelConfig as ModelConfig
     from weighted_mtp.core.config.sections import ObjectiveConfig as ObjectiveConfig
@@ -31,7 +30,7 @@ else:
             "recipe": "RECIPES Recipe available load_recipe load_recipe_file setting",
             "runtime": "RuntimeConfig",
             "section": "Section",
-            "sections": "OBJECTIVES CriticStage ModelConfig ObjectiveConfig PipelineName "
+            "sections": "CriticStage ModelConfig ObjectiveConfig PipelineName "
             "TokenizerConfig TrainingConfig",
         },
     )

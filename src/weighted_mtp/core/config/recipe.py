@@ -2,7 +2,7 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
-A preset may hold a mapping `pipelines`: the entry of the recipe's pipeline goes on top of the rest.
+A preset may have a mapping `pipelines`: the entry of the recipe's pipeline is merged last.
 
 Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
 """
@@ -13,7 +13,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -22,7 +22,6 @@ from weighted_mtp.core.config.data import DataConfig
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.config.sections import (
-    OBJECTIVES,
     CriticStage,
     ModelConfig,
     ObjectiveConfig,
@@ -36,7 +35,7 @@ from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_reg
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
-"""What versions did that had no such key, where it is not today's default."""
+"""What versions without these keys did, where it differs from today's default."""
 
 
 class Recipe(Section):
@@ -71,22 +70,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Recipe:
-        name, known = self.objective.name, OBJECTIVES[self.pipeline]
-        if name not in known:
-            raise ValueError(
-                f"objective.name {name} does not run in the {self.pipeline} pipeline, which takes "
-                f"{', '.join(known)}"
-            )
         if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
             raise ValueError(
-                f"data.source text has no right and wrong, nor stored losses: it does not go with "
-                f"the {self.pipeline} pipeline, but with baseline and ntp"
+                f"data.source text has no correct and incorrect rows, nor stored losses: it does "
+                f"not go with the {self.pipeline} pipeline, but with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
-            raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
+            raise ValueError(f"critic_stage does not go with the {self.pipeline} pipeline")
         if self.reference_stage is not None:
             if self.pipeline != "rho1":
-                raise ValueError(f"reference_stage has no place in the {self.pipeline} pipeline")
+                raise ValueError(f"reference_stage does not go with the {self.pipeline} pipeline")
             rho1 = self.objective.rho1
             if rho1.reference is not None or rho1.reference_model is not None:
                 raise ValueError(
@@ -101,7 +94,7 @@ class Recipe(Section):
 
 
 def available(folder: Path = RECIPES) -> list[str]:
-    """Names of the shipped recipes (or, given `RECIPES / "presets"`, presets)."""
+    """List the names of the shipped recipes (or of presets, given `RECIPES / "presets"`)."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -135,15 +128,15 @@ def load_recipe(
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it. It names every key, so a key that is
-    missing did not exist yet: the run did what is now `_FORMER`.
+    """Read the resolved recipe of a run directory. It has every key, so a missing one did not exist
+    when the run was saved, and gets its value from `_FORMER` or the default.
 
     Raises:
         UserError: as for `load_recipe`.
     """
     saved = _read_yaml(path)
     objective = saved.get("objective")
-    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is not a resolved recipe
+    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is not a resolved one
         saved = _merge(_FORMER, saved)
     return _validate(_override(saved, overrides), str(path))
 
@@ -214,7 +207,7 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
+    """Write `key=value` for `--set`: a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
         same = parse_yaml(text) == text
@@ -238,18 +231,32 @@ def _refuse_credentials(value: Any, key: str) -> None:
 
 def _validate(config: dict[str, Any], where: str) -> Recipe:
     _refuse_credentials(config, "")
+    return validate_section(Recipe, config, where)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def validate_section(
+    section: type[AnySection], values: Mapping[str, Any], where: str, key: str = ""
+) -> AnySection:
+    """Validate the values of a section, which stands at `key` of a recipe ("": it is the recipe).
+
+    Raises:
+        UserError: unknown keys or bad values; `where` begins the message, which names all of them.
+    """
     try:
-        return Recipe.model_validate(config)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, section, key) for problem in error.errors()]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], section: type[Section], above: str) -> str:
     place = [str(part) for part in problem["loc"]]
-    key = ".".join(place)
+    key = ".".join([above, *place] if above else place)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)
+        near = difflib.get_close_matches(place[-1], _keys_at(section, place[:-1]), n=1)
         return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
     if problem["type"] == "missing":
         return f"missing key {key}"
@@ -261,9 +268,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
-def _keys_at(place: Sequence[str]) -> list[str]:
-    """Keys of the section at a place; names in a mapping and numbers in a list are passed over."""
-    section: Any = Recipe
+def _keys_at(section: Any, place: Sequence[str]) -> list[str]:
+    """Keys of the section at a place below another; names in a mapping and numbers in a list are
+    skipped."""
     for part in place:
         field = section.model_fields.get(part)
         section = section if field is None else _section_in(field.annotation) or section

@@ -1,10 +1,9 @@
-"""The sections of a recipe: typed, strict, frozen (merging and reading them is `config.py`)."""
+"""The sections of a recipe: typed, strict, frozen (`recipe.py` reads and merges them)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -18,17 +17,6 @@ from weighted_mtp.core.config.section import (
 )
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
-ObjectiveName = Literal[
-    "baseline", "ntp", "uniform", "critic", "verifiable", "random_matched", "shuffled", "rho1"
-]
-OBJECTIVES: Mapping[PipelineName, tuple[ObjectiveName, ...]] = {
-    "baseline": ("baseline", "uniform"),
-    "ntp": ("ntp", "uniform"),
-    "critic": ("critic",),
-    "verifiable": ("verifiable", "random_matched", "shuffled"),
-    "rho1": ("rho1",),
-}
-"""What each pipeline may optimise; the controls run where what they control runs."""
 
 
 class Architecture(Section):
@@ -52,8 +40,8 @@ class ModelConfig(Section):
     """Where the weights come from: a checkpoint, or random ones of a given shape.
 
     Attributes:
-        max_seq_len, rope_theta: in the place of a checkpoint's own, to train on longer rows than it
-            was made for. A model has twice `max_seq_len` positions.
+        max_seq_len, rope_theta: override the checkpoint's own, to train on longer rows than it was
+            made for. A model has twice `max_seq_len` positions.
     """
 
     path: Path | None = None
@@ -80,8 +68,7 @@ class ModelConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """`auto` takes the tokenizer stored in the checkpoint; the others name one. `micro` is shipped
-    with the micro tasks."""
+    """`auto` uses the tokenizer stored in the checkpoint; `micro` ships with the micro tasks."""
 
     kind: Literal["auto", "bytes", "micro", "sentencepiece", "huggingface"] = "auto"
     path: Path | None = None
@@ -94,12 +81,13 @@ class ValueConfig(Section):
         loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) (critic only).
         coef: factor of the value loss beside the language-model loss (verifiable).
         lam: λ of the targets; with gamma 1, 1 is Monte Carlo: every state's target is the reward.
-        clip: how far a target may lie from the present value. huber: where squares become lines.
+        clip: how far a target may lie from the present value. huber: the error beyond which the
+            loss is linear.
         learning_rate: of the value head; None takes training's.
         trunk: what a critic trains besides its head: nothing, the `top_blocks` last blocks of the
             next-token path, or all of it.
         lm_coef: factor of the language-model loss on `lm_rows` while a critic is trained (from
-            scratch its trunk has to learn to read first); 0 runs no prediction head at all.
+            scratch its trunk must learn the language too); 0 runs no prediction head at all.
         gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
             verifiable no.
         max_pairs_per_problem: for the pairwise loss.
@@ -127,10 +115,10 @@ class TDConfig(Section):
     """Token weights from the critic's TD errors: clamp(exp(A / beta), min_weight, max_weight).
 
     Attributes:
-        lam: λ of the advantages A. final_lam: where it moves to, after `lam_hold` of the training,
-            along `lam_shape`; None keeps it.
-        whiten: bring A to mean 0 and spread 1, by the batch's statistics or by running ones.
-        renormalise: bring the weights to mean 1.
+        lam: λ of the advantages A. final_lam: its final value, which it approaches along
+            `lam_shape` after the fraction `lam_hold` of the training; None keeps it constant.
+        whiten: scale A to mean 0 and standard deviation 1, by batch or running statistics.
+        renormalise: scale the weights to mean 1.
     """
 
     gamma: UnitInterval = 1.0
@@ -178,19 +166,24 @@ class ObjectiveConfig(Section):
     """What is optimised.
 
     Attributes:
-        rows: which rows are learnt from; None is the objective's own choice.
-        heads: how many heads are trained; None means all the model has.
+        name: a registered objective (the pipeline's own, or one that an installed package brings),
+            or code of your own as FILE.py:CLASS or MODULE:CLASS, which training imports.
+        options: settings that an objective declares for itself; those of the project have none.
+        rows: which rows are learnt from; None leaves the choice to the objective.
+        heads: how many heads are trained; None means all heads of the model.
         head_weights: c_k of each head in the loss; None means 1/n each.
-        final_head_weights: what they become, linearly over the training; None keeps them.
+        final_head_weights: their final values, reached linearly; None keeps them constant.
         head_curriculum: `forward` adds heads one by one, `reverse` drops them, at the fractions of
             the training given by `head_fractions` (one for each head after the first; None spreads
             them evenly). The active heads share the sum of all c_k in proportion to theirs, so
             that the size of the loss does not depend on how many are active.
-        scope: what batch statistics and selections are taken over: one forward pass on all ranks,
-            or the whole optimizer step (exact however it is cut, for one scoring pass more).
+        scope: what batch statistics and selections are computed over: one forward pass on all
+            ranks, or the whole optimizer step (exact however it is split, at the cost of one more
+            scoring pass).
     """
 
-    name: ObjectiveName
+    name: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
     rows: Literal["correct", "all"] | None = None
     heads: PositiveInt | None = None
     head_weights: tuple[float, ...] | None = None
@@ -204,8 +197,8 @@ class ObjectiveConfig(Section):
 
 
 class CriticStage(Section):
-    """Train a critic first, in the same command; what is not given is as in the main stage, but
-    for best checkpoints and early stopping, which that one has alone.
+    """Train a critic first, in the same command. Other settings are those of the main stage,
+    except for best checkpoints and early stopping, which only the main stage has.
 
     Attributes:
         lam: λ of the critic's targets; 1 is Monte Carlo, as in the critic recipe.
@@ -233,7 +226,7 @@ class ReferenceStage(Section):
 
 
 class EarlyStopping(Section):
-    """Stop when the monitored figure has not improved by `min_delta` for `patience` validations."""
+    """Stop if the monitored figure has not improved by `min_delta` for `patience` validations."""
 
     patience: PositiveInt
     min_delta: NonNegativeFloat = 0.0
@@ -245,17 +238,17 @@ class TrainingConfig(Section):
     Attributes:
         schedule: from `learning_rate`, where the warm-up ends, to `final_learning_rate`, which the
             last step uses exactly; `constant` stays at `learning_rate` and has no final rate. The
-            formulas are in `pipelines.optimization.learning_rate`.
-        decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays, of
-            the steps after the warm-up. The last step has the final rate however small it is.
-        monitor: the validation figure by which checkpoints are best and training stops early.
-        max_skipped_steps: steps with a loss or gradient that is not finite are skipped, up to this.
-        activation_checkpointing: compute the blocks again in the backward pass instead of storing
-            them: `full` all, `selective` what is cheap to compute for its size. Older recipes say
-            false (`none`) and true (`full`).
+            formulas are in `pipelines.training.optimization.learning_rate`.
+        decay_fraction: the fraction of the steps after the warm-up in which the `wsd` schedule
+            (warm-up, stable, decay) decays. The last step always has the final rate.
+        monitor: the validation figure that ranks checkpoints and decides about early stopping.
+        max_skipped_steps: how many steps with a non-finite loss or gradient are skipped at most.
+        activation_checkpointing: recompute the blocks in the backward pass instead of storing their
+            activations: `full` all, `selective` what is cheap to compute for its size. Older
+            recipes have false (`none`) and true (`full`).
         trackers: where metrics go besides metrics.jsonl.
         remote: URL of a directory (s3://BUCKET/NAME, gs://…, any that fsspec knows) to which
-            checkpoints are copied too, and from which --resume fetches what is newer there.
+            checkpoints are copied as well, and from which --resume fetches newer ones.
     """
 
     steps: PositiveInt = 1000

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weighted_mtp.core.config.recipe import Recipe
+from weighted_mtp.pipelines.training.objectives import find_objective
 from weighted_mtp.pipelines.training.optimization import learning_rate
 
 
@@ -94,12 +95,9 @@ def _value_rate(resume: Resume) -> str:
 
 
 def _cut(resume: Resume) -> str | None:
-    """How a step is cut into micro-batches matters only if something is decided per micro-batch."""
-    objective = resume.asked.objective
-    pooled = objective.name in ("rho1", "random_matched")
-    if objective.name in ("verifiable", "shuffled"):
-        pooled = objective.td.whiten == "batch" or objective.td.renormalise
-    if not pooled or objective.scope != "micro_batch":
+    """How a step is cut matters only where something is decided over one forward pass."""
+    objective = resume.saved.objective  # which cannot change
+    if objective.scope != "micro_batch" or not find_objective(objective.name).pools(objective):
         return None
     return (
         f"objective.scope is micro_batch: what {objective.name} takes over a forward pass is taken "
@@ -114,6 +112,22 @@ def _length(resume: Resume) -> str:
     return f"the order of the rows stays, and they are cut at {length} tokens {resume.following}"
 
 
+def _name(resume: Resume) -> str:
+    """The file or module of an objective's class may move; the class stays."""
+    saved, asked = resume.saved.objective.name, resume.asked.objective.name
+    if ":" in saved and ":" in asked and saved.rpartition(":")[2] == asked.rpartition(":")[2]:
+        return "its code is read from there; that it is the same is not checked"
+    return _TWO_AIMS
+
+
+def _options(resume: Resume) -> str:
+    """The code of an objective may have got new options since the run was saved with all it had."""
+    saved, asked = resume.saved.objective.options, resume.asked.objective.options
+    if all(name in asked and asked[name] == value for name, value in saved.items()):
+        return f"the objective has this option only since, and uses it {resume.following}"
+    return _TWO_AIMS
+
+
 _RATE = (
     "learning_rate",
     "final_learning_rate",
@@ -122,7 +136,8 @@ _RATE = (
     "decay_fraction",
 )
 _OTHER_WEIGHTS = refused("the weights are those of the checkpoint")
-_OTHER_AIM = refused("the run would have followed two objectives")
+_TWO_AIMS = Refused("the run would have followed two objectives")
+_OTHER_AIM = refused(_TWO_AIMS)
 _OTHER_ORDER = refused("the place in the data is a place in the order that it determines")
 _OTHER_PROMPTS = refused("the model has learnt from other prompts so far")
 _OTHER_IDS = refused("the model's tokens would mean something else")
@@ -142,9 +157,11 @@ RULES: Mapping[str, Rule] = {
     "pipeline": _OTHER_AIM,
     **_section(
         "objective",
-        "name rows heads head_weights final_head_weights head_curriculum head_fractions scope",
+        "rows heads head_weights final_head_weights head_curriculum head_fractions scope",
         _OTHER_AIM,
     ),
+    "objective.name": _name,
+    "objective.options": _options,
     "objective.value.head_type": _OTHER_WEIGHTS,
     **_section(
         "objective.value",

@@ -15,7 +15,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, reading, saved_state
 from weighted_mtp.pipelines.checkpointing.resume_rules import RULES, Refused, Resume
-from weighted_mtp.pipelines.training.best import Best
+from weighted_mtp.pipelines.training.policies import BestCheckpoints
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
@@ -95,7 +95,7 @@ def tell_changes(
         for change in changes(resume):
             if change.verdict is not None:
                 log.warning("%s: %s: %s", run_dir, change, change.verdict)
-        best = Best(asked.training)
+        best = BestCheckpoints(asked.training)
         if checkpoint is not None and "best" in (state := saved_state(checkpoint)):
             with reading(checkpoint / "trainer.json"):
                 best.load_state_dict(state["best"])

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,8 +96,9 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
 def _td_weights(recipe: Recipe, checkpoint: Path) -> Verifiable:
     """The TD weights as they are at the end of the run: λ at the end of its schedule, running
     statistics as saved. Batch statistics are those of the one program that is looked at."""
-    plain = {"name": "verifiable", "heads": 1, "head_weights": None, "final_head_weights": None}
-    config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
+    plain: dict[str, Any] = {"name": "verifiable", "options": {}, "heads": 1}
+    plain |= dict.fromkeys(("head_weights", "final_head_weights", "head_fractions"))
+    config = recipe.objective.model_copy(update=plain)
     objective = Verifiable(config, 1)
     objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
     trainer = checkpoint / "trainer.json"
@@ -119,7 +121,8 @@ def trace(
     batch = collator([example]).to(adapter.transformer.output.weight.device)
     values = adapter.trunk_forward(batch.tokens)["value_logits"].squeeze(-1)  # [1, S]
     pool = pool_of(batch, values)
-    errors, weights = objective.td_errors(pool), objective.token_weights(pool)
+    errors = objective.td_errors(pool)
+    weights = objective.token_weights(pool, objective.advantages(pool, errors))
     first, end = example.prompt_length, len(example.ids)
     along = [*values[0].tolist(), math.nan][first:end]
     if not example.truncated:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_mtp.core.config.sections import ObjectiveConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig, PipelineName
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
@@ -26,6 +26,7 @@ from weighted_mtp.value_weighting.td_weighting import compute_td_targets, comput
 class ValueObjective(Objective):
     """Trains the value head towards its TD targets."""
 
+    pipelines: ClassVar[tuple[PipelineName, ...]] = ("verifiable",)
     needs_value_head: ClassVar[bool] = True
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
@@ -34,7 +35,7 @@ class ValueObjective(Objective):
         self.value_coef = config.value.coef
 
     def candidates(self, metadata: Metadata) -> Indices:
-        """As the base class; both kinds of solution must be among them.
+        """Select rows as the base class does; both kinds of solution must be among them.
 
         Raises:
             UserError: no correct row, or no incorrect one.
@@ -52,8 +53,8 @@ class ValueObjective(Objective):
         return chosen
 
     def value_count(self, batch: Batch) -> Tensor:
-        """States before response tokens, but for the last of a truncated row: what came of it is
-        not known."""
+        """States before response tokens, except the last of a truncated row, whose outcome is not
+        known."""
         before = batch.predicted
         return before.sum() - (before.any(1) & batch.truncated).sum()
 
@@ -87,6 +88,8 @@ class Critic(ValueObjective):
     """The first stage: P(correct) after every token, on a trunk that is frozen, partly trained, or
     trained with it; with `lm_coef`, the heads go on learning."""
 
+    pipelines: ClassVar[tuple[PipelineName, ...]] = ("critic",)
+
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
         value = config.value
@@ -100,7 +103,7 @@ class Critic(ValueObjective):
             )
 
     def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
-        """Freeze all that neither loss may change."""
+        """Freeze whatever neither loss may change."""
         super().prepare(adapter)
         if self.runs_heads:
             return
@@ -120,9 +123,9 @@ class Critic(ValueObjective):
         if value.trunk == "all":
             transformer.tok_embeddings.requires_grad_(True)
 
-    def targets(self, batch: Batch) -> Tensor:
-        """The language-model loss, if any, is of `lm_rows`."""
-        targets = super().targets(batch)
+    def make_targets(self, batch: Batch) -> Tensor:
+        """Restrict the language-model loss, if any, to `lm_rows`."""
+        targets = super().make_targets(batch)
         if self.config.value.lm_rows == "all":
             return targets
         return targets.masked_fill(~batch.correct[:, None, None], IGNORE_INDEX)
