@@ -106,7 +106,7 @@ def build(
         targets = shift_labels(tokens, n)
         states = model.head_states(tokens, return_all_heads=n > 1)
         terms = LossTerms(targets, count_targets(targets))
-        return mtp_loss(states, model.output.weight, terms).loss
+        return mtp_loss(states, model.output.weight, *terms).loss
 
     return model, loss
 

@@ -96,7 +96,7 @@ def step_function(variant: str) -> tuple[nn.Module, Callable[[], Tensor], int]:
         with torch.autocast("cpu", torch.bfloat16, enabled=variant == "ours-bf16"):
             hidden = model.head_states(tokens, return_all_heads=True)
             terms = LossTerms(targets, denominators)
-            return mtp_loss(hidden, model.output.weight, terms).loss
+            return mtp_loss(hidden, model.output.weight, *terms).loss
 
     def same_blocks() -> Tensor:
         logits = model(tokens, return_all_heads=True)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.config.recipe import Recipe, load_recipe
+from weighted_mtp.core.config.sections import CriticStage
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import write_jsonl
@@ -143,7 +144,8 @@ def build_trainer(
     seed = resolved.runtime.seed
     seed_everything(seed)
     tokenizer = ByteTokenizer()
-    from_scratch = resolved.model_copy(update={"pipeline": "critic"})  # may start a fresh head
+    # With a stage that trains it, a value head may start fresh.
+    from_scratch = resolved.model_copy(update={"critic_stage": CriticStage(steps=1)})
     adapter = start_model(from_scratch, Processes())[0].on(env.device)
     if adapter.value_head is not None and resolved.pipeline != "critic":
         for parameter in adapter.value_head.parameters():

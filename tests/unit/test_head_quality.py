@@ -28,7 +28,7 @@ from weighted_mtp.evaluation.head_quality import (
     head_sums,
     read_heads,
 )
-from weighted_mtp.losses import LossTerms, mtp_loss, shift_labels
+from weighted_mtp.losses import mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, read_metrics
 from weighted_mtp.pipelines.training.module import read_batch
@@ -173,7 +173,7 @@ def test_cross_entropy_and_hits_are_those_of_the_loss(rows, n, vocab):
     model, batch = make_model(n, vocab), pad_batch(rows, 0)
     targets, found = plain_targets(batch, n), read(model, batch, 5)
     states = model.head_states(batch.tokens, return_all_heads=n > 1)
-    loss = mtp_loss(states, model.output.weight, LossTerms(targets, torch.ones(n)))
+    loss = mtp_loss(states, model.output.weight, targets, torch.ones(n))
     B, S, _ = targets.shape
     torch.testing.assert_close(found.spread(found.ce, B, S), loss.ce, rtol=1e-9, atol=1e-9)
     assert torch.equal(found.spread(found.hit, B, S), loss.hit)
@@ -209,7 +209,7 @@ def test_under_autocast_the_logits_are_those_of_the_loss(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         states = model.head_states(tokens, return_all_heads=True)
         found = read_heads(states, model.output.weight, targets)
-        loss = mtp_loss(states, model.output.weight, LossTerms(targets, torch.ones(3)))
+        loss = mtp_loss(states, model.output.weight, targets, torch.ones(3))
     torch.testing.assert_close(found.spread(found.ce, 3, 9), loss.ce, rtol=1e-5, atol=1e-6)
     assert found.ce.dtype == torch.float32
 

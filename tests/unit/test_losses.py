@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from weighted_mtp.losses import LossTerms, MTPLoss, count_targets, mtp_loss, shift_labels
+from weighted_mtp.losses import MTPLoss, count_targets, mtp_loss, shift_labels
 from weighted_mtp.losses import fused_linear_cross_entropy as fused_ce
 
 CHUNKS = (1, 3, 64, 10_000)
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     head_weights: Tensor | None = None
 
     def loss(self, chunk_rows: int | None = None) -> MTPLoss:
-        return mtp_loss(self.hidden, self.unembedding, LossTerms(*self[2:]), chunk_rows)
+        return mtp_loss(*self, chunk_rows=chunk_rows)
 
 
 class Result(NamedTuple):

@@ -169,7 +169,7 @@ def test_held_out_cross_entropy_and_log_probabilities_of_confident_tokens(p):
 def test_held_out_figures_and_the_loss_agree_on_confident_tokens():
     h, W, y = confident_rows(0.999, torch.bfloat16)
     seen = read_heads([h[None]], W, y[None, :, None])
-    trained = mtp_loss([h[None]], W, LossTerms(y[None, :, None], torch.ones(1)))
+    trained = mtp_loss([h[None]], W, y[None, :, None], torch.ones(1))
     torch.testing.assert_close(seen.ce, trained.ce[0], rtol=1e-4, atol=0)
 
 
@@ -308,7 +308,7 @@ def test_bfloat16_micro_batches_add_up_in_float32(kind):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = model.head_states(row)
             terms = LossTerms(row[..., None], torch.tensor([1e6]))
-            loss = mtp_loss(states, model.output.weight, terms).loss
+            loss = mtp_loss(states, model.output.weight, *terms).loss
         loss.backward()
         each += weight.grad.double() - before
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

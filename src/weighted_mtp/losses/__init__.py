@@ -5,6 +5,7 @@ from weighted_mtp.losses.mtp_loss import (
     LossTerms,
     MTPLoss,
     count_targets,
+    loss_of_terms,
     mtp_loss,
     shift_labels,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "MTPLoss",
     "count_targets",
     "fused_linear_cross_entropy",
+    "loss_of_terms",
     "mtp_loss",
     "shift_labels",
 ]

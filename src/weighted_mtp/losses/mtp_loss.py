@@ -102,10 +102,38 @@ def count_targets(targets: Tensor) -> Tensor:
 def mtp_loss(
     hidden: Sequence[Tensor],
     unembedding: Tensor,
-    terms: LossTerms,
+    targets: Tensor,
+    denominators: Tensor,
+    weights: Tensor | None = None,
+    head_weights: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> MTPLoss:
     """Compute the token-weighted cross-entropy of all heads, fused with the unembedding.
+
+    Args:
+        hidden: n tensors `[B, S, D]`, the normalised state of each head.
+        unembedding: `[V, D]`.
+        targets, denominators, weights, head_weights: see `LossTerms`.
+        chunk_rows: see `fused_linear_cross_entropy`.
+
+    Returns:
+        As for `loss_of_terms`.
+
+    Example:
+        >>> targets = shift_labels(labels, n)
+        >>> mtp_loss(states, model.output.weight, targets, count_targets(targets)).loss.backward()
+    """
+    terms = LossTerms(targets, denominators, weights, head_weights)
+    return loss_of_terms(hidden, unembedding, terms, chunk_rows)
+
+
+def loss_of_terms(
+    hidden: Sequence[Tensor],
+    unembedding: Tensor,
+    terms: LossTerms,
+    chunk_rows: int | None = None,
+) -> MTPLoss:
+    """Compute what `mtp_loss` does of terms that were put together before.
 
     Args:
         hidden: n tensors `[B, S, D]`, the normalised state of each head.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.evaluation.head_quality import head_sums, read_heads
-from weighted_mtp.losses import LossTerms, MTPLoss, mtp_loss
+from weighted_mtp.losses import LossTerms, MTPLoss, loss_of_terms
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.objectives import Objective, Pool, Sums
@@ -223,14 +223,14 @@ def batch_loss(
     terms: LossTerms,
     chunk_rows: int | None = None,
 ) -> MTPLoss:
-    """Compute `mtp_loss` of states from `read_batch`. The terms and the cross-entropies are
+    """Compute `loss_of_terms` of states from `read_batch`. The terms and the cross-entropies are
     `[B, S, n]`, whether the batch is packed or not."""
     packing = batch.packing
     if packing is None:
-        return mtp_loss(states, unembedding, terms, chunk_rows)
+        return loss_of_terms(states, unembedding, terms, chunk_rows)
     weights = None if terms.weights is None else packing.pack(terms.weights, 0)
     terms = terms._replace(targets=packing.pack(terms.targets, IGNORE_INDEX), weights=weights)
-    out = mtp_loss(states, unembedding, terms, chunk_rows)
+    out = loss_of_terms(states, unembedding, terms, chunk_rows)
     return MTPLoss(out.loss, packing.unpack(out.ce, 0), packing.unpack(out.hit, 0))
 
 
