@@ -122,7 +122,7 @@ MISTAKES = {
     "unknown key of the stage": (
         "verifiable",
         {"critic_stage.stepps": 2, "critic_stage.steps": 2},
-        ["critic_stage.stepps", "did you mean steps?"],
+        ["critic_stage.stepps", "did you mean critic_stage.steps?"],
     ),
     "unknown key of early stopping": (
         "critic",

@@ -2,23 +2,23 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
-A preset may hold a mapping `pipelines`: the entry of the recipe's pipeline goes on top of the rest.
+A preset may contain a mapping `pipelines`: the entry of the recipe's pipeline overrides the rest.
 
-Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
+Unknown keys are rejected with the nearest known one. The resolved recipe is saved with every run.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.config.data import DataConfig
+from weighted_mtp.core.config.options import suggest_key
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.config.sections import (
@@ -30,16 +30,20 @@ from weighted_mtp.core.config.sections import (
     TokenizerConfig,
     TrainingConfig,
 )
-from weighted_mtp.core.errors import UserError, refuse_credentials
+from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
-"""What versions did that had no such key, where it is not today's default."""
+"""What versions without such a key did, where it differs from today's default."""
 
 
 class Recipe(Section):
-    """Everything a training run depends on."""
+    """A training run: everything it depends on.
+
+    Attributes:
+        pipeline: which training to run; it decides which objectives are possible.
+    """
 
     pipeline: PipelineName
     objective: ObjectiveConfig
@@ -77,20 +81,20 @@ class Recipe(Section):
             )
         if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
             raise ValueError(
-                f"data.source text has no right and wrong, nor stored losses: it does not go with "
-                f"the {self.pipeline} pipeline, but with baseline and ntp"
+                f"data.source text has no incorrect rows and no stored losses: it does not go with "
+                f"the {self.pipeline} pipeline, only with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
-            raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
+            raise ValueError(f"critic_stage is for pipeline verifiable, this is {self.pipeline}")
         return self
 
     def to_yaml(self) -> str:
-        """The recipe as text that `load_recipe_file` reads back."""
+        """Return the recipe as YAML that `load_recipe_file` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def available(folder: Path = RECIPES) -> list[str]:
-    """Names of the shipped recipes (or, given `RECIPES / "presets"`, presets)."""
+    """Return the names of the shipped recipes (given `RECIPES / "presets"`, of the presets)."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -111,8 +115,8 @@ def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str]
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it. It names every key, so one that is
-    missing did not exist yet: the run did what is now `_FORMER`.
+    """Read a resolved recipe from a run directory. It names every key, so one that is missing did
+    not exist in the version that wrote it: `_FORMER` has what that version did.
 
     Raises:
         UserError: as for `load_recipe`.
@@ -127,10 +131,14 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def _find(name: str, folder: Path, what: str) -> Path:
     if name in available(folder):
         return folder / f"{name}.yaml"
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
+    path, known = Path(name), available(folder)
+    hint = did_you_mean(path.stem if path.suffix in (".yaml", ".yml") else name, known)
+    if path.suffix in (".yaml", ".yml"):
+        if hint and not path.exists():
+            raise UserError(f"{path}: cannot be read (No such file or directory){hint}")
+        return path
     raise UserError(
-        f"no {what} {name!r}; shipped ones: {', '.join(available(folder))}; or give a .yaml file"
+        f"no {what} {name!r}{hint}; shipped ones: {', '.join(known)}; or give a .yaml file"
     )
 
 
@@ -176,7 +184,7 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
+    """Return `key=value` as `--set` takes it; a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
         same = parse_yaml(text) == text
@@ -210,9 +218,11 @@ def _validate(config: dict[str, Any], where: str) -> Recipe:
 def _explain(problem: Mapping[str, Any]) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)
-        return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    if problem["type"] == "unknown_key":
+        return "; ".join(
+            f"unknown key {'.'.join(each)}{suggest_key(each)}"
+            for each in _leaves(place, problem["input"])
+        )
     if problem["type"] == "missing":
         return f"missing key {key}"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -223,17 +233,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
-def _keys_at(place: Sequence[str]) -> list[str]:
-    """Keys of the section at a place; names in a mapping and numbers in a list are passed over."""
-    section: Any = Recipe
-    for part in place:
-        field = section.model_fields.get(part)
-        section = section if field is None else _section_in(field.annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    """The section in `Section | None`, `dict[str, Section]`, …; None if there is none."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+def _leaves(place: list[str], value: Any) -> list[list[str]]:
+    """Keys of the settings below an unknown section; its own key if it has many or none."""
+    if not isinstance(value, Mapping):
+        return [place]
+    found = [leaf for name, below in value.items() for leaf in _leaves([*place, str(name)], below)]
+    return found if 0 < len(found) <= 5 else [place]
