@@ -85,7 +85,9 @@ class Recipe(Section):
                 f"the {self.pipeline} pipeline, only with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
-            raise ValueError(f"critic_stage is for pipeline verifiable, this is {self.pipeline}")
+            raise ValueError(
+                f"critic_stage belongs to pipeline verifiable, not to the {self.pipeline} pipeline"
+            )
         return self
 
     def to_yaml(self) -> str:

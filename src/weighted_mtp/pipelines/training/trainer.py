@@ -172,7 +172,7 @@ class Trainer:
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         first = self.current_step()
-        if self.env.is_main:
+        if self.env.is_main and not self._done():
             self.metrics.write("run", self.step, run_facts(self.env))
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress, self._trackers_closed():
