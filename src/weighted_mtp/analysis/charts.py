@@ -25,7 +25,7 @@ FEW_POINTS = 25
 LIGHT = COLOURS["light"]
 DASHES = ("none", "7 4", "2 3")
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
+    "font.size": 10,
     "svg.fonttype": "none",  # text stays text: selectable, and in the font of the page
     "svg.hashsalt": "weighted-mtp",
     "text.parse_math": False,  # a `$` in a name is not a formula
@@ -131,7 +131,7 @@ def _styled() -> Iterator[None]:
 def _svg(curve: Curve) -> str:
     buffer = io.StringIO()
     with _styled():
-        sheet = Figure(figsize=(5.2, 3), layout="constrained")
+        sheet = Figure(figsize=(4.5, 2.9), layout="constrained")
         _draw(sheet.add_subplot(), curve)
         sheet.savefig(buffer, format="svg", transparent=True)
     svg = re.sub(

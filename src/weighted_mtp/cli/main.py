@@ -112,9 +112,11 @@ class CommandParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = [str(choice) for choice in action.choices]
-            hint = did_you_mean(str(value), known)
+            which = isinstance(action, argparse._SubParsersAction)
             raise argparse.ArgumentError(
-                action, f"unknown value {value!r}{hint}; choose one of {', '.join(known)}"
+                None if which else action,
+                f"unknown {'command' if which else 'value'} {value!r}"
+                f"{did_you_mean(str(value), known)}; choose one of {', '.join(known)}",
             )
 
 

@@ -14,18 +14,9 @@ from typing import Any
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import check_regular
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.run_records import curve, head_figures, map_values, number, read_metrics
+from weighted_mtp.core.run_records import map_values, read_metrics
 
-__all__ = [
-    "MetricsFile",
-    "curve",
-    "head_figures",
-    "heads_in_words",
-    "in_words",
-    "number",
-    "read_metrics",
-    "shown",
-]
+__all__ = ["MetricsFile", "heads_in_words", "in_words", "read_metrics", "shown"]
 log = get_logger(__name__)
 
 
