@@ -8,8 +8,9 @@ import yaml
 from tests.unit.test_recipe_options import leaves
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config.options import ALIASES, recipe_options, section_titles
+from weighted_mtp.core.config.options import recipe_options, section_titles
 from weighted_mtp.core.config.recipe import RECIPES, load_recipe
+from weighted_mtp.core.config.suggestions import ALIASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
 

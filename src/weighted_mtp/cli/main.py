@@ -122,7 +122,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def _recipe_hint(option: str, value: str) -> str:
     """How to set the option of a recipe that was given as an option of the command."""
-    from weighted_mtp.core.config.options import nearest_key  # pydantic takes a moment to load
+    from weighted_mtp.core.config.suggestions import nearest_key  # pydantic takes a moment to load
 
     key, remark = nearest_key(option.strip("-").replace("-", "_").split("."))
     return f" (did you mean --set {key}={value or 'VALUE'}?{remark})" if key else ""

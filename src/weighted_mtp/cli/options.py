@@ -12,11 +12,12 @@ from itertools import groupby
 
 from weighted_mtp.core.config.options import (
     Option,
-    find_options,
     recipe_options,
     section_titles,
     shipped_settings,
 )
+from weighted_mtp.core.config.suggestions import suggest_key
+from weighted_mtp.core.errors import UserError
 
 _INTRODUCTION = """# Recipe options
 
@@ -51,6 +52,30 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(markdown(found) if args.markdown else text(found)))
     return 0
+
+
+def find_options(word: str) -> list[Option]:
+    """Return the options of a section, those of a name, or else those with all words of `word` in
+    key or meaning.
+
+    Raises:
+        UserError: there is none.
+    """
+    options, wanted = recipe_options(), word.strip(".")
+    found = [o for o in options if f"{o.key}.".startswith(f"{wanted}.")]
+    found = found or [o for o in options if f".{o.key}.".count(f".{wanted}.")]
+    words = word.lower().split()
+    found = found or [o for o in options if all(w in _searched(o) for w in words)]
+    if not found:
+        raise UserError(
+            f"no option or section {word!r}{suggest_key(word.split('.'))}; weighted-mtp options "
+            "lists all"
+        )
+    return found
+
+
+def _searched(option: Option) -> str:
+    return f"{option.key} {option.key.replace('_', ' ')} {option.meaning}".lower()
 
 
 def text(options: Sequence[Option]) -> Iterator[str]:

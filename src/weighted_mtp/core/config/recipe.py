@@ -18,7 +18,6 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from weighted_mtp.core.config.data import DataConfig
-from weighted_mtp.core.config.options import suggest_key
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.config.sections import (
@@ -30,6 +29,7 @@ from weighted_mtp.core.config.sections import (
     TokenizerConfig,
     TrainingConfig,
 )
+from weighted_mtp.core.config.suggestions import suggest_key
 from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 

@@ -113,7 +113,7 @@ _GUESSED = ("extra_forbidden", "literal_error")
 
 def _with_suggestion(section: type[Section], problem: Mapping[str, Any]) -> InitErrorDetails:
     """Rebuild an error of `section`, with a suggestion where there is one to make."""
-    from weighted_mtp.core.config.options import suggest_key  # imports all sections
+    from weighted_mtp.core.config.suggestions import suggest_key  # imports all sections
 
     kind, message = problem["type"], problem["msg"]
     if kind == "literal_error":
