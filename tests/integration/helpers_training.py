@@ -280,12 +280,13 @@ def _slow_train(printed: Path, arguments: list[str]) -> None:
 
 
 def records(run_dir: Path) -> list[dict]:
-    """All that metrics.jsonl holds, but for how fast the machine was and what memory was taken
-    there. Strict: a cut line fails."""
+    """All that metrics.jsonl holds, except figures of the machine. Strict: a cut line fails."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    kept = [record for line in lines if (record := json.loads(line))["kind"] != "memory"]
+    own = ("memory", "run")
+    kept = [record for line in lines if (record := json.loads(line))["kind"] not in own]
     for record in kept:
         record.pop("tokens_per_second", None)
+        del record["elapsed"]
     return kept
 
 

@@ -194,7 +194,7 @@ def test_report_tells_what_a_run_did(run_dir, tmp_path, capsys):
     assert "<script" not in html
     assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
-    assert "loss of head 1" in told
+    assert "next-token loss" in told
     assert str(page) in told
 
 

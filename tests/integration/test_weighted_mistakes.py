@@ -118,16 +118,20 @@ MISTAKES = {
         {"objective.td.min_weight": 6},
         ["objective.td.min_weight (6.0)", "max_weight (5.0)"],
     ),
-    "unknown key": ("verifiable", {"objective.td.betta": 1}, ["objective.td.betta", "mean beta?"]),
+    "unknown key": (
+        "verifiable",
+        {"objective.td.betta": 1},
+        ["objective.td.betta", "mean objective.td.beta?"],
+    ),
     "unknown key of the stage": (
         "verifiable",
         {"critic_stage.stepps": 2, "critic_stage.steps": 2},
-        ["critic_stage.stepps", "did you mean steps?"],
+        ["critic_stage.stepps", "did you mean critic_stage.steps?"],
     ),
     "unknown key of early stopping": (
         "critic",
         {"training.early_stopping.patients": 2},
-        ["training.early_stopping.patients", "mean patience?"],
+        ["training.early_stopping.patients", "mean training.early_stopping.patience?"],
     ),
     "a stage where it has no place": (
         "baseline",

@@ -128,7 +128,7 @@ def test_good_rows_stay_and_bad_ones_are_named(tmp_path, capsys):
     assert bad[0]["file"] == str(source)
     assert bad[0]["excerpt"] == "{broken"
     said = capsys.readouterr().out
-    assert "train, fields not looked at: extra 1" in said
+    assert "train, ignored fields: extra 1" in said
     assert "2 rows" in said
 
 
@@ -402,7 +402,7 @@ def test_check_writes_nothing_and_counts(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out.splitlines()
     #                               rows bad right wrong problems only-right only-wrong
     assert said[1].split() == ["train", "6", "0", "4", "2", "3", "1", "0"]
-    assert said[2:] == ["train, would be dropped: duplicate 1", "train, fields not looked at: a 1"]
+    assert said[2:] == ["train, would be dropped: duplicate 1", "train, ignored fields: a 1"]
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
@@ -413,4 +413,4 @@ def test_check_names_bad_rows_by_line(tmp_path, capsys):
     assert said.out.startswith(f"{source}, line 2: not valid JSON")
     assert said.out.count("not valid JSON") == 5
     assert "… and 2 more" in said.out
-    assert "7 of 9 rows are bad" in said.err.splitlines()[-1]
+    assert "7 of 9 rows are invalid" in said.err.splitlines()[-1]

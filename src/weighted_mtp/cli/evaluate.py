@@ -38,35 +38,49 @@ _BENCHMARK_ALONE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `evaluate`."""
     parser.add_argument(
-        "path", type=given_path, nargs="?", help="a run, a checkpoint, a model or ORG/NAME"
+        "path",
+        type=given_path,
+        nargs="?",
+        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
     )
     parser.add_argument(
-        "--dataset", default="micro", metavar="NAME", help=f"micro, {', '.join(BENCHMARKS)}"
+        "--dataset",
+        default="micro",
+        metavar="NAME",
+        help=f"micro (default), {', '.join(BENCHMARKS)}",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="micro: test, or compositions that no training row holds; with --source: train, "
-        "validation, test or all (default test)",
+        help="micro: test, or compositions of operations that no training row has; with --source: "
+        "train, validation, test or all (default test)",
     )
-    parser.add_argument("--n-problems", type=int, help="default: micro 200, else all there are")
     parser.add_argument(
-        "--max-difficulty", type=int, help="hardest micro tasks, 1 to 11 (default: as in training)"
+        "--n-problems", type=int, help="problems to evaluate (default: micro 200, others all)"
     )
-    parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
-    parser.add_argument("--k", metavar="K,…", help="of pass@k, such as 1,10,100")
-    parser.add_argument("--batch-size", type=int, help="prompts at a time (micro 64, else 16)")
-    parser.add_argument("--template", help="prompt template (default: the one of the run)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--max-difficulty",
+        type=int,
+        help="hardest micro tasks, from 1 to 11 (default: as in training)",
+    )
+    parser.add_argument("--n-samples", type=int, default=1, help="programs per problem (default 1)")
+    parser.add_argument("--k", metavar="K,…", help="values of k for pass@k, such as 1,10,100")
+    parser.add_argument(
+        "--batch-size", type=int, help="prompts at a time (default: micro 64, others 16)"
+    )
+    parser.add_argument("--template", help="prompt template (default: that of the run)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
-    parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
+    parser.add_argument(
+        "--show", type=int, default=2, help="programs of each kind to print (default 2)"
+    )
     parser.add_argument(
         "--output",
         type=given_path,
-        help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
-        "(default PATH/evaluation/NAME)",
+        help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); others: result "
+        "directory (default PATH/evaluation/NAME)",
     )
-    add_decoding_arguments(parser, None, "default: micro 256, else 512")
+    add_decoding_arguments(parser, None, "default: micro 256, others 512")
     add_benchmark_arguments(parser)
 
 

@@ -35,29 +35,35 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for data sets from elsewhere."""
     group = parser.add_argument_group("humaneval, mbpp, codecontests")
     group.add_argument(
-        "--allow-code-execution", action="store_true", help="run programs on this machine"
+        "--allow-code-execution",
+        action="store_true",
+        help="allow running generated programs on this machine, in a sandbox",
     )
-    group.add_argument("--problems", type=given_path, help="problems.SPLIT.jsonl of `prepare`")
     group.add_argument(
-        "--source", type=given_name, metavar="PATH", help="the published files, as for `prepare`"
+        "--problems", type=given_path, help="problems.SPLIT.jsonl written by prepare"
+    )
+    group.add_argument(
+        "--source", type=given_name, metavar="PATH", help="the published files, as for prepare"
     )
     group.add_argument(
         "--prompt",
         metavar="STYLE",
         help="humaneval: completion, stripped; mbpp: 3-shot, 0-shot; codecontests: apps; any: "
-        "template (default: the published one; for a run trained with a template, that)",
+        "template (default: the template of the run if it has one, else the published prompt)",
     )
     group.add_argument(
         "--completions",
         type=given_name,
         metavar="FILE",
-        help="judge these (task_id and completion or solution) in place of a checkpoint's; or "
-        "`canonical`, `mutants`: the references, as they are or with a mistake each",
+        help="run these programs (task_id, and completion or solution) instead of a checkpoint's; "
+        "or canonical, mutants: the reference solutions, unchanged or with one mistake each",
     )
-    group.add_argument("--partial", action="store_true", help="FILE may lack problems")
+    group.add_argument(
+        "--partial", action="store_true", help="accept a FILE without some of the problems"
+    )
     group.add_argument("--timeout", type=float, help="seconds a program may run (default 5)")
-    group.add_argument("--workers", type=int, help="programs at a time (default: all cores)")
-    group.add_argument("--overwrite", action="store_true", help="start anew, do not go on")
+    group.add_argument("--workers", type=int, help="programs at a time (default: one per CPU core)")
+    group.add_argument("--overwrite", action="store_true", help="restart instead of resuming")
 
 
 def run_foreign(args: argparse.Namespace, options: DecodingOptions) -> int:

@@ -37,24 +37,39 @@ from weighted_mtp.pipelines.evaluating.experiment import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `experiment`."""
-    parser.add_argument("name", choices=["wmtp"], help="wmtp: all weightings and their controls")
-    parser.add_argument("--preset", default="micro")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=150, help="of every arm")
-    parser.add_argument("--base-steps", type=int, default=500, help="of what they start from")
-    parser.add_argument("--n-problems", type=int, default=200, help="held out, of each split")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
+        "name", choices=["wmtp"], help="wmtp: all token weightings and their controls"
     )
-    parser.add_argument("--output-dir", type=given_path, help="default runs/experiment-NAME-PRESET")
-    parser.add_argument("--against", help="arm to compare with (default uniform, else baseline)")
+    parser.add_argument("--preset", default="micro", help="scale of all runs (default micro)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default 3)")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated (default: all)")
+    parser.add_argument("--steps", type=int, default=150, help="steps of every arm (default 150)")
+    parser.add_argument(
+        "--base-steps", type=int, default=500, help="steps of the common start (default 500)"
+    )
+    parser.add_argument(
+        "--n-problems", type=int, default=200, help="held-out problems of each split (default 200)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel (default 1)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one option of every recipe; repeatable (weighted-mtp options lists them)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=given_path,
+        help="directory of the runs (default runs/experiment-NAME-PRESET)",
+    )
+    parser.add_argument("--against", help="arm to compare with (default uniform, or baseline)")
     parser.add_argument(
         "--results",
         type=given_path,
         default=Path("docs/RESULTS.md"),
-        help="file the table is written to",
+        help="Markdown file that receives the table (default docs/RESULTS.md)",
     )
 
 

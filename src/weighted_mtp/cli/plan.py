@@ -22,23 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=given_name,
         metavar="NAME|DIR",
-        help=f"a shape ({', '.join(model_names())}), or a checkpoint; default: the recipe's own",
+        help=f"a shape ({', '.join(model_names())}), or a checkpoint (default: that of the recipe)",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="how many, over all nodes (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="for hsdp (default 8)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="number of GPUs over all nodes (default 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, help="size of a node, for hsdp (default 8)"
+    )
     parser.add_argument(
         "--memory",
         default=SIZES,
         metavar="GIB,…",
-        help=f"GPU sizes to plan for, in GiB (what vendors call GB; default {SIZES})",
+        help=f"GPU memory sizes to plan for, in GiB (default {SIZES})",
     )
     parser.add_argument(
         "--reference-model",
         type=given_name,
         metavar="NAME|DIR",
-        help="rho1: the model that scores online",
+        help="rho1: the model that scores batches online",
     )
-    parser.add_argument("--json", action="store_true", help="every choice, for a program")
+    parser.add_argument(
+        "--json", action="store_true", help="print all choices as JSON, for programs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

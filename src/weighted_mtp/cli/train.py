@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="always",
         choices=["always", "auto"],
-        help="continue the run in --output-dir, or in training.remote if it has a newer "
-        "checkpoint; auto: start the run if there is none",
+        help="continue the run in --output-dir, or in training.remote if that has a newer "
+        "checkpoint; auto: start it if there is none",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check all but the rows, print the resolved recipe and its cost, write nothing",
+        help="check everything but the rows, print recipe and memory, write nothing",
     )
 
 

@@ -2,18 +2,17 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
-A preset may have a mapping `pipelines`: the entry of the recipe's pipeline is merged last.
+A preset may contain a mapping `pipelines`: the entry of the recipe's pipeline overrides the rest.
 
-Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
+Unknown keys are rejected with the nearest known one. The resolved recipe is saved with every run.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -30,16 +29,21 @@ from weighted_mtp.core.config.sections import (
     TokenizerConfig,
     TrainingConfig,
 )
-from weighted_mtp.core.errors import UserError, refuse_credentials
+from weighted_mtp.core.config.suggestions import suggest_key
+from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
-"""What versions without these keys did, where it differs from today's default."""
+"""What versions without such a key did, where it differs from today's default."""
 
 
 class Recipe(Section):
-    """Everything a training run depends on."""
+    """A training run: everything it depends on.
+
+    Attributes:
+        pipeline: which training to run; it decides which objectives are possible.
+    """
 
     pipeline: PipelineName
     objective: ObjectiveConfig
@@ -89,12 +93,12 @@ class Recipe(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The recipe as text that `load_recipe_file` reads back."""
+        """Return the recipe as YAML that `load_recipe_file` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def available(folder: Path = RECIPES) -> list[str]:
-    """List the names of the shipped recipes (or of presets, given `RECIPES / "presets"`)."""
+    """Return the names of the shipped recipes (given `RECIPES / "presets"`, of the presets)."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -128,8 +132,8 @@ def load_recipe(
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the resolved recipe of a run directory. It has every key, so a missing one did not exist
-    when the run was saved, and gets its value from `_FORMER` or the default.
+    """Read a resolved recipe from a run directory. It names every key, so one that is missing did
+    not exist in the version that wrote it: `_FORMER` has what that version did.
 
     Raises:
         UserError: as for `load_recipe`.
@@ -158,10 +162,14 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str], where: str) -> Reci
 def _find(name: str, folder: Path, what: str) -> Path:
     if name in available(folder):
         return folder / f"{name}.yaml"
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
+    path, known = Path(name), available(folder)
+    hint = did_you_mean(path.stem if path.suffix in (".yaml", ".yml") else name, known)
+    if path.suffix in (".yaml", ".yml"):
+        if hint and not path.exists():
+            raise UserError(f"{path}: cannot be read (No such file or directory){hint}")
+        return path
     raise UserError(
-        f"no {what} {name!r}; shipped ones: {', '.join(available(folder))}; or give a .yaml file"
+        f"no {what} {name!r}{hint}; shipped ones: {', '.join(known)}; or give a .yaml file"
     )
 
 
@@ -207,7 +215,7 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def setting(key: str, value: object) -> str:
-    """Write `key=value` for `--set`: a path such as `a #1` is quoted for YAML."""
+    """Return `key=value` as `--set` takes it; a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
         same = parse_yaml(text) == text
@@ -255,9 +263,14 @@ def validate_section(
 def _explain(problem: Mapping[str, Any], section: type[Section], above: str) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join([above, *place] if above else place)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_at(section, place[:-1]), n=1)
-        return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    if problem["type"] == "unknown_key":
+        if above:  # the options of an objective
+            near = did_you_mean(place[-1], list(section.model_fields))
+            return f"unknown key {key}{near}"
+        return "; ".join(
+            f"unknown key {'.'.join(each)}{suggest_key(each)}"
+            for each in _leaves(place, problem["input"])
+        )
     if problem["type"] == "missing":
         return f"missing key {key}"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -268,17 +281,9 @@ def _explain(problem: Mapping[str, Any], section: type[Section], above: str) -> 
     return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
-def _keys_at(section: Any, place: Sequence[str]) -> list[str]:
-    """Keys of the section at a place below another; names in a mapping and numbers in a list are
-    skipped."""
-    for part in place:
-        field = section.model_fields.get(part)
-        section = section if field is None else _section_in(field.annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    """The section in `Section | None`, `dict[str, Section]`, …; None if there is none."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+def _leaves(place: list[str], value: Any) -> list[list[str]]:
+    """Keys of the settings below an unknown section; its own key if it has many or none."""
+    if not isinstance(value, Mapping):
+        return [place]
+    found = [leaf for name, below in value.items() for leaf in _leaves([*place, str(name)], below)]
+    return found if 0 < len(found) <= 5 else [place]

@@ -20,8 +20,21 @@ PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
 
 
 class Architecture(Section):
-    """Shape of a model trained from scratch (the fields of `ModelArgs`; the vocabulary is the
-    tokenizer's)."""
+    """Shape of a model trained from scratch; the vocabulary size comes from the tokenizer.
+
+    Attributes:
+        dim: model width.
+        n_layers: transformer blocks, prediction heads included.
+        n_heads: attention heads.
+        n_kv_heads: key/value heads; null for as many as attention heads.
+        n_future_tokens: prediction heads, the next-token head included.
+        multiple_of: round the feed-forward width up to a multiple of this.
+        ffn_dim_multiplier: factor of the feed-forward width; null for 1.
+        norm_eps: epsilon of RMSNorm.
+        rope_theta: base of the rotary frequencies.
+        max_seq_len: nominal context length in tokens; the model has twice as many positions.
+        tie_embeddings: share the weights of embedding and unembedding.
+    """
 
     dim: PositiveInt
     n_layers: Annotated[PositiveInt, Field(le=10_000)]
@@ -37,11 +50,14 @@ class Architecture(Section):
 
 
 class ModelConfig(Section):
-    """Where the weights come from: a checkpoint, or random ones of a given shape.
+    """Initial weights: a checkpoint, or random ones of a given shape.
 
     Attributes:
-        max_seq_len, rope_theta: override the checkpoint's own, to train on longer rows than it was
-            made for. A model has twice `max_seq_len` positions.
+        path: run, checkpoint, model directory, or ORG/NAME on the Hugging Face hub.
+        init_std: standard deviation of random initial weights.
+        max_seq_len: replaces the checkpoint's own nominal context length, in tokens, to train on
+            longer rows; the model has twice as many positions.
+        rope_theta: replaces the checkpoint's own base of the rotary frequencies.
     """
 
     path: Path | None = None
@@ -68,31 +84,41 @@ class ModelConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """`auto` uses the tokenizer stored in the checkpoint; `micro` ships with the micro tasks."""
+    """Tokenizer of the model.
+
+    Attributes:
+        kind: `auto` uses the tokenizer stored with the checkpoint, `micro` a small BPE shipped with
+            the package.
+        path: file or directory of the tokenizer, or anything that `model.path` accepts; null for
+            the one of `model.path`.
+    """
 
     kind: Literal["auto", "bytes", "micro", "sentencepiece", "huggingface"] = "auto"
     path: Path | None = None
 
 
 class ValueConfig(Section):
-    """The value head and how it learns.
+    """Value head and its training.
 
     Attributes:
-        loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) (critic only).
-        coef: factor of the value loss beside the language-model loss (verifiable).
-        lam: λ of the targets; with gamma 1, 1 is Monte Carlo: every state's target is the reward.
-        clip: how far a target may lie from the present value. huber: the error beyond which the
-            loss is linear.
-        learning_rate: of the value head; None takes training's.
-        trunk: what a critic trains besides its head: nothing, the `top_blocks` last blocks of the
-            next-token path, or all of it.
-        lm_coef: factor of the language-model loss on `lm_rows` while a critic is trained (from
-            scratch its trunk must learn the language too); 0 runs no prediction head at all.
-        gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
-            verifiable no.
-        max_pairs_per_problem: for the pairwise loss.
-
-    `trunk`, `top_blocks` and the `lm_` settings are the critic's alone (also as a first stage).
+        head_type: linear layer, or MLP.
+        loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) over pairs of a problem
+            (critic only).
+        coef: factor of the value loss, added to the language-model loss (verifiable).
+        gamma: discount factor of the value targets.
+        lam: λ of the value targets; with gamma 1, 1 is Monte Carlo: every target is the reward.
+        clip: maximum distance of a target from the current value; null for no limit.
+        huber: error at which the squared loss becomes linear; null for squared everywhere.
+        learning_rate: learning rate of the value head; null for `training.learning_rate`.
+        trunk: what a critic trains besides the head: nothing, the last `top_blocks` blocks of the
+            next-token path, or everything (critic only, also as a first stage).
+        top_blocks: blocks trained with `trunk` top (critic only).
+        lm_coef: factor of the language-model loss on `lm_rows` during critic training; from
+            scratch, the trunk has to learn to read. 0 runs no prediction head (critic only).
+        lm_rows: rows of the language-model loss (critic only).
+        gradient_to_trunk: propagate the value loss into the trunk; null for true in the critic and
+            false in verifiable.
+        max_pairs_per_problem: maximum pairs of one problem per epoch with the pairwise loss.
     """
 
     head_type: Literal["linear", "mlp"] = "linear"
@@ -115,9 +141,17 @@ class TDConfig(Section):
     """Token weights from the critic's TD errors: clamp(exp(A / beta), min_weight, max_weight).
 
     Attributes:
-        lam: λ of the advantages A. final_lam: its final value, which it approaches along
-            `lam_shape` after the fraction `lam_hold` of the training; None keeps it constant.
-        whiten: scale A to mean 0 and standard deviation 1, by batch or running statistics.
+        gamma: discount factor of the advantages A.
+        lam: λ of the advantages A (GAE).
+        final_lam: λ at the end of training; null keeps `lam`.
+        lam_hold: fraction of training before λ starts to change.
+        lam_shape: shape of the change of λ.
+        beta: temperature; smaller values spread the weights more.
+        min_weight: smallest token weight.
+        max_weight: largest token weight.
+        whiten: normalize A to mean 0 and standard deviation 1, by the statistics of the batch or by
+            an exponential moving average.
+        ema_decay: decay of the moving average of `whiten` ema, per step.
         renormalise: scale the weights to mean 1.
     """
 
@@ -144,14 +178,18 @@ class TDConfig(Section):
 
 
 class Rho1Config(Section):
-    """Which tokens Rho-1 keeps, and where the reference's losses come from.
+    """Token selection by Rho-1: excess loss over a reference model.
 
     Attributes:
-        reference_heads: what head k is compared with: the reference's own head k (`same`; heads
-            that the reference does not have are compared as by `next`), or its next-token loss on
-            the same token.
-        reference: stored losses (`weighted-mtp prepare reference-losses`).
-        reference_model: a checkpoint that scores every batch online instead.
+        k_percent: fraction of tokens to keep; 0.6 keeps 60 %.
+        mode: rank tokens by loss minus reference loss, by its absolute value, or by the loss alone
+            (`difficult`, without a reference).
+        first_head_always: train the next-token head on every token.
+        reference_heads: compare head k with the reference's own head k (`same`; heads that the
+            reference lacks are compared as by `next`), or with its next-token loss on the same
+            token (`next`).
+        reference: file of stored reference losses, from `weighted-mtp prepare reference-losses`.
+        reference_model: run, checkpoint or model that scores each batch during training instead.
     """
 
     k_percent: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -163,23 +201,23 @@ class Rho1Config(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is optimised.
+    """What is optimized.
 
     Attributes:
-        name: a registered objective (the pipeline's own, or one that an installed package brings),
-            or code of your own as FILE.py:CLASS or MODULE:CLASS, which training imports.
-        options: settings that an objective declares for itself; those of the project have none.
-        rows: which rows are learnt from; None leaves the choice to the objective.
-        heads: how many heads are trained; None means all heads of the model.
-        head_weights: c_k of each head in the loss; None means 1/n each.
-        final_head_weights: their final values, reached linearly; None keeps them constant.
-        head_curriculum: `forward` adds heads one by one, `reverse` drops them, at the fractions of
-            the training given by `head_fractions` (one for each head after the first; None spreads
-            them evenly). The active heads share the sum of all c_k in proportion to theirs, so
-            that the size of the loss does not depend on how many are active.
-        scope: what batch statistics and selections are computed over: one forward pass on all
-            ranks, or the whole optimizer step (exact however it is split, at the cost of one more
-            scoring pass).
+        name: objective that runs in the pipeline: a shipped one, one of an installed package, or
+            code of your own as FILE.py:CLASS or MODULE:CLASS (training imports and runs it).
+        options: settings of an objective from outside, which defines them.
+        rows: rows to learn from; null for the default of the objective.
+        heads: prediction heads to train; null for all of the model.
+        head_weights: coefficient c_k of each head in the loss; null for 1/n each.
+        final_head_weights: coefficients at the end of training, reached linearly; null keeps
+            `head_weights`.
+        head_curriculum: `forward` adds heads one by one, `reverse` removes them. The coefficients
+            of the active heads are rescaled to the sum of all.
+        head_fractions: fraction of training at which each head after the first is added or removed;
+            null for even spacing.
+        scope: compute batch statistics and token selection over one forward pass on all ranks, or
+            over the whole optimizer step, which needs an additional scoring pass.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -197,11 +235,15 @@ class ObjectiveConfig(Section):
 
 
 class CriticStage(Section):
-    """Train a critic first, in the same command. Other settings are those of the main stage,
-    except for best checkpoints and early stopping, which only the main stage has.
+    """First stage of the verifiable pipeline: train a critic in the same command. Other settings
+    are those of the main stage, without best checkpoints and early stopping.
 
     Attributes:
-        lam: λ of the critic's targets; 1 is Monte Carlo, as in the critic recipe.
+        steps: optimizer steps of the critic.
+        lam: λ of the critic's value targets; 1 is Monte Carlo.
+        learning_rate: learning rate of the critic; null for `training.learning_rate`.
+        final_learning_rate: learning rate at the end of the stage; null for
+            `training.final_learning_rate`.
     """
 
     steps: PositiveInt
@@ -216,8 +258,9 @@ class ReferenceStage(Section):
     which that one has alone.
 
     Attributes:
-        steps: of the reference's training.
-        learning_rate, final_learning_rate: of it; None takes the main stage's.
+        steps: optimizer steps of the reference's training.
+        learning_rate: peak learning rate of the reference; null for the main stage's.
+        final_learning_rate: learning rate of its last step; null for the main stage's.
     """
 
     steps: PositiveInt
@@ -226,29 +269,47 @@ class ReferenceStage(Section):
 
 
 class EarlyStopping(Section):
-    """Stop if the monitored figure has not improved by `min_delta` for `patience` validations."""
+    """Stop when the monitored figure no longer improves.
+
+    Attributes:
+        patience: validations without improvement after which training stops.
+        min_delta: smallest change that counts as an improvement.
+    """
 
     patience: PositiveInt
     min_delta: NonNegativeFloat = 0.0
 
 
 class TrainingConfig(Section):
-    """The loop. Batch sizes count rows; `batch_size` is one optimizer step over all ranks.
+    """Training loop and optimizer.
 
     Attributes:
-        schedule: from `learning_rate`, where the warm-up ends, to `final_learning_rate`, which the
-            last step uses exactly; `constant` stays at `learning_rate` and has no final rate. The
-            formulas are in `pipelines.training.optimization.learning_rate`.
-        decay_fraction: the fraction of the steps after the warm-up in which the `wsd` schedule
-            (warm-up, stable, decay) decays. The last step always has the final rate.
-        monitor: the validation figure that ranks checkpoints and decides about early stopping.
-        max_skipped_steps: how many steps with a non-finite loss or gradient are skipped at most.
-        activation_checkpointing: recompute the blocks in the backward pass instead of storing their
-            activations: `full` all, `selective` what is cheap to compute for its size. Older
-            recipes have false (`none`) and true (`full`).
-        trackers: where metrics go besides metrics.jsonl.
-        remote: URL of a directory (s3://BUCKET/NAME, gs://…, any that fsspec knows) to which
-            checkpoints are copied as well, and from which --resume fetches newer ones.
+        steps: optimizer steps.
+        batch_size: rows per optimizer step, over all ranks and micro-batches.
+        micro_batch_size: rows per forward pass on one rank.
+        learning_rate: learning rate at the end of the warm-up.
+        final_learning_rate: learning rate of the last step; unused by schedule `constant`.
+        schedule: decay of the learning rate after the warm-up; wsd is warm-up, stable, decay.
+        warmup_fraction: fraction of the steps in which the learning rate rises from 0.
+        decay_fraction: fraction of the steps after the warm-up in which `wsd` decays.
+        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        betas: AdamW coefficients of the moving averages of gradient and squared gradient.
+        weight_decay: decoupled weight decay.
+        clip_norm: maximum norm of the gradient.
+        loss_chunk_rows: tokens per chunk of the fused loss; null for chunks of 64 MiB of logits.
+        activation_checkpointing: recompute block activations in the backward pass: `full` all of
+            them, `selective` those that are cheap for their size. true means full, false none.
+        validate_every: steps between validations.
+        save_every: steps between checkpoints.
+        keep_last: most recent checkpoints to keep.
+        keep_best: best checkpoints to keep, by `monitor`.
+        monitor: validation figure that decides which checkpoints are best and when to stop early.
+        monitor_mode: whether a lower or a higher figure is better.
+        max_skipped_steps: steps with a non-finite loss or gradient to skip before the run stops.
+        log_every: steps between training records in metrics.jsonl.
+        trackers: experiment trackers that receive the metrics of metrics.jsonl too.
+        remote: URL of a directory (s3://BUCKET/NAME, gs://…, or any that fsspec supports) to which
+            checkpoints are copied, and from which --resume fetches newer ones.
     """
 
     steps: PositiveInt = 1000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.core.types import TokenTrace
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
@@ -29,27 +29,9 @@ from weighted_mtp.pipelines.training.module import pool_of
 from weighted_mtp.pipelines.training.objectives.td_weighted import Verifiable
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One program.
-
-    Attributes:
-        pieces: text of each response token, "" for EOS.
-        values: after each token, NaN where there is none. start_value: before the first.
-        td_errors, weights: of each token.
-    """
-
-    title: str
-    instruction: str
-    pieces: tuple[str, ...]
-    values: tuple[float, ...]
-    start_value: float
-    td_errors: tuple[float, ...]
-    weights: tuple[float, ...]
-    is_correct: bool
-
-
-def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tuple[Trace, Trace]]:
+def trace_pairs(
+    run_dir: Path, count: int = 4, device: str = "cpu"
+) -> list[tuple[TokenTrace, TokenTrace]]:
     """A right and a wrong held-out program of the same problem, for the first `count` problems that
     have both, each of another kind where the data names kinds; none if the run has no critic. The
     weights are the TD weights, also where the run was one of their controls.
@@ -116,7 +98,7 @@ def trace(
     example: Example,
     collator: AlpacaCollator,
     instruction: str,
-) -> Trace:
+) -> TokenTrace:
     """Look at one example with the weights this objective would give it."""
     batch = collator([example]).to(adapter.transformer.output.weight.device)
     values = adapter.trunk_forward(batch.tokens)["value_logits"].squeeze(-1)  # [1, S]
@@ -127,7 +109,7 @@ def trace(
     along = [*values[0].tolist(), math.nan][first:end]
     if not example.truncated:
         along[-1] = math.nan  # after EOS there is no state
-    return Trace(
+    return TokenTrace(
         title=example.task_id,
         instruction=instruction,
         pieces=_pieces(collator.tokenizer, example.ids[first:end]),

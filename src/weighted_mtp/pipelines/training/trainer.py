@@ -36,6 +36,7 @@ from weighted_mtp.pipelines.checkpointing.sharded import (
     publish,
 )
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, shown
+from weighted_mtp.pipelines.run_directory import run_facts
 from weighted_mtp.pipelines.tracking.trackers import Tracker, make_trackers
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
@@ -173,6 +174,8 @@ class Trainer:
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         first = self.current_step()
+        if self.env.is_main and not self._done():
+            self.metrics.write("run", self.step, run_facts(self.env))
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress, self._trackers_closed():
             while not self._done() and not stop.agreed():
