@@ -17,35 +17,10 @@ from weighted_mtp.analysis.html_style import (
     visible,
     weight_level,
 )
+from weighted_mtp.core.types import TokenTrace
 
 STRONGEST = 10  # tokens listed below a program
 _NUMBER = re.compile(r"[+\-−±]?[\d.,\s]*\d\s?(%|[a-zA-Z]{1,2})?|[–-]?")
-
-
-@dataclass(frozen=True)
-class TokenTrace:
-    """One program, token by token.
-
-    Attributes:
-        title: such as the task's name.
-        pieces: text of each response token; "" for a token without text, such as EOS.
-        values: the critic's value after each token; NaN where it has none, as after EOS.
-        start_value: its value before the first token.
-    """
-
-    title: str
-    instruction: str
-    pieces: tuple[str, ...]
-    values: tuple[float, ...]
-    start_value: float
-    td_errors: tuple[float, ...]
-    weights: tuple[float, ...]
-    is_correct: bool
-
-    def __post_init__(self) -> None:
-        lengths = [len(x) for x in (self.pieces, self.values, self.td_errors, self.weights)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"{self.title!r}: pieces, values, td_errors, weights are {lengths}")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from weighted_mtp.analysis.charts import Curve, line_chart
 from weighted_mtp.analysis.html_parts import (
     ProgramCard,
     Table,
-    TokenTrace,
     card_html,
     heat_bound,
     pair_html,
     table_html,
 )
 from weighted_mtp.analysis.html_style import style_sheet, text
+from weighted_mtp.core.types import TokenTrace
 
 __all__ = ["Curve", "ProgramCard", "Report", "Table", "TokenTrace", "render", "write"]
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.analysis.html_report import Curve, ProgramCard, Report, Table, TokenTrace, write
+from weighted_mtp.analysis.html_report import Curve, ProgramCard, Report, Table, write
 from weighted_mtp.analysis.html_style import figure
 from weighted_mtp.analysis.plots import plot_losses
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.input_files import read_json_lines
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.types import TokenTrace
 from weighted_mtp.evaluation.statistics import bootstrap_interval
-from weighted_mtp.pipelines.evaluating.traces import Trace, trace_pairs
+from weighted_mtp.pipelines.evaluating.traces import trace_pairs
 from weighted_mtp.pipelines.metrics_utils import (
     curve,
     head_figures,
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         title=f"Run {name}",
         summary=summary,
         curves=curves(stages),
-        pairs=[(TokenTrace(**asdict(a)), TokenTrace(**asdict(b))) for a, b in pairs],
+        pairs=pairs,
         tables=[
             *heads(_last(records, "validation")),
             *(families(split, found) for split, found in attempts.items() if found),
@@ -112,7 +112,7 @@ def _run_of(path: Path) -> Path:
     return path
 
 
-def _traces(run_dir: Path, count: int) -> tuple[list[tuple[Trace, Trace]], list[str]]:
+def _traces(run_dir: Path, count: int) -> tuple[list[tuple[TokenTrace, TokenTrace]], list[str]]:
     """Pairs of programs to look into; none, and a note that says why, if they cannot be read (the
     run was stopped before its first checkpoint, its data is gone, …)."""
     try:

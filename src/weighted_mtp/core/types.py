@@ -70,3 +70,30 @@ class Judge(Protocol):
     """Runs programs somewhere safe and returns one verdict each, in order."""
 
     def __call__(self, programs: Sequence[Program]) -> list[Verdict]: ...
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What a critic says about one program, token by token.
+
+    Attributes:
+        title: such as the task's name.
+        pieces: text of each response token; "" for a token without text, such as EOS.
+        values: the critic's value after each token; NaN where it has none, as after EOS.
+        start_value: its value before the first token.
+        td_errors, weights: of each token.
+    """
+
+    title: str
+    instruction: str
+    pieces: tuple[str, ...]
+    values: tuple[float, ...]
+    start_value: float
+    td_errors: tuple[float, ...]
+    weights: tuple[float, ...]
+    is_correct: bool
+
+    def __post_init__(self) -> None:
+        lengths = [len(x) for x in (self.pieces, self.values, self.td_errors, self.weights)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"{self.title!r}: pieces, values, td_errors, weights are {lengths}")

@@ -1,1 +1,1 @@
-"""Programs judged by running them."""
+"""Judge programs by running them; metrics of models, heads and critics."""
