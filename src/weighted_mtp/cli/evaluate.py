@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import chain, zip_longest
 
 from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, write
@@ -81,7 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="micro: file with all programs and verdicts (PATH/evaluation/micro-SPLIT.jsonl); "
         "otherwise the results directory (default PATH/evaluation/NAME)",
     )
-    parser.add_argument("--timeout", type=float, help="seconds a program may run (default: 5)")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds a program may run (default: 5)"
+    )
     parser.add_argument("--workers", type=int, help="programs run at a time (default: all cores)")
     parser.add_argument(
         "--overwrite",
@@ -116,35 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write a page, and print the figures."""
     options = decoding_options(args)
-    request = EvaluationRequest(
-        dataset=args.dataset,
-        path=args.path,
-        completions=args.completions,
-        output=args.output,
-        n_problems=args.n_problems,
-        n_samples=args.n_samples,
-        ks=None
-        if args.k is None
-        else parse_ks(args.k, None if args.completions else args.n_samples),
-        split=args.split,
-        problems=args.problems,
-        source=args.source,
-        max_difficulty=args.max_difficulty,
-        seed=args.seed,
-        prompt=args.prompt,
-        template=args.template,
-        sampling=options.sampling,
-        max_new_tokens=options.max_new_tokens,
-        stops=options.stops,
-        speculation=options.speculation,
-        batch_size=args.batch_size,
-        device=args.device,
-        dtype=args.dtype,
-        timeout=5.0 if args.timeout is None else args.timeout,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        partial=args.partial,
-    ).resolved()
+    ks = None
+    if args.k is not None:
+        ks = parse_ks(args.k, None if args.completions else args.n_samples)
+    given = {**vars(args), **vars(options), "ks": ks}
+    names = [field.name for field in fields(EvaluationRequest)]
+    request = EvaluationRequest(**{name: given[name] for name in names}).resolved()
     if not request.micro and not args.allow_code_execution:
         raise UserError(
             f"--dataset {args.dataset} runs programs that a model, or somebody else, wrote on this "

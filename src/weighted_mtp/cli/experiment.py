@@ -117,13 +117,13 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
         difference = None
         if arm != against:
             other = tables[against][SPLITS[0]]
-            difference = bounds(paired_difference(first, other, same_problems=True))
+            difference = paired_difference(first, other, same_problems=True)
         lines.append(
             Line(
                 arm,
                 ARMS[arm].about,
                 {
-                    split: bounds(hierarchical_bootstrap(scores, same_problems=True))
+                    split: hierarchical_bootstrap(scores, same_problems=True)
                     for split, scores in tables[arm].items()
                 },
                 difference,
@@ -138,7 +138,7 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
 
 def compare(
     results: Sequence[ArmResult],
-) -> list[tuple[str, str, str, list[tuple[float, float, float]]]]:
+) -> list[tuple[str, str, str, list[Interval]]]:
     """Return paired differences between the arms in `COMPARISONS`, on every split."""
     by_arm = group(results)
     return [
@@ -147,10 +147,8 @@ def compare(
             other,
             shows,
             [
-                bounds(
-                    paired_difference(
-                        table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
-                    )
+                paired_difference(
+                    table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
                 )
                 for split in SPLITS
             ],
@@ -178,11 +176,6 @@ def _mean_known(values: Sequence[float]) -> float:
     """Average those that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def bounds(interval: Interval) -> tuple[float, float, float]:
-    """Return mean, low, high."""
-    return interval.mean, interval.low, interval.high
 
 
 def _picture(args: argparse.Namespace) -> Path:

@@ -11,7 +11,7 @@ Letters: R resamples, N problems, M training seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,7 @@ Floats = npt.NDArray[np.float64]
 _CHUNK = 2**20  # random numbers drawn at a time, which bounds memory
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean and its confidence interval, in the unit of the scores.
 
     Attributes:
@@ -87,7 +86,7 @@ def hierarchical_bootstrap(
     picked = rng.integers(len(arrays), size=(resamples, len(arrays)))  # [R, M]
     if same_problems:
         if len({len(x) for x in arrays}) > 1:
-            raise ValueError("same_problems needs the same number of problems for every seed")
+            raise ValueError("seeds with different numbers of problems do not share problems")
         means = _crossed_means(np.stack(arrays), picked, rng)
     else:
         by_seed = np.empty(picked.shape)
@@ -120,7 +119,7 @@ def paired_difference(
     """
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if left.shape != right.shape or left.ndim not in (1, 2):
-        raise ValueError(f"two arms need one shape, [N] or [M, N]: {left.shape}, {right.shape}")
+        raise ValueError(f"two arms of shape [N] or [M, N], got {left.shape} and {right.shape}")
     if left.ndim == 1:
         return bootstrap_interval(left - right, confidence, resamples, seed)
     return hierarchical_bootstrap(left - right, confidence, resamples, seed, same_problems)
@@ -130,7 +129,9 @@ def _problems(scores: npt.ArrayLike) -> Floats:
     """Convert to `[N]` float64, N ≥ 1, all finite."""
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 1 or not x.size or not np.isfinite(x).all():
-        raise ValueError(f"scores must be finite and of shape [N], N ≥ 1; got shape {x.shape}")
+        raise ValueError(
+            f"expected finite scores in one dimension, at least one; got shape {x.shape}"
+        )
     return x
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -129,7 +129,7 @@ def _evaluate(request: EvaluationRequest) -> EvaluationResult:
         "template": prompting.template if prompting.style == TEMPLATE else None,
         "timeout": request.timeout,
         "extraction": EXTRACTION,
-        **source.identity(),
+        **source.identity,
     }
     start = time.monotonic()
     with Journal(request.directory, settings, source.samples, request.overwrite) as journal:
@@ -295,7 +295,7 @@ def _write_micro(result: EvaluationResult) -> None:
     summary: dict[str, Any] = {"pass@1": result.pass_at_1, "by_family": result.by_family}
     if result.request.ks:
         intervals = result.scores.pass_at.items()
-        summary["pass_at"] = {str(k): asdict(interval) for k, interval in intervals}
+        summary["pass_at"] = {str(k): interval._asdict() for k, interval in intervals}
     if result.decoding is not None:
         summary["decoding"] = result.decoding
     path = result.request.programs_file

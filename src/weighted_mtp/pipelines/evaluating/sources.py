@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
@@ -54,47 +54,27 @@ class Candidate:
         return self.problem.task_id, self.sample
 
 
-class CompletionSource(Protocol):
-    """Yields candidates.
+class GivenCompletions:
+    """Completions from a file, or made from reference solutions.
 
     Attributes:
+        identity: settings that must be equal for an evaluation to resume.
         samples: number of candidates by task_id, without problems that have none.
     """
 
-    @property
-    def samples(self) -> Mapping[str, int]: ...
-
-    def identity(self) -> dict[str, Any]:
-        """Settings that must be equal for an evaluation to resume."""
-        ...
-
-    def candidates(self, done: Container[Key]) -> Iterator[Candidate]:
-        """Yield all candidates that are not done, in order."""
-        ...
-
-    def figures(self) -> dict[str, Any] | None:
-        """Cost of decoding (`DecodingFigures.record`); None if nothing was decoded."""
-        ...
-
-
-class GivenCompletions:
-    """Completions from a file, or made from reference solutions."""
-
     def __init__(self, candidates: Sequence[Candidate], identity: Mapping[str, Any]) -> None:
-        self._candidates, self._identity = candidates, dict(identity)
+        self._candidates, self.identity = candidates, dict(identity)
         self.samples: dict[str, int] = {}
         for candidate in candidates:
             task_id = candidate.problem.task_id
             self.samples[task_id] = self.samples.get(task_id, 0) + 1
 
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
     def candidates(self, done: Container[Key]) -> Iterator[Candidate]:
+        """Yield all candidates that are not done, in order."""
         return (candidate for candidate in self._candidates if candidate.key not in done)
 
     def figures(self) -> None:
-        return None
+        """Nothing was decoded."""
 
 
 def open_source(
@@ -198,7 +178,7 @@ class ModelCompletions:
     """Completions that a model writes, `batch_size` at a time.
 
     Each has a seed of its own (`row_seed`): neither the batch size nor an interruption changes a
-    text.
+    text. The attributes are those of `GivenCompletions`.
     """
 
     def __init__(
@@ -215,7 +195,7 @@ class ModelCompletions:
             request.dtype,
             request.speculation,
         )
-        self._identity = {
+        self.identity = {
             "model": model_identity(request.path),
             "tokenizer": writer.tokenizer.fingerprint,
             "sampling": sampling_identity(request.sampling, writer.speculation, writer.figures.k),
@@ -245,10 +225,8 @@ class ModelCompletions:
                 len(self._too_long),
             )
 
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
     def candidates(self, done: Container[Key]) -> Iterator[Candidate]:
+        """Write all candidates that are not done, in order."""
         for problem in self._too_long:
             tokens = len(self._prompts[problem.task_id])
             for sample in range(self.samples[problem.task_id]):
@@ -262,6 +240,7 @@ class ModelCompletions:
                 yield Candidate(problem, sample, text)
 
     def figures(self) -> dict[str, Any] | None:
+        """Cost of decoding (`DecodingFigures.record`); None if nothing was decoded."""
         return self._writer.figures.record() if self._writer.figures.texts else None
 
     def _written(self, batch: Sequence[tuple[Problem, int]]) -> list[str]:
@@ -304,3 +283,6 @@ class ModelCompletions:
         prompts = [self._prompts[problem.task_id] for problem, _ in batch]
         seeds = [row_seed(problem.task_id, sample) for problem, sample in batch]
         return self._writer.write(prompts, seeds, stops)
+
+
+CompletionSource = GivenCompletions | ModelCompletions
