@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers import tiny_args, tiny_model
+from tests.integration import test_evaluate_cli
 from tests.integration.test_evaluate_cli import Parrot
 
 from weighted_mtp.cli.main import main
@@ -15,11 +15,11 @@ from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import generate
-from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines import evaluating
 from weighted_mtp.pipelines.evaluating import EvaluationRequest
 from weighted_mtp.pipelines.evaluating import writer as model_writer
 
+checkpoint = test_evaluate_cli.checkpoint
 EXPECTED = Path(__file__).parents[1] / "data" / "micro_evaluation.json"
 """Written by version 0.1.0, whose evaluator of micro tasks was a program of its own."""
 SAMPLED = ["--n-problems", "4", "--n-samples", "2", "--temperature", "0.8", "--k", "1,2"]
@@ -39,15 +39,6 @@ SHAPES = (
     "",
 )
 """Of what a model answers: {0} is a right program, {1} one that raises an error."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A random model of three heads that writes bytes."""
-    path = tmp_path_factory.mktemp("models") / "bytes"
-    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=4096)), path)
-    ByteTokenizer().save(path / "tokenizer")
-    return path
 
 
 def evaluate(checkpoint: Path, output: Path, *options: str) -> int:
@@ -253,3 +244,10 @@ def test_evaluate_from_python(checkpoint, tmp_path):
 def test_importing_the_package_loads_no_torch():
     code = "import sys, weighted_mtp.pipelines.evaluating; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "experiment"])
+def test_help_ends_with_an_example(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"  weighted-mtp {command} ")

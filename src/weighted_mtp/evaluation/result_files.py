@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from weighted_mtp import __version__
@@ -28,7 +27,6 @@ _METRICS = {"mbpp": ("pass_at_{k}", "none")}
 _METRIC = ("pass@{k}", "create_test")
 """Names of figures and filters in the Language Model Evaluation Harness."""
 _EVALPLUS = {"passed": "pass", "timeout": "timeout"}
-_EVALPLUS_IDS = {"mbpp/": "Mbpp/"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,9 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            write_all(self._file, line)
+            left = memoryview(line)
+            while left:  # an unbuffered file may accept only a part at a time
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); {len(self.attempts)} judged "
@@ -129,12 +129,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -189,13 +184,6 @@ class Journal:
         if attempt.task_id not in self._known:
             raise _broken(where, f"no problem {attempt.task_id!r:.60}")
         return attempt
-
-
-def write_all(file: FileIO, content: bytes) -> None:
-    """Write to an unbuffered file, which may accept only a part at a time."""
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
 
 
 def _broken(where: Path | str, why: object) -> UserError:
@@ -255,9 +243,7 @@ def write_evalplus(directory: Path, attempts: Sequence[Attempt], digest: str, da
 
 def evalplus_id(task_id: str) -> str:
     """Translate a task_id: `mbpp/601` is `Mbpp/601` in EvalPlus."""
-    for ours, theirs in _EVALPLUS_IDS.items():
-        task_id = theirs + task_id[len(ours) :] if task_id.startswith(ours) else task_id
-    return task_id
+    return task_id.replace("m", "M", 1) if task_id.startswith("mbpp/") else task_id
 
 
 def read_decoding(directory: Path) -> dict[str, Any] | None:
