@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_file
-from weighted_mtp.core.model_folder import find_model, results_folder
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
-from weighted_mtp.evaluation.benchmarks import BENCHMARKS
+from weighted_mtp.evaluation.benchmarks import BENCHMARKS, MICRO
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint, value_head_path
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import Layout, save_model
-from weighted_mtp.pipelines.evaluating.benchmark import (
-    BenchmarkRequest,
-    BenchmarkResult,
-    run_benchmark,
-)
-from weighted_mtp.pipelines.evaluating.micro import (
-    EvaluationRequest,
-    EvaluationResult,
-    run_evaluation,
-    save_result,
-)
+from weighted_mtp.pipelines.evaluating.evaluator import EvaluationResult
+from weighted_mtp.pipelines.evaluating.evaluator import evaluate as run_evaluation
+from weighted_mtp.pipelines.evaluating.request import EvaluationRequest
 from weighted_mtp.pipelines.planning.plan import Plan, PlanRequest
 from weighted_mtp.pipelines.planning.plan import plan as make_plan
 
@@ -84,38 +74,16 @@ def save(
     save_model(adapter, tokenizer, Path(path), layout, overwrite)
 
 
-@overload
 def evaluate(
     path: str | Path | None,
-    dataset: Literal["micro"] = "micro",
+    dataset: str = MICRO,
     *,
     output: str | Path | None = None,
     allow_code_execution: bool = False,
     **options: Any,
-) -> EvaluationResult: ...
-
-
-@overload
-def evaluate(
-    path: str | Path | None,
-    dataset: str,
-    *,
-    output: str | Path | None = None,
-    allow_code_execution: bool = False,
-    **options: Any,
-) -> EvaluationResult | BenchmarkResult: ...
-
-
-def evaluate(
-    path: str | Path | None,
-    dataset: str = "micro",
-    *,
-    output: str | Path | None = None,
-    allow_code_execution: bool = False,
-    **options: Any,
-) -> EvaluationResult | BenchmarkResult:
+) -> EvaluationResult:
     """Write programs with a model, run their tests and keep the results, as `weighted-mtp evaluate`
-    does.
+    does; an interrupted evaluation resumes.
 
     Example:
         >>> evaluate("runs/first", n_problems=50, sampling=Sampling(temperature=0.2)).pass_at_1
@@ -128,35 +96,19 @@ def evaluate(
         output: where the results go; by default `evaluation/` beside the model.
         allow_code_execution: needed for all data sets but "micro": programs that a model wrote run
             on this machine, in a sandbox that leaves files to their permissions.
-        options: fields of `EvaluationRequest` (micro) or `BenchmarkRequest` (the others).
+        options: other fields of `EvaluationRequest`.
 
     Raises:
-        UserError: the model, its tokenizer or the data set is missing or damaged.
+        UserError: the model, its tokenizer or the data set is missing or damaged, or an option is
+            out of range.
     """
-    if dataset in BENCHMARKS:
-        if not allow_code_execution:
-            raise UserError(
-                f"data set {dataset} runs programs that a model wrote on this machine; if that is "
-                "acceptable here, set allow_code_execution=True"
-            )
-        place = None if output is None else Path(output)
-        model = None if path is None else Path(path)
-        return run_benchmark(BenchmarkRequest(dataset, output=place, path=model, **options))
-    if dataset != "micro":
-        known = ", ".join(("micro", *BENCHMARKS))
-        raise UserError(f"unknown data set {dataset!r}: choose one of {known}")
-    if path is None:
-        raise UserError("give a checkpoint: a run, a checkpoint or a model directory")
-    find_model(path)
-    request = EvaluationRequest(Path(path), **options)
-    place = results_folder(request.path) / "evaluation" / f"micro-{request.split}.jsonl"
-    if output is not None:
-        place = Path(output)
-    check_output_file(place, "output")
-    check_output_file(place.with_suffix(".summary.json"), "output")
-    result = run_evaluation(request)
-    save_result(result, place)
-    return result
+    if dataset in BENCHMARKS and not allow_code_execution:
+        raise UserError(
+            f"data set {dataset} runs programs that a model wrote on this machine; if that is "
+            "acceptable here, set allow_code_execution=True"
+        )
+    given, place = (None if part is None else Path(part) for part in (path, output))
+    return run_evaluation(EvaluationRequest(dataset, given, output=place, **options))
 
 
 def plan(

@@ -19,7 +19,7 @@ from weighted_mtp.analysis import run_report
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch, Example, pack_batch, pad_batch
 from weighted_mtp.decoding import Speculation, Stopping, complete
-from weighted_mtp.evaluation.critic_metrics import calibration
+from weighted_mtp.evaluation.critic_metrics import calibration_error
 from weighted_mtp.evaluation.head_quality import (
     BINS,
     HeadReading,
@@ -300,7 +300,7 @@ def test_calibration_error_is_that_of_the_critic_s_formula():
     for k in range(2):
         here = found.targeted[:, k]
         sure, hit = found.confidence[here, k].numpy(), found.hit[here, k].numpy()
-        expected, _ = calibration(sure, hit, BINS)
+        expected = calibration_error(sure, hit, BINS)
         assert figures["head_calibration_error"][k] == pytest.approx(expected, abs=1e-6)
         assert figures["head_confidence"][k] == pytest.approx(sure.mean(), abs=1e-6)
 

@@ -74,15 +74,14 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """One program token by token, with what a critic thinks of it.
+    """What a critic says about one program, token by token.
 
     Attributes:
-        title: such as the name of the task.
+        title: such as the task's name.
         pieces: text of each response token; "" for a token without text, such as EOS.
-        values: value after each token; NaN where there is none, as after EOS.
-        start_value: value before the first token.
-        td_errors: TD error of each token.
-        weights: weight of each token.
+        values: the critic's value after each token; NaN where it has none, as after EOS.
+        start_value: its value before the first token.
+        td_errors, weights: of each token.
     """
 
     title: str

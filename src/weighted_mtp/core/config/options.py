@@ -106,7 +106,8 @@ def _options(section: type[Section], prefix: str, optional: str) -> Iterator[Opt
         key, nested = prefix + name, list(_nested(field.annotation))
         if not nested:
             choices = tuple(map(str, _choices(field.annotation)))
-            required, default = field.is_required(), plain(field.default)
+            required = field.is_required()
+            default = plain(field.get_default(call_default_factory=True))
             if required:
                 default = None
             kind, about = _type(field.annotation, field.metadata), meanings.get(name, "")

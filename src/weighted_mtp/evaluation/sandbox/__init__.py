@@ -1,4 +1,4 @@
-"""Generated programs, run in confinement and judged.
+"""Run generated programs in confinement and judge them.
 
 Imports nothing: its processes start without the packages of the environment.
 """

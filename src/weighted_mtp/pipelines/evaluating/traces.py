@@ -1,5 +1,4 @@
-"""What a critic thinks of a program, token by token: values, TD errors and weights of held-out
-pairs, for people to look at.
+"""Trace a critic token by token: values, TD errors and weights of held-out pairs of programs.
 
 Letters: B batch, S sequence.
 """
@@ -32,9 +31,10 @@ from weighted_mtp.pipelines.training.objectives.td_weighted import Verifiable
 def trace_pairs(
     run_dir: Path, count: int = 4, device: str = "cpu"
 ) -> list[tuple[TokenTrace, TokenTrace]]:
-    """A right and a wrong held-out program of the same problem, for the first `count` problems that
-    have both, each of another kind where the data names kinds; none if the run has no critic. The
-    weights are the TD weights, also where the run was one of their controls.
+    """Trace a right and a wrong held-out program of each of the first `count` problems that have
+    both, no two of one family where the data names families; none if the run has no critic.
+
+    The weights are the TD weights, even if the run trained with a control in their place.
 
     Raises:
         UserError: the run or its data cannot be read.
@@ -99,7 +99,7 @@ def trace(
     collator: AlpacaCollator,
     instruction: str,
 ) -> TokenTrace:
-    """Look at one example with the weights this objective would give it."""
+    """Trace one example with the weights this objective would give it."""
     batch = collator([example]).to(adapter.transformer.output.weight.device)
     values = adapter.trunk_forward(batch.tokens)["value_logits"].squeeze(-1)  # [1, S]
     pool = pool_of(batch, values)
@@ -108,7 +108,7 @@ def trace(
     first, end = example.prompt_length, len(example.ids)
     along = [*values[0].tolist(), math.nan][first:end]
     if not example.truncated:
-        along[-1] = math.nan  # after EOS there is no state
+        along[-1] = math.nan  # there is no state after EOS
     return TokenTrace(
         title=example.task_id,
         instruction=instruction,
@@ -122,7 +122,7 @@ def trace(
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text: decoded alone, some would lose their leading space."""
+    """Return what each token adds to the text: decoded alone, some lose their leading space."""
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])

@@ -1,4 +1,4 @@
-"""A checkpoint that writes: model, tokenizer and decoding, as every evaluation loads them."""
+"""Load a checkpoint for decoding: model, tokenizer and decoding options together."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class ModelWriter:
         speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
 
     Attributes:
-        speculation: what comes of it with the heads that the model has.
-        figures: what writing took so far.
+        speculation: None if the model has no heads to draft with.
+        figures: cost of decoding so far.
 
     Raises:
         UserError: the checkpoint or its tokenizer is missing or damaged, they do not match, or the
-            model has not the heads that `speculation` asks for.
+            model has fewer heads than `speculation` asks for.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class ModelWriter:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of a prompt that leaves room for the answer."""
+        """Tokens of the longest prompt that leaves room for the answer."""
         return self._model.max_positions - self._max_new_tokens
 
     def encode(self, text: str) -> list[int]:
-        """A prompt: BOS, if the model has one, and the text."""
+        """Encode a prompt: BOS, if the model has one, and the text."""
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return bos + self.tokenizer.encode(text)
 
@@ -82,13 +82,13 @@ class ModelWriter:
         stops: Sequence[str] = (),
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Continue each prompt to its EOS, its stop string or the limit.
+        """Continue each prompt until EOS, a stop string or the limit.
 
         Args:
             row_seeds: one for each prompt, see `row_seed`.
-            stops: strings that end a text; they are not part of it. The name of a control token
-                stands for the token too.
-            logprobs: keep the tokens' log-probabilities.
+            stops: strings that end a text and are not part of it. The name of a control token
+                also stands for the token.
+            logprobs: return the tokens' log-probabilities.
 
         Raises:
             UserError: a prompt leaves no room for the answer.
@@ -111,7 +111,7 @@ class ModelWriter:
         return completions
 
     def stream(self, prompt: Sequence[int], row_seed: int, stops: Sequence[str] = ()) -> Stream:
-        """Continue one prompt piece by piece; whoever reads it adds its report to the figures.
+        """Continue one prompt piece by piece; the caller adds the report to the figures.
 
         Raises:
             UserError: the prompt leaves no room for the answer.
@@ -135,8 +135,8 @@ class ModelWriter:
         warn_past_positions(longest, self._model.args, where)
 
     def _stopping(self, stops: Sequence[str]) -> Stopping:
-        """Any end of sequence ends a text, and a control token that a stop string names: its name
-        is never in the text, because decoding leaves control tokens out."""
+        """Stop at any end-of-sequence token, and at a control token that a stop string names: its
+        name never appears in the text, because decoding leaves control tokens out."""
         control, eos = self.tokenizer.control, self.tokenizer.eos_id
         ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
         eos_id = ends if ends != {eos} else eos
@@ -151,17 +151,20 @@ def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
 
 
 def row_seed(name: str, sample: int) -> int:
-    """What settles, with the seed of the run, the chance of one text: a number of the problem and
-    the sample alone, so that neither batch nor order nor how many there are changes the text."""
+    """Hash a problem and a sample number to the seed of one text.
+
+    It depends on nothing else, so that neither batch size nor order nor the number of samples
+    changes the text.
+    """
     address = f"{name}\0{sample}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(address).digest()[:8], "little")
 
 
 def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
-    """Text of tokens that follow others.
+    """Return a function that decodes tokens which follow others.
 
-    Decoded alone they may lose a space (SentencePiece drops the one a text begins with, which may
-    be the first of an indentation), so they are decoded behind a letter.
+    Decoded alone they may lose a space (SentencePiece drops a leading one, which may belong to an
+    indentation), so they are decoded after a letter.
     """
     before = tokenizer.encode("x")
     length = len(tokenizer.decode(before))
@@ -169,7 +172,8 @@ def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]
 
 
 def run_data(path: Path) -> dict[str, Any]:
-    """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
+    """Return the data section of the recipe by which `path` (a run or part of one) was trained;
+    empty if it is not part of a run."""
     path = path.expanduser()
     here = path.resolve() if path.exists() else find_model(path)
     for folder in (here, *here.parents[:3]):
@@ -180,31 +184,25 @@ def run_data(path: Path) -> dict[str, Any]:
 
 
 def warn_of_chat_model(path: Path, template: str) -> None:
-    """Warn if a model that was tuned on conversations, and not trained here with this template, is
-    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    """Warn if a chat model, not trained here with this template, is prompted by a template other
+    than its own: it is likely to write worse."""
     trained = run_data(path).get("template")
     if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
         _log.warning(
-            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
-            "a model does not expect; write the prompt by its chat template and give it with "
+            "%s: its tokenizer has a chat template, but the prompt uses the template %s, which "
+            "such a model does not expect; write the prompt in its chat template and pass it to "
             "generate --template raw, or train the model with the template first",
             path,
             template,
         )
 
 
-def trained_template(path: Path) -> str | None:
-    """The prompt template a run was trained with; None for a bare model and for plain text."""
-    data = run_data(path)
-    return None if not data or data["source"] == "text" else str(data["template"])
-
-
 def sampling_identity(
     sampling: Sampling, speculation: Speculation | None, k: int
 ) -> dict[str, Any]:
-    """What of sampling and speculation settles the texts: what has no part in them may change when
-    an evaluation goes on. Drafts change what a seed draws, and greedy near-ties where they are not
-    looked for."""
+    """Return the options of sampling and speculation that determine the texts; the others may
+    change when an evaluation resumes. Drafts change what a seed draws, and which of two greedy
+    near-ties wins unless ties are exact."""
     everything = asdict(sampling)
     chance = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty")
     certain = ("temperature", "repetition_penalty", "ties")
@@ -216,10 +214,10 @@ def sampling_identity(
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """What tells a checkpoint from another, without reading its weights.
+    """Identify a checkpoint without reading its weights, by sizes and modification times.
 
     Raises:
-        UserError: nothing is there.
+        UserError: it does not exist.
     """
     folder = find_model(path)
     weights = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".pth", ".bin"))
