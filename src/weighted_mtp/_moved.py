@@ -40,6 +40,8 @@ MOVED = {
     "data.windows": "data.tokens.windows",
     "data.document_ids": "data.tokens.document_ids",
     "data.micro_tasks": "micro_tasks",
+    "analysis.plots": "analysis.charts",
+    "evaluation.passk": "evaluation.scores",
     "pipelines.trainer": "pipelines.training.trainer",
     "pipelines.training_module": "pipelines.training.module",
     "pipelines.step_figures": "pipelines.training.step",

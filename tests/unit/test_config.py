@@ -233,7 +233,6 @@ def test_python_gets_the_same_suggestions_beside_other_mistakes():
     ("override", "meant"),
     [
         ("training.schedule=cosin", "cosine"),
-        ("objective.name=verifable", "verifiable"),
         ("training.trackers=[wanb]", "wandb"),
         ("runtime.compute_dtype=bf16", "bfloat16"),
         ("pipeline=base_line", "baseline"),

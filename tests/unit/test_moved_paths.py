@@ -83,7 +83,7 @@ def test_modules_that_became_packages():
     code = (
         "import warnings; warnings.simplefilter('error');"
         "from weighted_mtp.evaluation.sandbox import Isolation, Sandbox, Worker, WorkerDiedError;"
-        "from weighted_mtp.core.config import RECIPES, OBJECTIVES, Recipe, Section, available;"
+        "from weighted_mtp.core.config import RECIPES, Recipe, Section, available;"
         "from weighted_mtp.core.config import DataConfig, load_recipe, load_recipe_file, setting;"
         "from weighted_mtp.models.meta_mtp.transformer import ModelArgs;"
         "print(ModelArgs.__module__, load_recipe('baseline', 'micro').pipeline)"

@@ -55,9 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="micro: test, or compositions that no training row combines; with --source: train, "
         "validation, test or all (default test)",
     )
-    parser.add_argument("--n-problems", type=int, help="default: 200 for micro, else all")
     parser.add_argument(
         "--n-problems", type=int, help="problems to evaluate (default: micro 200, others all)"
+    )
+    parser.add_argument(
+        "--max-difficulty",
+        type=int,
+        help="hardest micro tasks, from 1 to 11 (default: as in training)",
     )
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
     parser.add_argument("--k", metavar="K,…", help="k of pass@k, such as 1,10,100")
