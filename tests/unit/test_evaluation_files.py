@@ -15,6 +15,7 @@ from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.result_files import (
     Attempt,
     Journal,
+    Written,
     evalplus_id,
     harness_results,
     write_evalplus,
@@ -27,7 +28,8 @@ KNOWN = ["toy/1", "toy/2"]
 
 def attempt(task_id: str = "toy/1", sample: int = 0, status: str = "passed") -> Attempt:
     verdict = Verdict(status == "passed", status, "" if status == "passed" else "why", 0.125)
-    return Attempt.of(task_id, sample, "    return 1\r\n\u2028\ud800", "def f():\n", verdict)
+    written = Written(task_id, sample, "    return 1\r\n\u2028\ud800", -1.5)
+    return Attempt.of(written, "def f():\n", verdict)
 
 
 def fill(folder: Path, count: int = 3) -> list[Attempt]:

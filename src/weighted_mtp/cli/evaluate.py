@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="micro: test, or compositions that no training row combines; with --source: train, "
-        "validation, test or all (default test)",
+        help="micro: test, compositions that no training row combines, or train (to learn from "
+        "one's own programs); with --source: train, validation, test or all (default test)",
     )
     parser.add_argument(
         "--n-problems", type=int, help="problems to evaluate (default: micro 200, others all)"
@@ -86,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=5.0, help="seconds a program may run (default: 5)"
     )
     parser.add_argument("--workers", type=int, help="programs run at a time (default: all cores)")
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="keep the log-probability of each program, for prepare attempts",
+    )
     parser.add_argument(
         "--overwrite",
         action="store_true",

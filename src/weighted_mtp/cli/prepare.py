@@ -15,6 +15,12 @@ from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.evaluation.attempt_rows import (
+    AttemptRows,
+    Selection,
+    attempt_rows,
+    results_directory,
+)
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import SPLITS, generate, up_to
 
@@ -103,6 +109,62 @@ def run_micro(args: argparse.Namespace) -> int:
     return 0
 
 
+# --- attempts --------------------------------------------------------------------------------
+
+
+def add_attempts(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prepare attempts`."""
+    parser.add_argument(
+        "--evaluation",
+        type=given_path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="results directory of evaluate, or its file of micro tasks; repeatable",
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
+    )
+    parser.add_argument(
+        "--per-problem",
+        type=int,
+        default=4,
+        help="most correct, and most incorrect, programs of a problem (default 4)",
+    )
+    parser.add_argument(
+        "--mixed", action="store_true", help="leave out problems that were solved always or never"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.jsonl")
+
+
+def run_attempts(args: argparse.Namespace) -> int:
+    """Turn judged programs into labelled rows."""
+    if args.per_problem < 1:
+        raise UserError("--per-problem must be at least 1")
+    _check_target(args.out, args.overwrite)
+    folders = [results_directory(path) for path in args.evaluation]
+    found = attempt_rows(folders, Selection(args.per_problem, args.mixed, args.seed))
+    if not found.rows:
+        raise UserError("no attempt remains: " + _left_out(found))
+    _write(args.out, found.rows)
+    correct = sum(row["is_correct"] for row in found.rows)
+    problems = len({row["task_id"] for row in found.rows})
+    print(
+        f"{len(found.rows):,} rows ({correct:,} correct, {len(found.rows) - correct:,} incorrect) "
+        f"of {problems:,} problems: {args.out}"
+    )
+    print(f"left out: {_left_out(found)}")
+    return 0
+
+
+def _left_out(found: AttemptRows) -> str:
+    return (
+        f"{found.duplicates:,} duplicates, {found.surplus:,} for balance, {found.unwritten:,} "
+        f"without a program, {found.alike:,} problems solved always or never"
+    )
+
+
 # --- files -----------------------------------------------------------------------------------
 
 
@@ -134,6 +196,13 @@ KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
         "weighted-mtp prepare reference-losses --data rows.jsonl --model runs/baseline",
         add_reference,
         run_reference,
+    ),
+    "attempts": (
+        "turn the judged programs of an evaluation into labelled rows",
+        "weighted-mtp prepare attempts --evaluation runs/first/evaluation/micro-train.jsonl "
+        "--out attempts.jsonl",
+        add_attempts,
+        run_attempts,
     ),
     **SOURCE_KINDS,
 }

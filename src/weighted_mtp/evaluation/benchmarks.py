@@ -26,7 +26,7 @@ from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate
 
 MICRO = "micro"
-MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions")
+MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions", "train")
 BENCHMARKS = ("humaneval", "mbpp", "codecontests")
 STYLES = ("completion", "asserts", "stdio")
 CASE_KINDS = ("public", "private", "generated")
@@ -87,7 +87,7 @@ class Benchmark:
 
 
 def micro_benchmark(count: int, seed: int, split: Split, families: Sequence[Family]) -> Benchmark:
-    """Draw micro tasks that no training has seen.
+    """Draw micro tasks; those of every split but `train` no training has seen.
 
     Raises:
         UserError: the families have fewer problems.

@@ -2,6 +2,7 @@
 
 DIR/attempts.jsonl               the journal: a program on each line, as soon as it is judged
 DIR/config.json                  settings; an evaluation with other settings does not resume here
+DIR/problems.jsonl               task_id, instruction and input of every problem
 DIR/samples.jsonl                EvalPlus: task_id and solution
 DIR/samples_eval_results.json    EvalPlus: verdicts
 DIR/results.json                 Language Model Evaluation Harness: figures and settings
@@ -14,19 +15,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import parse_json, read_json, read_regular
 from weighted_mtp.core.types import Verdict
+from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.scores import Scores
 
 JOURNAL, CONFIG, RESULTS = "attempts.jsonl", "config.json", "results.json"
+PROBLEMS = "problems.jsonl"
 _METRICS = {"mbpp": ("pass_at_{k}", "none")}
 _METRIC = ("pass@{k}", "create_test")
 """Names of figures and filters in the Language Model Evaluation Harness."""
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+}
 _EVALPLUS = {"passed": "pass", "timeout": "timeout"}
+
+
+class Written(NamedTuple):
+    """A completion before it is judged; see `Attempt`."""
+
+    task_id: str
+    sample: int
+    completion: str
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class Attempt:
         sample: its number among the samples of the problem, from 0.
         completion: as the model wrote it, or as it was given.
         solution: the program extracted from it.
+        logprob: summed log-probability of the tokens that were written, in nats; None unless asked
+            for.
     """
 
     task_id: str
@@ -46,6 +66,7 @@ class Attempt:
     status: str
     detail: str
     seconds: float
+    logprob: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -53,12 +74,11 @@ class Attempt:
         return self.status == "passed"
 
     @classmethod
-    def of(
-        cls, task_id: str, sample: int, completion: str, solution: str, verdict: Verdict
-    ) -> Attempt:
+    def of(cls, written: Written, solution: str, verdict: Verdict) -> Attempt:
         """Combine a completion and its verdict."""
-        seconds = round(verdict.seconds, 4)
-        return cls(task_id, sample, completion, solution, verdict.status, verdict.detail, seconds)
+        found = verdict.status, verdict.detail, round(verdict.seconds, 4)
+        task_id, sample, completion, logprob = written
+        return cls(task_id, sample, completion, solution, *found, logprob)
 
 
 class Journal:
@@ -173,12 +193,13 @@ class Journal:
     def _parse(self, line: bytes, where: str) -> Attempt:
         try:
             record = parse_json(line)
+            record.setdefault("logprob", None)  # journals of earlier versions
             attempt = Attempt(**{field.name: record[field.name] for field in fields(Attempt)})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _broken(where, error) from error
         for field in fields(Attempt):
             value = getattr(attempt, field.name)
-            wanted = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
+            wanted = _KINDS[str(field.type)]
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise _broken(where, f"{field.name} is {value!r:.40}")
         if attempt.task_id not in self._known:
@@ -213,6 +234,19 @@ def write_text(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_problems(directory: Path, problems: Iterable[Problem]) -> None:
+    """Write how each problem was put, for `prepare attempts`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lines = (
+        json.dumps({"task_id": p.task_id, "instruction": p.instruction, "input": p.input}) + "\n"
+        for p in problems
+    )
+    write_text(directory / PROBLEMS, "".join(lines))
 
 
 def write_evalplus(directory: Path, attempts: Sequence[Attempt], digest: str, date: str) -> None:

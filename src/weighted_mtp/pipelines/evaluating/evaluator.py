@@ -31,10 +31,12 @@ from weighted_mtp.evaluation.result_files import (
     RESULTS,
     Attempt,
     Journal,
+    Written,
     harness_results,
     read_decoding,
     write_evalplus,
     write_json,
+    write_problems,
     write_text,
 )
 from weighted_mtp.evaluation.sandbox.host import Sandbox
@@ -261,14 +263,16 @@ def _attempt(judge: CompletionJudge, candidate: Candidate) -> Attempt:
     task_id, text = candidate.problem.task_id, candidate.text
     if candidate.refused:
         verdict = Verdict(False, TOO_LONG, candidate.refused)
-        return Attempt.of(task_id, candidate.sample, "", "", verdict)
+        return Attempt.of(Written(task_id, candidate.sample, ""), "", verdict)
     judged = (judge.whole if candidate.whole else judge)(candidate.problem, text)
-    return Attempt.of(task_id, candidate.sample, text, judged.solution, judged.verdict)
+    written = Written(task_id, candidate.sample, text, candidate.logprob)
+    return Attempt.of(written, judged.solution, judged.verdict)
 
 
 def _write(result: EvaluationResult, settings: dict[str, Any]) -> None:
     date = datetime.now().strftime("%Y-%m-%d %H:%M")
     write_evalplus(result.output, result.attempts, str(settings["problems"]), date)
+    write_problems(result.output, result.benchmark.problems)
     left_out = [list(pair) for pair in result.benchmark.left_out]
     name, total = result.benchmark.name, result.benchmark.total
     found = harness_results(name, result.scores, settings, total, result.seconds, result.decoding)

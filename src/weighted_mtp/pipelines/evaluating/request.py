@@ -36,11 +36,13 @@ class EvaluationRequest:
         n_problems: the first so many problems; None takes 200 micro tasks, or a whole data set.
         n_samples: programs for each problem.
         ks: k of pass@k; None takes those of 1, 10 and 100 that there are enough samples for.
-        split: of micro tasks `test`, or `compositions`: pairs of known operations that no training
-            row combines; of a source see `load_benchmark`.
+        split: of micro tasks `test`; `compositions`: pairs of known operations that no training
+            row combines; or `train`, to collect attempts to learn from. Of a source see
+            `load_benchmark`.
         problems, source: see `load_benchmark`.
         max_difficulty: of micro tasks; None takes the families the run was trained on.
-        seed: of the micro tasks drawn. No split shares a problem with training, whatever the seed.
+        seed: of the micro tasks drawn. No split but `train` shares a problem with training,
+            whatever the seed.
         prompt, template: see `choose_prompting`.
         max_new_tokens: of each program; None is 256 for micro tasks, else 512.
         stops: strings that end a program, besides those of the prompt's style.
@@ -48,6 +50,7 @@ class EvaluationRequest:
         batch_size: prompts at a time; None is 64 for micro tasks, else 16.
         timeout: wall-clock seconds of one run of a program.
         workers: programs run at a time; None is one for each core.
+        logprobs: keep the summed log-probability of every text that the model writes.
         overwrite: start over; otherwise finished attempts in the output directory are kept.
         partial: a file of completions may lack problems.
     """
@@ -75,6 +78,7 @@ class EvaluationRequest:
     dtype: str | None = None
     timeout: float = 5.0
     workers: int | None = None
+    logprobs: bool = False
     overwrite: bool = False
     partial: bool = False
 
@@ -117,9 +121,7 @@ class EvaluationRequest:
         if (self.path is None) == (self.completions is None):
             raise UserError("give a checkpoint, or --completions FILE: one of the two")
         if self.micro and self.split not in (None, *MICRO_SPLITS):
-            raise UserError(
-                f"--split {self.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}"
-            )
+            raise UserError(f"--split {self.split!r}: micro tasks have {', '.join(MICRO_SPLITS)}")
         if self.path is not None:
             check_ks(self.ks or (), self.n_samples)
         problems, tokens, batch = (200, 256, 64) if self.micro else (None, 512, 16)

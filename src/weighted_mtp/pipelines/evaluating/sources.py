@@ -40,6 +40,7 @@ class Candidate:
         sample: its number among the samples of the problem, from 0.
         text: what follows the prompt; if `whole`, a complete program.
         refused: why there is no text; counts as a failure.
+        logprob: see `Attempt`.
     """
 
     problem: Problem
@@ -47,6 +48,7 @@ class Candidate:
     text: str
     whole: bool = False
     refused: str = ""
+    logprob: float | None = None
 
     @property
     def key(self) -> Key:
@@ -204,7 +206,7 @@ class ModelCompletions:
             "dtype": request.dtype,
             "n_samples": request.n_samples,
         }
-        self._batch_size = request.batch_size
+        self._batch_size, self._logprobs = request.batch_size, request.logprobs
         self._own_stops, self._stops = request.stops, (*prompting.stops, *request.stops)
         self._plain, self._micro = prompting.style != TEMPLATE, benchmark.name == MICRO
         self._prompts = {p.task_id: writer.encode(prompting.render(p)) for p in benchmark.problems}
@@ -236,21 +238,23 @@ class ModelCompletions:
         missing = [(p, sample) for p, sample in self._asked if (p.task_id, sample) not in done]
         for start in range(0, len(missing), self._batch_size):
             batch = missing[start : start + self._batch_size]
-            for (problem, sample), text in zip(batch, self._written(batch), strict=True):
-                yield Candidate(problem, sample, text)
+            for (problem, sample), written in zip(batch, self._written(batch), strict=True):
+                text, logprobs = written
+                logprob = sum(logprobs) if self._logprobs else None
+                yield Candidate(problem, sample, text, logprob=logprob)
 
     def figures(self) -> dict[str, Any] | None:
         """Cost of decoding (`DecodingFigures.record`); None if nothing was decoded."""
         return self._writer.figures.record() if self._writer.figures.texts else None
 
-    def _written(self, batch: Sequence[tuple[Problem, int]]) -> list[str]:
-        """Write the text of each, up to a stop string.
+    def _written(self, batch: Sequence[tuple[Problem, int]]) -> list[tuple[str, Sequence[float]]]:
+        """Write the text of each, up to a stop string, with the log-probabilities of its tokens.
 
         A plain completion that opens a Markdown block before it has answered, and was stopped, is
         written again without the prompt's stop strings: inside a fence they have no meaning.
         """
         if self._micro:  # as every version so far, whatever the tokenizer
-            return [completion.text for completion in self._completions(batch, self._stops)]
+            return [(c.text, c.logprobs) for c in self._completions(batch, self._stops)]
         texts, blocks = self._continued(batch, self._stops)
         again = [place for place, block in enumerate(blocks) if block and self._plain]
         if again:
@@ -261,9 +265,10 @@ class ModelCompletions:
 
     def _continued(
         self, batch: Sequence[tuple[Problem, int]], stops: Sequence[str]
-    ) -> tuple[list[str], list[bool]]:
+    ) -> tuple[list[tuple[str, Sequence[float]]], list[bool]]:
         """Return each text up to a stop string, and whether that string cut off a block."""
-        texts, blocks = [], []
+        texts: list[tuple[str, Sequence[float]]] = []
+        blocks: list[bool] = []
         written = self._completions(batch, stops)
         for (problem, _), completion in zip(batch, written, strict=True):
             prompt = self._prompts[problem.task_id]
@@ -273,7 +278,7 @@ class ModelCompletions:
                 text != completion.text
             ):  # a tokenizer that decodes a whole and its parts differently
                 _log.warning("%s: the decoded text differs from the stopped one", problem.task_id)
-            texts.append(text)
+            texts.append((text, completion.logprobs))
             blocks.append(completion.finish == "stop" and opens_a_block(problem, whole))
         return texts, blocks
 
@@ -282,7 +287,7 @@ class ModelCompletions:
     ) -> list[Completion]:
         prompts = [self._prompts[problem.task_id] for problem, _ in batch]
         seeds = [row_seed(problem.task_id, sample) for problem, sample in batch]
-        return self._writer.write(prompts, seeds, stops)
+        return self._writer.write(prompts, seeds, stops, self._logprobs)
 
 
 CompletionSource = GivenCompletions | ModelCompletions
