@@ -151,7 +151,8 @@ def test_an_installed_package_offers_an_objective_by_name(site, rows_file, tmp_p
     option = {"objective__options__gamma": 3}
     changes = {**SHORT, "objective__name": "focal", **option}
     assert train(tmp_path / "run", rows_file, **changes) == 0
-    record = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    record = next(record for record in records if record["kind"] == "train")
     assert 0 < record["focal"]["mean_weight"] < 1
     assert main(["train", "--resume", "--output-dir", str(tmp_path / "run")]) == 0
     # A package cannot replace an objective of the project.

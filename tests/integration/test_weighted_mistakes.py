@@ -143,11 +143,6 @@ MISTAKES = {
         {"reference_stage.steps": 2},
         ["reference_stage", "verifiable pipeline"],
     ),
-    "a reference stage beside a reference": (
-        "rho1",
-        {"reference_stage.steps": 2, "objective.rho1.reference_model": "x"},
-        ["reference_stage", "leave out objective.rho1.reference"],
-    ),
     "an objective of another pipeline": (
         "baseline",
         {"objective.name": "shuffled"},

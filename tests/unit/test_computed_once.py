@@ -71,7 +71,7 @@ def test_a_step_computes_once(case, make_trainer, monkeypatch):
     count(td_weighted, "advantages_of", "advantages")
     count(td_weighted, "align_reference", "align")
     count(rho1, "align_reference", "align")
-    count(module, "mtp_loss", "loss")
+    count(module, "loss_of_terms", "loss")
     count(trainer.objective, "weigh", "weigh")
     trainer.train_step()
     assert calls == {"targets": 2, **expected}

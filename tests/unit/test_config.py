@@ -399,3 +399,10 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path):
     saved.write_text(recipe.to_yaml().replace("    reference_heads: same\n", ""))
     assert load_recipe_file(saved).objective.rho1.reference_heads == "next"
     assert load_recipe(str(saved)).objective.rho1.reference_heads == "same"
+
+
+@pytest.mark.parametrize("key", ["reference", "reference_model"])
+def test_a_named_reference_takes_the_place_of_the_stage(key):
+    assert load_recipe("rho1", "micro").reference_stage is not None
+    recipe = load_recipe("rho1", "micro", [f"objective.rho1.{key}=there"])
+    assert recipe.reference_stage is None

@@ -55,6 +55,17 @@ class Recipe(Section):
     critic_stage: CriticStage | None = None
     reference_stage: ReferenceStage | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_stage_for_a_named_reference(cls, values: Any) -> Any:
+        """A preset may bring the stage; whoever names a reference does not want it."""
+        try:
+            rho1 = values["objective"]["rho1"]
+            named = rho1.get("reference") or rho1.get("reference_model")
+        except (KeyError, TypeError, AttributeError):
+            return values
+        return {**values, "reference_stage": None} if named else values
+
     @model_validator(mode="after")
     def _cuts_evenly(self) -> Recipe:
         batch, micro = self.training.batch_size, self.training.micro_batch_size
@@ -81,15 +92,8 @@ class Recipe(Section):
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
             raise ValueError(f"critic_stage does not go with the {self.pipeline} pipeline")
-        if self.reference_stage is not None:
-            if self.pipeline != "rho1":
-                raise ValueError(f"reference_stage does not go with the {self.pipeline} pipeline")
-            rho1 = self.objective.rho1
-            if rho1.reference is not None or rho1.reference_model is not None:
-                raise ValueError(
-                    "reference_stage trains the reference: leave out objective.rho1.reference and "
-                    "objective.rho1.reference_model, or set reference_stage=null"
-                )
+        if self.reference_stage is not None and self.pipeline != "rho1":
+            raise ValueError(f"reference_stage does not go with the {self.pipeline} pipeline")
         return self
 
     def to_yaml(self) -> str:

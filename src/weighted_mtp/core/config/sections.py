@@ -253,9 +253,9 @@ class CriticStage(Section):
 
 
 class ReferenceStage(Section):
-    """Train Rho-1's reference first, in the same command, by the `baseline` objective on correct
-    rows; what is not given is as in the main stage, but for best checkpoints and early stopping,
-    which that one has alone.
+    """First stage of the rho1 pipeline: train the reference in the same command, by the `baseline`
+    objective on correct rows. Other settings are those of the main stage, without best checkpoints
+    and early stopping. A reference that is named takes the place of the stage.
 
     Attributes:
         steps: optimizer steps of the reference's training.
