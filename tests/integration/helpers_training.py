@@ -30,6 +30,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
 from weighted_mtp.pipelines.compose import prepare_blocks, start_model
 from weighted_mtp.pipelines.metrics_utils import read_metrics
 from weighted_mtp.pipelines.resolve import Processes
+from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import Pool, Verifiable, make_objective
@@ -165,6 +166,8 @@ def build_trainer(
     if train is not None:
         groups = ShuffledGroups([(example,) for example in train], seed)
     module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
+    freeze(adapter, resolved, objective)
+    halve_frozen(adapter, resolved, {})
     module.to(dtype)
     prepare_blocks(resolved, adapter.transformer)
     parallel = parallelise(module, module.grouping_plan(), resolved.runtime, env)

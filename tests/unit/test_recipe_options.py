@@ -101,6 +101,11 @@ def trained(trainer: Trainer) -> list[str]:
     return [name for name, p in trainer.module.named_parameters() if p.requires_grad]
 
 
+def formats(trainer: Trainer) -> list[str]:
+    """Number formats of the weights."""
+    return [str(p.dtype) for p in trainer.module.parameters()]
+
+
 def logit_rows(trainer: Trainer) -> int:
     """Rows of logits that are held at a time."""
     most, vocabulary = 0, trainer.module.adapter.args.vocab_size
@@ -223,6 +228,9 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 # --- the table -----------------------------------------------------------------------------------
+
+
+FROZEN = {"training.adapt": "heads", "runtime.compute_dtype": "bfloat16"}
 
 
 class Proof(NamedTuple):
@@ -386,6 +394,8 @@ OPTIONS: dict[str, Proof | str] = {
     "training.schedule": Proof(rates, "linear"),
     "training.warmup_fraction": Proof(rates, 0.5),
     "training.decay_fraction": Proof(rates, 0.5, also={"training.schedule": "wsd"}),
+    "training.adapt": Proof(trained, "heads"),
+    "training.frozen_dtype": Proof(formats, "bfloat16", also=FROZEN),
     "training.optimizer": Proof(weights, "muon")
     if hasattr(torch.optim, "Muon")
     else "unit/test_optimization.py::test_muon_without_a_muon_is_a_clear_error",

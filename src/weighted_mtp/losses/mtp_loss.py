@@ -51,6 +51,16 @@ class LossTerms(NamedTuple):
     weights: Tensor | None = None
     head_weights: Tensor | None = None
 
+    def of_heads(self, places: Sequence[int]) -> LossTerms:
+        """Return the terms of some heads; where c_k is None, it stays 1/n of all."""
+        n, index = self.targets.shape[2], list(places)
+        head_weights = self.head_weights
+        if head_weights is None:
+            head_weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
+        weights = None if self.weights is None else self.weights[..., index]
+        denominators = self.denominators[index]
+        return LossTerms(self.targets[..., index], denominators, weights, head_weights[index])
+
     def scale(self, dtype: torch.dtype) -> Tensor:
         """`[B, S, n]` factor of each cross-entropy, 0 where there is no target."""
         valid = self.targets != IGNORE_INDEX
@@ -144,6 +154,9 @@ def loss_of_terms(
         The loss, connected to the graph even when nothing is to be learned (it is then 0 with zero
         gradients), and the per-token cross-entropy.
     """
+    learns = [torch.is_grad_enabled() and state.requires_grad for state in hidden]
+    if any(learns) and not all(learns):  # frozen heads: their states need no gradient
+        return _in_two(hidden, unembedding, terms, chunk_rows, learns)
     rows = torch.stack(list(hidden))  # [n, B, S, D]
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     loss, *per_row = fused_linear_cross_entropy(
@@ -155,6 +168,26 @@ def loss_of_terms(
     )
     B, S, n = terms.targets.shape
     ce, hit = (x.view(n, B, S).permute(1, 2, 0) for x in per_row)
+    return MTPLoss(loss, ce, hit)
+
+
+def _in_two(
+    hidden: Sequence[Tensor],
+    unembedding: Tensor,
+    terms: LossTerms,
+    chunk_rows: int | None,
+    learns: Sequence[bool],
+) -> MTPLoss:
+    """The heads that learn and those that do not, each by itself."""
+    ce = torch.empty_like(terms.targets, dtype=torch.float32)
+    hit = torch.empty_like(terms.targets, dtype=torch.bool)
+    loss = unembedding.new_zeros(())
+    for wanted in (True, False):
+        places = [k for k, learning in enumerate(learns) if learning == wanted]
+        states = [hidden[k] for k in places]
+        out = loss_of_terms(states, unembedding, terms.of_heads(places), chunk_rows)
+        ce, loss = ce.to(out.ce.dtype), loss + out.loss
+        ce[..., places], hit[..., places] = out.ce, out.hit
     return MTPLoss(loss, ce, hit)
 
 

@@ -32,6 +32,7 @@ from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve
 from weighted_mtp.pipelines.run_directory import writing_run
+from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import (
@@ -105,6 +106,8 @@ def run(request: RunRequest) -> TrainResult:
         )
         dtype, chunk_rows = DTYPES[runtime.compute_dtype], recipe.training.loss_chunk_rows
         module = TrainingModule(adapter, objective, dtype, chunk_rows)
+        freeze(adapter, recipe, objective)
+        halve_frozen(adapter, recipe, start.formats)
         size = sum(p.numel() for p in adapter.parameters())
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)

@@ -97,6 +97,20 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
     }
 
 
+def stored_formats(folder: Path) -> dict[str, torch.dtype]:
+    """Number formats of the stored tensors, by name.
+
+    Raises:
+        OSError, ValueError: as for `stored_shapes`.
+    """
+    entries = _Reader(folder).read_metadata().state_dict_metadata
+    return {
+        name: entry.properties.dtype
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
 def stored_files(folder: Path) -> set[str]:
     """Names of the files that the index tells of, and its own.
 

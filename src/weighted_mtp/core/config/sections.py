@@ -292,6 +292,11 @@ class TrainingConfig(Section):
         schedule: decay of the learning rate after the warm-up; wsd is warm-up, stable, decay.
         warmup_fraction: fraction of the steps in which the learning rate rises from 0.
         decay_fraction: fraction of the steps after the warm-up in which `wsd` decays.
+        adapt: train everything that the objective trains (`full`), or the extra prediction heads
+            and the value head alone, with the trunk frozen (`heads`).
+        frozen_dtype: format of frozen matrices where compute_dtype is bfloat16: `auto` is
+            bfloat16 if they are stored in it, else float32. bfloat16 rounds them, in the saved
+            checkpoints too.
         optimizer: AdamW, or Muon for matrices with AdamW for the rest.
         betas: AdamW coefficients of the moving averages of gradient and squared gradient.
         weight_decay: decoupled weight decay.
@@ -320,6 +325,8 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_fraction: Fraction = 0.03
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    adapt: Literal["full", "heads"] = "full"
+    frozen_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1

@@ -7,7 +7,7 @@ process never holds more than its own part of the model and one weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -42,10 +42,12 @@ class DeferredModel:
         adapter: on the meta device.
         fill: sets the weights once memory is allocated, in float32: updates of 1e-5 vanish in bf16
             weights.
+        formats: in which the weights are stored, by name; {} for fresh ones.
     """
 
     adapter: MetaLlamaMTPAdapter
     fill: Fill
+    formats: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> MetaLlamaMTPAdapter:
         """Put the whole model on one device."""
@@ -115,7 +117,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
 
     adapter = MetaLlamaMTPAdapter(transformer)
     adapter.side_files = SideFiles.read(directory)
-    return DeferredModel(adapter, fill)
+    return DeferredModel(adapter, fill, source.formats)
 
 
 def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
@@ -184,7 +186,7 @@ def with_value_head(
         else:
             copy_values(values, attached)
 
-    return DeferredModel(adapter, fill)
+    return DeferredModel(adapter, fill, start.formats)
 
 
 def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -207,6 +207,8 @@ RULES: Mapping[str, Rule] = {
     "training.micro_batch_size": _cut,
     **_section("training", " ".join(_RATE), _schedule),
     "training.optimizer": refused("the saved state is the other optimizer's"),
+    "training.adapt": refused("the saved optimizer state is of other weights"),
+    "training.frozen_dtype": told("frozen weights are kept in another format {following}"),
     **_section("training", "betas weight_decay clip_norm", _PLAIN),
     **_section("training", "monitor monitor_mode", _RANKING),
     "training.early_stopping": told("validations without improvement so far count"),

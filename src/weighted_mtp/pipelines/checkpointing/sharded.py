@@ -234,7 +234,13 @@ def sharded_model(checkpoint: Path) -> DeferredModel:
         load_shards(weights, folder)
         log.info("%s: loaded, %d weights in parts", checkpoint, len(weights))
 
-    return DeferredModel(adapter, fill)
+    prefix = "weights.transformer."
+    formats = {
+        name.removeprefix(prefix): dtype
+        for name, dtype in shards.stored_formats(folder).items()
+        if name.startswith(prefix)
+    }
+    return DeferredModel(adapter, fill, formats)
 
 
 def optimizer_names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:

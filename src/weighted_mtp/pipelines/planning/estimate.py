@@ -6,7 +6,7 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
 from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
+from weighted_mtp.pipelines.training.adapting import freeze, is_halved
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
@@ -65,7 +66,8 @@ def estimate(recipe: Recipe) -> Estimate:
     resolved = resolve(recipe, processes)
     check_inputs(recipe, resolved)
     args, objective = resolved.args, resolved.objective
-    counts = count(recipe, args, objective)
+    formats = {} if resolved.source is None else resolved.source.formats
+    counts = count(recipe, args, objective, formats)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     setting = replace(setting, reference=reference_numbers(recipe, objective))
     return Estimate(
@@ -75,8 +77,17 @@ def estimate(recipe: Recipe) -> Estimate:
     )
 
 
-def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
+def count(
+    recipe: Recipe,
+    args: ModelArgs,
+    objective: Objective,
+    formats: Mapping[str, torch.dtype] | None = None,
+) -> Counts:
     """Count the parameters of a model of this shape under a recipe, on the meta device.
+
+    Args:
+        formats: in which its weights are stored, by name ({} for fresh ones); None if that is not
+            known.
 
     Raises:
         UserError: the objective does not go with the model.
@@ -87,6 +98,7 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
     if objective.needs_value_head:
         adapter.attach_value_head(None, value.head_type)
     objective.prepare(adapter)
+    freeze(adapter, recipe, objective)
     transformer = adapter.transformer
     heads = [transformer.layers[-1]]
     if objective.runs_heads and objective.heads > 1:
@@ -98,6 +110,10 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
         blocks = [*transformer.layers, *transformer.extra_heads]
         once = sum(_matrices(block, trained=True) for block in blocks)
     copies = {"linear": 1, "mlp": 3}[value.head_type] if objective.needs_value_head else 0
+
+    def stored(name: str) -> torch.dtype | None:
+        return None if formats is None else formats.get(name, torch.float32)
+
     return Counts(
         args=args,
         parameters=_numbers(adapter.parameters()),
@@ -110,6 +126,12 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
         heads=sum(map(_learns, heads)),
         predicting=len(heads) if objective.runs_heads else 0,
         value_copies=copies,
+        halved=_numbers(
+            p
+            for name, p in transformer.named_parameters()
+            if not p.requires_grad and is_halved(recipe, p, stored(name))
+        ),
+        trains_vocabulary=transformer.output.weight.requires_grad,
     )
 
 

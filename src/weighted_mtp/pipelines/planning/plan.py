@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.device import resolve_device
@@ -148,7 +150,12 @@ def plan(request: PlanRequest) -> Plan:
     device = recipe.runtime.device
     if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
         resolve_device(device)
-    counts = count(recipe, args, objective)
+    formats: Mapping[str, torch.dtype] | None = None  # unknown for a shape alone
+    if shape is None:
+        formats = {}
+    if resolved.source is not None:
+        formats = dict(resolved.source.formats)
+    counts = count(recipe, args, objective, formats)
     reference = _reference_numbers(request, recipe, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)
     choices = []

@@ -91,6 +91,9 @@ def _advice(found: Plan, size: float) -> str:
     how = "no" if least.checkpointing == "none" else least.checkpointing
     words = f"{least.way}, {how} checkpointing, {_plural(least.micro_batch_size, 'row')}"
     remedies = ["more GPUs", "shorter rows"]
+    recipe = found.recipe
+    if recipe.training.adapt == "full" and found.counts.predicting > 1:
+        remedies.append("extra heads alone (--set training.adapt=heads)")
     if least.memory.reference:
         remedies.append("stored losses (weighted-mtp prepare reference-losses)")
     sharded = any(choice.mode in ("fsdp", "hsdp") for choice in found.choices)
