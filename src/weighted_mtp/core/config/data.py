@@ -38,6 +38,7 @@ class DataConfig(Section):
     Attributes:
         cache_dir: where prepared rows and tokens are kept between runs (core/cache.py).
         max_length: tokens of a row, or of a window of text.
+        template: how rows become text; `chat` is the chat template of the tokenizer.
         joint: tokenise prompt and response as one text, see `AlpacaCollator`.
         packing: put several rows into one of `max_length`, none seeing another;
             `training.micro_batch_size` then counts packed rows. The loss is the same.
@@ -53,7 +54,7 @@ class DataConfig(Section):
     text: TextConfig = TextConfig()
     cache_dir: Path | None = None
     sampling: SamplingConfig = SamplingConfig()
-    template: Literal["alpaca", "short"] = "alpaca"
+    template: Literal["alpaca", "short", "chat"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
     joint: bool = False
     packing: bool = False
@@ -69,6 +70,8 @@ class DataConfig(Section):
             )
         if self.source == "text" and not self.packing:
             raise ValueError("data.source text is read in packed windows: set data.packing=true")
+        if self.template == "chat" and self.joint:
+            raise ValueError("data.joint has no effect with data.template chat; take it away")
         for key in ("train", "validation", "sampling", "joint") if self.source == "text" else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no effect with data.source text; take it away")
