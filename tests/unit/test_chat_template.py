@@ -22,6 +22,9 @@ from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.data.tokens.row_tokens import tokenise
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer, make_tokenizer
+from weighted_mtp.pipelines.training.module import values_along
+from weighted_mtp.pipelines.training.objectives.critic import across_turns
+from weighted_mtp.value_weighting.td_weighting import compute_td_errors, compute_td_targets
 
 CONTROL = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>"),
@@ -354,6 +357,42 @@ def test_truncation_cuts_targets_and_marks_the_row(tmp_path):
         assert example.has_targets == (length > whole.prompt_length)
     packed = pack_batch([[whole, whole]], 0)
     assert packed.labels.tolist() == [labels, labels]
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def test_values_of_several_answers_follow_each_other(tmp_path):
+    """The state after an answer is the one before the next: with γ = λ = 1 every target is the
+    reward, and what stands between answers is never read."""
+    tokenizer = load_tokenizer(byte_level(tmp_path, TEMPLATES["chatml"]))
+    collator = AlpacaCollator(tokenizer, "chat")
+    rows = [row_of(say("ask", "reply", "more", "done", "x", "y")), row_of(say("a", "b"))]
+    rows[1]["is_correct"] = False
+    batch = collator([collator.encode(row) for row in rows])
+    mask = batch.labels != IGNORE_INDEX
+    values = torch.randn(*mask.shape, 1, dtype=torch.float64)
+    answered = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    values[~answered] = torch.nan
+    reward = batch.correct.double()
+    bridged = across_turns(values, mask)
+    errors = compute_td_errors(bridged, reward, mask, 0.9)
+    for row in range(2):
+        places = mask[row].nonzero().flatten().tolist()
+        for place, following in zip(places, [*places[1:], None], strict=True):
+            after = reward[row] if following is None else 0.9 * values[row, following - 1, 0]
+            assert errors[row, place] == after - values[row, place - 1, 0]
+    targets = compute_td_targets(bridged, reward, mask, 1.0, 1.0).squeeze(-1)
+    expected = torch.where(answered, reward[:, None], 0.0)
+    assert torch.allclose(targets, expected, rtol=0, atol=1e-12)
+    one = mask[1:]
+    assert one[0].nonzero().flatten().diff().eq(1).all()  # in one piece: as they were
+    assert torch.equal(across_turns(values[1:], one)[0][one[0]][:-1], values[1][one[0]][:-1])
+    along = values_along(values[:, :-1, 0], batch.labels)
+    for row in range(2):
+        known = values[row, answered[row], 0]
+        last = len(known) - 1
+        assert along[row].tolist() == [known[-(-last * q // 4)] for q in (1, 2, 3, 4)]
 
 
 # --- what cannot be masked -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_for
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.model_folder import find_model, results_folder
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.data.collators import TEMPLATE_NAMES
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS
 from weighted_mtp.evaluation.scores import parse_ks
 from weighted_mtp.micro_tasks import Split
@@ -26,6 +26,7 @@ from weighted_mtp.pipelines.evaluating.micro import (
     run_evaluation,
     save_result,
 )
+from weighted_mtp.pipelines.evaluating.writer import check_chat
 
 MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions")
 _MICRO_ALONE = ("max_difficulty",)
@@ -101,10 +102,11 @@ def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
         raise UserError("give a checkpoint: a run, a checkpoint or a model folder")
     if split is None:
         raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
-    if args.template not in (None, *TEMPLATES):
-        raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
+    if args.template not in (None, *TEMPLATE_NAMES):
+        raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATE_NAMES)}")
     model = find_model(args.path)
     check_heads(args, model)
+    check_chat(model, args.template)
     folder = results_folder(args.path) / "evaluation"
     output = args.output or folder / f"{args.dataset}-{split}.jsonl"
     check_output_file(output, "--output")

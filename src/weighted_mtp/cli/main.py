@@ -22,9 +22,9 @@ from weighted_mtp.core.streams import (
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.urls import without_credentials
 
-DATA_ON_STDOUT = ("generate",)
+DATA_ON_STDOUT = ("generate", "chat")
 """What these commands print is data for other programs, so that it stays as it is in a pipe."""
-SHORT = ("generate", "inspect", "plan")
+SHORT = ("generate", "chat", "inspect", "plan")
 """These commands exist for what they print: they end when it cannot be written. The others go on
 with their work."""
 
@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": "estimate a recipe's memory, and which settings fit which GPUs",
     "evaluate": "write programs with a checkpoint and run their tests",
     "generate": "continue a prompt with a checkpoint",
+    "chat": "talk with a chat model",
     "report": "a run as one HTML page",
     "experiment": "does weighting help? objectives and controls under one budget",
     "convert": "write a checkpoint in another layout",

@@ -8,7 +8,7 @@ from weighted_mtp.core.config.recipe import setting
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import command_line, given_path
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.data.collators import TEMPLATE_NAMES
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
 
 
@@ -19,7 +19,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
         "--model", type=given_path, required=True, help="any Llama: a run, a checkpoint, …"
     )
     parser.add_argument("--out", type=given_path, help="default FILE.reference.safetensors")
-    parser.add_argument("--template", choices=list(TEMPLATES), default="alpaca")
+    parser.add_argument("--template", choices=list(TEMPLATE_NAMES), default="alpaca")
     parser.add_argument(
         "--joint", action="store_true", help="the data.joint setting of the training"
     )

@@ -74,10 +74,14 @@ class AlpacaCollator:
     ) -> None:
         self.tokenizer = tokenizer
         self.template: PromptTemplate | ChatTemplate
+        self.template_name = template if isinstance(template, str) else repr(template)
         if isinstance(template, str):
             self.template = ChatTemplate(tokenizer) if template == CHAT else TEMPLATES[template]
         else:
             self.template = template
+        if isinstance(self.template, ChatTemplate):  # tokenizers of one fingerprint may differ here
+            digest = hashlib.sha256(json.dumps(self.template.identity).encode()).hexdigest()
+            self.template_name = f"{CHAT} {digest[:16]}"
         self.max_length = max_length
         self.pad_to_multiple = pad_to_multiple
         self.joint = joint

@@ -106,12 +106,12 @@ def run(request: RunRequest) -> TrainResult:
             tell_changes(run_dir, recipe, checkpoint)
         distributed.barrier()  # no rank may find the files another one is about to write
         tokenizer = build_tokenizer(recipe)
-        start = start_model(recipe, tokenizer, checkpoint)
-        adapter = start.adapter
-        objective = make_objective(recipe.objective, adapter.args.n_future_tokens, runtime.seed)
         collator = AlpacaCollator(
             tokenizer, data.template, data.max_length, data.pad_to_multiple, data.joint
         )
+        start = start_model(recipe, tokenizer, checkpoint)
+        adapter = start.adapter
+        objective = make_objective(recipe.objective, adapter.args.n_future_tokens, runtime.seed)
         dtype, chunk_rows = DTYPES[runtime.compute_dtype], recipe.training.loss_chunk_rows
         module = TrainingModule(adapter, objective, dtype, chunk_rows)
         size = sum(p.numel() for p in adapter.parameters())

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.data.collators import CHAT
 from weighted_mtp.data.datasets import first_row
+from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.data.tokens.corpus import Corpus
 from weighted_mtp.data.tokens.tokenizers import check_vocabulary
 from weighted_mtp.models.meta_mtp.args import ModelArgs
@@ -66,6 +68,8 @@ def resolve(
         if named or not planned or find_tokenizer_files(model_dir):
             tokenizer = build_tokenizer(recipe)
             check_vocabulary(tokenizer, args.vocab_size, str(path))
+    if tokenizer is not None and recipe.data.template == CHAT:
+        ChatTemplate(tokenizer)
     args = stretched(args, recipe.model)
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens)

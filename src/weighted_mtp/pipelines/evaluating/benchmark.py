@@ -45,6 +45,7 @@ from weighted_mtp.pipelines.evaluating.sources import (
 )
 from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
+    check_chat,
     model_identity,
     sampling_identity,
     trained_template,
@@ -146,6 +147,7 @@ def run_benchmark(request: BenchmarkRequest) -> BenchmarkResult:
     prompting = choose_prompting(request.dataset, request.prompt, request.template, trained)
     if request.path is not None and prompting.style == TEMPLATE:
         warn_of_chat_model(request.path, prompting.template)
+        check_chat(request.path, prompting.template)
     source = _open_source(request, benchmark, prompting)
     fewest = min(source.samples.values())
     ks = asked or parse_ks(request.ks, fewest)

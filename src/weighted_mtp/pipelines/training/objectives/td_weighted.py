@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.pipelines.training.objectives.base import Pool, Sums
-from weighted_mtp.pipelines.training.objectives.critic import ValueObjective
+from weighted_mtp.pipelines.training.objectives.critic import ValueObjective, across_turns
 from weighted_mtp.value_weighting.controls import (
     counter_uniform,
     random_matched_weights,
@@ -151,5 +151,6 @@ class Shuffled(Verifiable):
 
 def _td_inputs(pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     """Values `[R, S + 1, 1]` (the state after EOS has none), rewards `[R]`, mask `[R, S + 1]`."""
-    values = F.pad(pool.signal, (0, 1)).unsqueeze(-1)
-    return values, pool.correct.to(values.dtype), pool.mask
+    mask = pool.mask
+    values = across_turns(F.pad(pool.signal, (0, 1)).unsqueeze(-1), mask)
+    return values, pool.correct.to(values.dtype), mask
