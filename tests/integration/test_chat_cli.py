@@ -146,6 +146,52 @@ def test_a_critic_and_weights_are_trained_on_conversations(tmp_path, capsys):
     assert (last_checkpoint(run) / "model" / "tokenizer" / "chat_template.jinja").is_file()
 
 
+def test_stored_losses_know_the_template_they_are_of(model, tmp_path, capsys):
+    """A reference scores conversations; another template of the same tokenizer makes them stale."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "losses.safetensors"
+    rows.write_text(
+        "".join(json.dumps({"messages": say(f"{i}", "no", "so", "b" * i)}) + "\n" for i in range(4))
+    )
+    length = ["--template", "chat", "--max-length", "128", "--device", "cpu"]
+    asked = ["prepare", "reference-losses", "--data", str(rows), "--model", str(model)]
+    assert main([*asked, "--out", str(out), *length]) == 0
+    other = byte_level(tmp_path / "other", TEMPLATES["chatml"])
+
+    def train(name: str, *changes: str) -> int:
+        settings = {
+            **{k: v for k, v in TINY.items() if k.startswith(("training", "runtime"))},
+            "model.path": model,
+            "data.train": rows,
+            "data.template": "chat",
+            "data.max_length": 128,
+            "objective.rho1.reference": out,
+            "training.steps": 1,
+        }
+        sets = [f"{key}={value}" for key, value in settings.items()] + list(changes)
+        words = [word for one in sets for word in ("--set", one)]
+        return main(["train", "--recipe", "rho1", "--output", str(tmp_path / name), *words])
+
+    assert train("run") == 0
+    changed = ("tokenizer.kind=huggingface", f"tokenizer.path={other}")
+    capsys.readouterr()
+    assert train("stale", *changed) == 2
+    assert "template" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_dry_run_finds_that_the_template_is_missing(plain_model, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": say("a", "b")}) + "\n")
+    sets = (f"model.path={plain_model}", f"data.train={rows}", "data.template=chat")
+    words = [word for one in (*sets, "data.max_length=32") for word in ("--set", one)]
+    train = ["train", "--recipe", "baseline", "--output", str(tmp_path / "run"), *words]
+    for asked in ([*train, "--dry-run"], train):
+        assert main(asked) == 2
+        assert "has no chat template" in capsys.readouterr().err.splitlines()[-1]
+    joint = [*train, "--set", "data.joint=true", "--dry-run"]
+    assert main(joint) == 2
+    assert "data.joint has no effect with data.template chat" in capsys.readouterr().err
+
+
 # --- chat ----------------------------------------------------------------------------------------
 
 
