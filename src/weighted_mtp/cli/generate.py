@@ -20,11 +20,14 @@ from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_path
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines.evaluating import decoding_figures
 from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
+    check_chat,
     row_seed,
     run_data,
     warn_of_chat_model,
@@ -64,8 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument(
         "--template",
-        choices=[*TEMPLATES, RAW],
-        help="prompt template (default: that of the run); raw continues the text without one",
+        choices=[*TEMPLATE_NAMES, RAW],
+        help="prompt template (default: the one of the run; chat is the chat template of the "
+        "tokenizer; raw continues the text as it is)",
+    )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="with --template chat: the system message before prompts"
     )
     parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
@@ -98,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
     find_model(args.checkpoint)  # first, for a clear error where there is no model
     check_heads(args, args.checkpoint)
     template = args.template or _template_of(args.checkpoint)
+    if args.system is not None and template != CHAT:
+        raise UserError("--system goes with --template chat")
     warn_of_chat_model(args.checkpoint, template)
+    check_chat(args.checkpoint, template)
     writer = ModelWriter(
         args.checkpoint,
         args.device,
@@ -107,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         args.dtype,
         options.speculation,
     )
-    asked = _asked(writer, prompts, template, args.n_samples)
+    asked = _asked(writer, prompts, template, args.n_samples, args.system)
     try:
         _print_texts(args, writer, asked, options.stops)
         sys.stdout.flush()
@@ -125,7 +135,11 @@ def _template_of(path: Path) -> str:
 
 
 def _asked(
-    writer: ModelWriter, prompts: Sequence[Prompt], template: str, n_samples: int
+    writer: ModelWriter,
+    prompts: Sequence[Prompt],
+    template: str,
+    n_samples: int,
+    system: str | None = None,
 ) -> list[Asked]:
     """Return every text to generate; each prompt is rendered and tokenized once.
 
@@ -134,11 +148,16 @@ def _asked(
     """
     asked = []
     for number, prompt in enumerate(prompts):
+        given: str | list[Message]
         if template == RAW:
-            text = prompt.text + prompt.input
+            given = prompt.text + prompt.input
+        elif template == CHAT:
+            given = [user_turn(prompt.text, prompt.input)]
+            if system is not None:
+                given = [{"role": "system", "content": system}, *given]
         else:
-            text = TEMPLATES[template].render(prompt.text, prompt.input)
-        ids = writer.encode(text)
+            given = TEMPLATES[template].render(prompt.text, prompt.input)
+        ids = writer.encode(given)
         if not ids:
             raise UserError(f"prompt {number + 1} is empty; give at least one character")
         if len(ids) > writer.longest_prompt:

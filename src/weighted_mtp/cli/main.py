@@ -23,9 +23,9 @@ from weighted_mtp.core.streams import (
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.urls import without_credentials
 
-DATA_ON_STDOUT = ("generate",)
+DATA_ON_STDOUT = ("generate", "chat")
 """What these commands print is data for other programs and stays unescaped in a pipe."""
-SHORT = ("generate", "inspect", "options", "plan")
+SHORT = ("generate", "chat", "inspect", "options", "plan")
 """These commands exist for what they print: they end when it cannot be written. The others continue
 their work."""
 
@@ -45,6 +45,10 @@ COMMANDS = {
     "generate": (
         "continue a prompt with a checkpoint",
         "weighted-mtp generate runs/verifiable-micro --prompt 'Return the larger of a and b.'",
+    ),
+    "chat": (
+        "talk with a chat model",
+        "weighted-mtp chat models/SmolLM2-135M-Instruct --system 'Answer briefly.'",
     ),
     "report": (
         "write an HTML report of a run",

@@ -8,7 +8,7 @@ from weighted_mtp.core.config.recipe import setting
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import command_line, given_path
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.data.collators import TEMPLATE_NAMES
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
 
 
@@ -28,7 +28,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--template",
-        choices=list(TEMPLATES),
+        choices=list(TEMPLATE_NAMES),
         default="alpaca",
         help="data.template of the training",
     )

@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+class RowError(UserError):
+    """Bad content of one row, found where its file and line are not known; whoever knows them puts
+    them before the message."""
+
+
 def one_line(reason: object, longest: int | None = None) -> str:
     """What another's error says, without its line breaks, cut to `longest` characters."""
     return " ".join(str(reason).split())[:longest]

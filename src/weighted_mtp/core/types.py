@@ -17,15 +17,30 @@ DERIVED_FROM = "weighted_mtp_derived_from"
 """In an exported `tokenizer_config.json`: the file that it and `tokenizer.json` are made of."""
 
 
-class Row(TypedDict):
-    """One labelled solution, the unit of every data set (docs/data.md)."""
+class Message(TypedDict):
+    """One turn of a conversation."""
 
+    role: str
+    content: str
+
+
+class _PlainRow(TypedDict):
     instruction: str
     input: str
     output: str
     task_id: str
     is_correct: bool
     metadata: dict[str, Any]
+
+
+class Row(_PlainRow, total=False):
+    """One labelled solution, the unit of every data set (docs/data.md).
+
+    A row has either `instruction`, `input` and `output`, or `messages`, a conversation with at
+    least one answer; the three texts are then empty.
+    """
+
+    messages: list[Message]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Example(NamedTuple):
             model (`[len(ids)]`: under the first alone); None where no objective asks for it.
         inputs: how many of the ids the model reads; the others are targets only. None: all but the
             last.
+        holes: runs of tokens after `prompt_length` that are no targets, as (first, end): what
+            others say between the answers of a conversation.
     """
 
     ids: Sequence[int]
@@ -41,6 +43,7 @@ class Example(NamedTuple):
     is_correct: bool = True
     reference: Tensor | None = None
     inputs: int | None = None
+    holes: Sequence[tuple[int, int]] = ()
 
     @property
     def positions(self) -> int:
@@ -224,6 +227,8 @@ def _row_table(examples: Sequence[Example], S: int, pad_id: int) -> _RowTable:
         end = len(example.ids)
         ids[i, :end] = torch.as_tensor(example.ids)
         labels[i, example.prompt_length : end] = ids[i, example.prompt_length : end]
+        for first, last in example.holes:
+            labels[i, first:last] = IGNORE_INDEX
         if reference is not None and example.reference is not None:
             reference[i, :end] = example.reference
     return _RowTable(

@@ -15,11 +15,13 @@ stands for that token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.evaluation.benchmarks import MICRO, Problem
 
 TEMPLATE = "template"
@@ -37,6 +39,7 @@ INCODER_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n
 TEMPLATE_STOPS = {
     "alpaca": ("\n### Instruction:", "\n### Input:", "\n### Response:"),
     "short": ("\n>>>\n",),
+    CHAT: (),  # a control token ends a turn
 }
 
 # MBPP's tasks 2, 3 and 4 (Google Research, CC BY 4.0), which its authors set aside for prompts.
@@ -90,14 +93,16 @@ class Prompting:
 
     Attributes:
         style: see the table above.
-        template: a name in `TEMPLATES`, for the style `template`.
+        template: a name in `TEMPLATE_NAMES`, for the style `template`.
     """
 
     style: str
     template: str = "alpaca"
 
-    def render(self, problem: Problem) -> str:
-        """Render the prompt, without BOS."""
+    def render(self, problem: Problem) -> str | Sequence[Message]:
+        """The prompt, without BOS; messages for the chat template."""
+        if self.style == TEMPLATE and self.template == CHAT:
+            return [user_turn(problem.instruction, problem.input)]
         if self.style == TEMPLATE:
             return TEMPLATES[self.template].render(problem.instruction, problem.input)
         return _RENDERERS[self.style](problem)
@@ -120,7 +125,9 @@ def choose_prompting(
     Raises:
         UserError: the data set has no such style, or there is no such template.
     """
-    styles = (*PUBLISHED[dataset], TEMPLATE)
+    styles = (*PUBLISHED[dataset], TEMPLATE, CHAT)
+    if style == CHAT and template in (None, CHAT):
+        style, template = TEMPLATE, CHAT
     if style is None:
         tuned = template is not None or trained_template is not None
         style = TEMPLATE if tuned else styles[0]
@@ -129,8 +136,8 @@ def choose_prompting(
     if template is not None and style != TEMPLATE:
         raise UserError(f"--template goes with --prompt {TEMPLATE}, not with {style}")
     template = template or trained_template or "alpaca"
-    if template not in TEMPLATES:
-        raise UserError(f"--template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    if template not in TEMPLATE_NAMES:
+        raise UserError(f"--template {template!r}: choose one of {', '.join(TEMPLATE_NAMES)}")
     return Prompting(style, template)
 
 

@@ -12,7 +12,9 @@ from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_tokenizer, is_hub_id
+from weighted_mtp.data.collators import CHAT
 from weighted_mtp.data.datasets import first_row
+from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.data.tokens.corpus import Corpus
 from weighted_mtp.data.tokens.tokenizers import (
     Tokenizer,
@@ -101,6 +103,8 @@ def resolve(
     assert args is not None  # a fresh model is always given a tokenizer
     if tokenizer is not None:
         check_vocabulary(tokenizer, args.vocab_size, str(path or "the model"))
+    if tokenizer is not None and recipe.data.template == CHAT:
+        ChatTemplate(tokenizer)  # refuses a tokenizer that has none
     args = with_context_length(args, recipe.model)
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens, recipe.runtime.seed)

@@ -48,7 +48,8 @@ class DataConfig(Section):
         validation: JSONL file of held-out rows; null trains without validation.
         cache_dir: directory where prepared rows and tokens are cached between runs; null uses
             the default cache directory.
-        template: prompt template put around instruction and input.
+        template: prompt template put around instruction and input; `chat` is the tokenizer's own
+            chat template.
         max_length: maximum length of a row, or of a window of text, in tokens.
         joint: tokenize prompt and response as one text instead of separately.
         packing: concatenate rows up to `max_length` with attention kept within each row;
@@ -67,7 +68,7 @@ class DataConfig(Section):
     text: TextConfig = TextConfig()
     cache_dir: Path | None = None
     sampling: SamplingConfig = SamplingConfig()
-    template: Literal["alpaca", "short"] = "alpaca"
+    template: Literal["alpaca", "short", "chat"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
     joint: bool = False
     packing: bool = False
@@ -83,6 +84,8 @@ class DataConfig(Section):
             )
         if self.source == "text" and not self.packing:
             raise ValueError("data.source text is read in packed windows: set data.packing=true")
+        if self.template == "chat" and self.joint:
+            raise ValueError("data.joint has no effect with data.template chat; take it away")
         for key in ("train", "validation", "sampling", "joint") if self.source == "text" else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no effect with data.source text; take it away")

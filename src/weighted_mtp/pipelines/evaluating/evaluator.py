@@ -44,7 +44,7 @@ from weighted_mtp.evaluation.scores import Scores, check_ks, mean_by_family, par
 from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.evaluating.request import EvaluationRequest
 from weighted_mtp.pipelines.evaluating.sources import Candidate, CompletionSource, open_source
-from weighted_mtp.pipelines.evaluating.writer import run_data, warn_of_chat_model
+from weighted_mtp.pipelines.evaluating.writer import check_chat, run_data, warn_of_chat_model
 from weighted_mtp.pipelines.training.data import micro_families
 
 _log = get_logger(__name__)
@@ -119,6 +119,7 @@ def _evaluate(request: EvaluationRequest) -> EvaluationResult:
     prompting = choose_prompting(request.dataset, request.prompt, request.template, template)
     if request.path is not None and prompting.style == TEMPLATE:
         warn_of_chat_model(request.path, prompting.template)
+        check_chat(request.path, prompting.template)
     source = open_source(request, benchmark, prompting)
     fewest = min(source.samples.values())
     ks = request.ks or parse_ks(None, fewest)

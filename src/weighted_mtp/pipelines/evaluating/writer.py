@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model, has_chat_template
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATES
+from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -64,16 +67,31 @@ class ModelWriter:
         self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._decode = continuation_decoder(self.tokenizer)
+        self._end_of_turn: tuple[str, ...] = ()  # of the chat template, once it is in use
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that leaves room for the answer."""
         return self._model.max_positions - self._max_new_tokens
 
-    def encode(self, text: str) -> list[int]:
-        """Encode a prompt: BOS, if the model has one, and the text."""
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """A prompt: BOS, if the model has one, and the text; messages by the tokenizer's chat
+        template, whose end of turn from then on ends a text.
+
+        Raises:
+            UserError: there is no chat template, or it refuses the messages.
+        """
+        if not isinstance(prompt, str):
+            return self._chat.encode_prompt(prompt)
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        return bos + self.tokenizer.encode(text)
+        return bos + self.tokenizer.encode(prompt)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        template = ChatTemplate(self.tokenizer)
+        end = template.end_of_turn()
+        self._end_of_turn = () if end is None else (end,)
+        return template
 
     def write(
         self,
@@ -138,7 +156,8 @@ class ModelWriter:
         """Stop at any end-of-sequence token, and at a control token that a stop string names: its
         name never appears in the text, because decoding leaves control tokens out."""
         control, eos = self.tokenizer.control, self.tokenizer.eos_id
-        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        named = (*stops, *self._end_of_turn)
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in named if stop in control)
         eos_id = ends if ends != {eos} else eos
         return Stopping(self._max_new_tokens, eos_id, tuple(stops), self._decode)
 
@@ -189,12 +208,19 @@ def warn_of_chat_model(path: Path, template: str) -> None:
     trained = run_data(path).get("template")
     if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
         _log.warning(
-            "%s: its tokenizer has a chat template, but the prompt uses the template %s, which "
-            "such a model does not expect; write the prompt in its chat template and pass it to "
-            "generate --template raw, or train the model with the template first",
+            "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
+            "a model does not expect; take its own with --template chat, or train the model with "
+            "this one first",
             path,
             template,
         )
+
+
+def check_chat(path: Path, template: str | None) -> None:
+    """Raise `UserError`, before weights are read, if the chat template is asked for and the
+    tokenizer has none."""
+    if template == CHAT and not has_chat_template(model_dir := find_model(path)):
+        raise UserError(f"{model_dir}: the tokenizer {NO_TEMPLATE}")
 
 
 def sampling_identity(

@@ -251,12 +251,10 @@ def values_along(values: Tensor, labels: Tensor) -> Tensor:
     """Read the values `[B, F]` after a quarter, half, three quarters and all of each response (all:
     the state that predicts EOS)."""
     before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S] states that predict a response token
-    length = before.sum(1)  # m tokens, m states; the first stands before the response
-    first = before.int().argmax(1)
-    columns = [
-        first + (fraction * (length - 1).clamp(min=0)).ceil().long() for fraction in FRACTIONS
-    ]
-    return values.detach().gather(1, torch.stack(columns, dim=1))
+    last = (before.sum(1) - 1).clamp(min=0)  # m tokens, m states; state 0 precedes the response
+    ordinals = torch.stack([(fraction * last).ceil().long() for fraction in FRACTIONS], dim=1)
+    places = (~before).byte().argsort(dim=1, stable=True)  # those states first, in order
+    return values.detach().gather(1, places.gather(1, ordinals))
 
 
 def _head_sums(ce: Tensor, hit: Tensor, counted: Tensor, correct: Tensor) -> Tensor:

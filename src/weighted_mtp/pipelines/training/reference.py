@@ -99,17 +99,17 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
             for example, line in zip(part, scored, strict=True):
                 losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
             progress.update(len(part))
-    made_of = fingerprint(collator, request.template, store.digest)
+    made_of = fingerprint(collator, store.digest)
     write_reference(out, losses, replace(made_of, model=model_digest(model_dir)))
     return out
 
 
-def fingerprint(collator: AlpacaCollator, template: str, data_digest: str) -> Fingerprint:
-    """What the losses of these rows depend on, without the model."""
+def fingerprint(collator: AlpacaCollator, data_digest: str) -> Fingerprint:
+    """What losses of these rows depend on, but for the model."""
     return Fingerprint(
         data=data_digest,
         tokenizer=collator.tokenizer.fingerprint,
-        template=template,
+        template=collator.template_name,
         max_length=collator.max_length,
         joint=collator.joint,
     )
@@ -184,7 +184,7 @@ def with_reference(
     path = recipe.objective.rho1.reference
     if path is None:
         return examples
-    expected = fingerprint(collator, recipe.data.template, data_digest)
+    expected = fingerprint(collator, data_digest)
     losses = ReferenceLosses(path, expected)
     return StoredReference(losses, examples, compared_heads(recipe, losses.heads, heads))
 

@@ -64,7 +64,7 @@ class ValueObjective(Objective):
         mask = batch.labels != IGNORE_INDEX  # [B, S + 1]
         padded = F.pad(values, (0, 1)).unsqueeze(-1)  # [B, S + 1, 1]; the last is never read
         targets = compute_td_targets(
-            padded.detach(),
+            across_turns(padded.detach(), mask),
             batch.correct.to(values.dtype),
             mask,
             value.gamma,
@@ -162,6 +162,21 @@ def _comparable(labels: Tensor) -> Tensor:
     known = (labels != IGNORE_INDEX)[:, 1:].any(1)
     pairs = len(known) // 2 * 2
     return known[0:pairs:2] & known[1:pairs:2]
+
+
+def across_turns(values: Tensor, mask: Tensor) -> Tensor:
+    """Values `[B, S, 1]` as they count after each response token.
+
+    After the last token of an answer others speak, and the next state that the model acts in is the
+    one before its next answer; the states in between predict nothing and are never trained. So the
+    value after the answer is the value there. A response in one piece is left as it is.
+    """
+    S = mask.shape[1]
+    here = torch.arange(S, device=mask.device).expand_as(mask)
+    there = here.masked_fill(~mask, S).flip(1).cummin(1).values.flip(1)  # this or the next one
+    following = F.pad(there[:, 1:], (0, 1), value=S)
+    source = torch.where(following < S, following - 1, here)
+    return values.gather(1, source.unsqueeze(-1))
 
 
 def mean_value(values: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.pipelines.training.objectives.base import Pool, Weighed
-from weighted_mtp.pipelines.training.objectives.critic import ValueObjective
+from weighted_mtp.pipelines.training.objectives.critic import ValueObjective, across_turns
 from weighted_mtp.value_weighting.controls import (
     counter_uniform,
     random_matched_weights,
@@ -62,7 +62,8 @@ class Verifiable(ValueObjective):
 
     def td_errors(self, pool: Pool) -> Tensor:
         """δ `[R, S + 1]` of each response token."""
-        values = F.pad(pool.signal, (0, 1)).unsqueeze(-1)  # no state follows EOS; it is never read
+        # No state follows EOS; what stands there is never read.
+        values = across_turns(F.pad(pool.signal, (0, 1)).unsqueeze(-1), pool.mask)
         rewards = pool.correct.to(values.dtype)
         return compute_td_errors(values, rewards, pool.mask, self.td.gamma, pool.truncated)
 
