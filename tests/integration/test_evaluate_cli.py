@@ -129,7 +129,7 @@ def test_a_model_is_evaluated(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--n-samples", "4", "--temperature", "0.8", "--k", "1,4", "--output", out]
     assert evaluate(checkpoint, *SHORT, *options) == 0
-    assert {path.name for path in out.iterdir()} == RESULTS | {".lock"}
+    assert {path.name for path in out.iterdir()} == RESULTS | {".lock", "problems.jsonl"}
     said = capsys.readouterr()
     assert "3 of 164" in said.out
     assert "pass@4" in said.out
@@ -415,7 +415,7 @@ def test_foreign_programs_are_not_run_unasked(dataset, checkpoint, tmp_path, cap
         (["--split", "train"], ["'train'", "test (164)"]),
         (["--max-difficulty", "3"], ["--max-difficulty has no meaning"]),
         (["--dataset", "micro", "--prompt", "0-shot"], ["--prompt has no meaning"]),
-        (["--dataset", "micro", "--split", "train"], ["'train'", "compositions"]),
+        (["--dataset", "micro", "--split", "validation"], ["'validation'", "compositions"]),
         (["--dataset", "micro", "--k", "2"], ["--k 2", "there are 1"]),
         (["--dataset", "micro", "--template", "long"], ["--template 'long'", "alpaca"]),
         (["--timeout", "0"], ["--timeout must be above 0"]),
