@@ -235,7 +235,7 @@ def test_stale_reference_losses(what, tmp_path, rows_file, reference_file, capsy
     assert train(tmp_path / "run", rows_file, "rho1", **changes) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {stored}: these losses were made with another {what} (")
-    assert "make them anew with: weighted-mtp prepare reference-losses" in error
+    assert "build them again with: weighted-mtp prepare reference-losses" in error
     assert not (tmp_path / "run").exists()
 
 

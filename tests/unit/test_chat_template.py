@@ -549,7 +549,7 @@ BAD = [
     ([{"role": "user", "content": ["a"]}], "has a part that is not text"),
     (say("a", "b")[1:], "begins with the turn of 'assistant'"),
     ([{"role": "assistant", "content": "b", "tool_calls": [1]}], "the key 'tool_calls' is not"),
-    (say("a", "\ud800"), "half a surrogate pair"),
+    (say("a", "\ud800"), "a lone surrogate"),
 ]
 
 

@@ -452,7 +452,7 @@ def test_a_changed_byte_is_found_by_its_sum(tmp_path, capsys):
     ("options", "message"),
     [
         (["DST"], "dst: already exists; choose another name or pass --overwrite"),
-        (["DST", "--overwrite"], "dst: is no checkpoint, so it is not overwritten"),
+        (["DST", "--overwrite"], "dst: is not a checkpoint, so it is not overwritten"),
         (["NEW", "--dtype", "int3"], "dtype 'int3' is not one of float32"),
         (["NEW", "--dtype", "float16"], "holds values that float16 cannot; use bfloat16"),
         (["PARENT", "--overwrite"], "is no checkpoint|contains the source"),

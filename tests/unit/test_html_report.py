@@ -171,7 +171,7 @@ def test_empty_things_inside_parts():
 def test_write_replaces_the_file_in_one_move(tmp_path):
     path = tmp_path / "new" / "report.html"
     write(Report("first"), path)
-    write(Report("second \ud800 é"), path)  # half a surrogate pair cannot be stored
+    write(Report("second \ud800 é"), path)  # a lone surrogate cannot be stored
     page = path.read_text(encoding="utf-8")
     assert "<title>second \ufffd é</title>" in page
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]

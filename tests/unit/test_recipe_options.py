@@ -234,7 +234,7 @@ FROZEN = {"training.adapt": "heads", "runtime.compute_dtype": "bfloat16"}
 
 
 class Proof(NamedTuple):
-    """`look` differs when the option has `value` in the place of what `base` has; `also` holds for
+    """`look` differs when the option has `value` instead of what `base` has; `also` holds for
     both."""
 
     look: Callable[..., Any]

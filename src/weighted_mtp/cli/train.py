@@ -63,4 +63,4 @@ def report(result: TrainResult, run_dir: Path) -> None:
         return
     print(f"stopped after step {result.step}, saved in {result.checkpoint}")
     again = command_line("weighted-mtp", "train", "--resume", "--output-dir", run_dir)
-    print(f"go on with: {again}")
+    print(f"continue with: {again}")

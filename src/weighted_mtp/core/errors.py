@@ -17,8 +17,8 @@ class UserError(Exception):
 
 
 class RowError(UserError):
-    """Bad content of one row, found where its file and line are not known; whoever knows them puts
-    them before the message."""
+    """Bad content of one row, found where its file and line are not known; the caller adds them to
+    the message."""
 
 
 def one_line(reason: object, longest: int | None = None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 IGNORE_INDEX = -100
-"""Label of a position that is no target: prompt and padding (PyTorch's own convention)."""
+"""Label of a position that is not a target: prompt and padding (PyTorch's own convention)."""
 
 DERIVED_FROM = "weighted_mtp_derived_from"
 """In an exported `tokenizer_config.json`: the file that it and `tokenizer.json` are made of."""

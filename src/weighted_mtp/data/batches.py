@@ -23,7 +23,7 @@ class Example(NamedTuple):
 
     Attributes:
         ids: prompt, response and, unless truncated, EOS.
-        prompt_length: tokens at the start that are no targets.
+        prompt_length: tokens at the start that are not targets.
         truncated: the response's end was cut off, so that its last token is not terminal.
         row: index of the row it came from, in its file.
         task_id, is_correct: of that row.
@@ -31,7 +31,7 @@ class Example(NamedTuple):
             model (`[len(ids)]`: under the first alone); None where no objective asks for it.
         inputs: how many of the ids the model reads; the others are targets only. None: all but the
             last.
-        holes: runs of tokens after `prompt_length` that are no targets, as (first, end): what
+        holes: runs of tokens after `prompt_length` that are not targets, as (first, end): what
             others say between the answers of a conversation.
     """
 

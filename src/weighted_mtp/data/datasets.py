@@ -122,7 +122,7 @@ def read_lines(
         size: bytes to read, in whole lines; None reads to the end.
 
     Raises:
-        UserError: a line longer than `MAX_LINE`, or a file that is no text at all.
+        UserError: a line longer than `MAX_LINE`, or a file that is not text.
     """
     number, done = first - 1, 0
     while (size is None or done < size) and (line := file.readline(MAX_LINE + 1)):
@@ -143,8 +143,8 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
     """One JSONL line as a row.
 
     Raises:
-        UserError: not UTF-8, not JSON, not an object, a key given twice, half a surrogate pair, or
-            a field of the wrong type, messages that are no conversation; starts with `where`.
+        UserError: not UTF-8, not JSON, not an object, a key given twice, a lone surrogate, or
+            a field of the wrong type, messages that are not a conversation; starts with `where`.
     """
     try:
         record = parse_json(line.decode("utf-8"), finite=False)
@@ -189,7 +189,7 @@ def refuse_half_pairs(fields: Mapping[str, Any], where: str) -> None:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
+                f"{where}: the field {name!r} contains a lone surrogate, which is not valid text; "
                 "remove it"
             ) from error
 

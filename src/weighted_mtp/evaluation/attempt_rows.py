@@ -19,7 +19,7 @@ class Selection:
     """Which attempts become rows.
 
     Attributes:
-        per_problem: at most so many correct and so many incorrect programs of a problem.
+        per_problem: maximum number of correct, and of incorrect, programs of a problem.
         mixed: leave out problems of which all programs are alike (critics and preferences learn
             nothing from them).
         seed: of the choice among more programs than `per_problem`.

@@ -40,7 +40,7 @@ class LossTerms(NamedTuple):
     """What is summed and how it is scaled.
 
     Attributes:
-        targets: `[B, S, n]` from `shift_labels`; −100 is no target.
+        targets: `[B, S, n]` from `shift_labels`; −100 is not a target.
         denominators: `[n]`, D_k of the whole step. A head with D_k = 0 contributes nothing.
         weights: `[B, S, n]` w, constant with respect to the parameters; None means 1.
         head_weights: `[n]` c; None means 1/n each.

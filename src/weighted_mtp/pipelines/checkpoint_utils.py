@@ -7,10 +7,10 @@ RUN/checkpoints/step-00000300/
     optimizer.pt  rng-0.pt …             (one generator state for each rank)
     trainer.json                         step, world size, state of objective and trainer
     sums.json                            SHA-256 of these files, and of the model's metadata.json
-    COMPLETE                             written last; without it the directory is no checkpoint
+    COMPLETE                             written last; without it the directory is not a checkpoint
 
 Where every process holds a part of the model (fsdp), `sharded_checkpoints` has `shards/` and
-`skeleton/` in the place of `optimizer.pt` and `model/`; the last checkpoint of a run has both.
+`skeleton/` instead of `optimizer.pt` and `model/`; the last checkpoint of a run has both.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def drop_old(run_dir: Path, keep_last: int, keep_steps: Collection[int]) -> None
 
 
 def _remove(checkpoint: Path) -> None:
-    """Its marker first: what is half deleted is no checkpoint."""
+    """Its marker first: a half-deleted directory is not a checkpoint."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 

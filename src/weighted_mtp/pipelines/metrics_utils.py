@@ -80,7 +80,7 @@ class MetricsFile:
                     f"after the last checkpoint is saved (step {step})"
                 ) from error
             if not self._warned:
-                log.warning("%s: cannot be written (%s); training goes on", self.path, error)
+                log.warning("%s: cannot be written (%s); training continues", self.path, error)
             self._warned = True
 
     def rewind(self, step: int) -> None:

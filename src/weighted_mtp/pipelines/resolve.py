@@ -122,7 +122,7 @@ def _has_tokenizer(recipe: Recipe, given: ModelArgs | None, source: Source | Non
 
 
 def check_processes(recipe: Recipe, processes: Processes) -> None:
-    """Raise `UserError` for settings that do not go with so many processes."""
+    """Raise `UserError` for settings that do not work with this number of processes."""
     check_mode(recipe.runtime, processes.count, processes.per_node)
     check_sharding(recipe, processes.count)
 

@@ -182,7 +182,7 @@ def compute_value_loss(
         loss_mask: `[B, S]` true on response tokens; state t counts where t + 1 is one.
         value_clip: how far a target may lie from the present value. (PPO's max of a clipped and an
             unclipped loss would do nothing here, where each forward pass has one update.)
-        huber_delta: the distance beyond which the square goes on as a straight line (Huber 1964).
+        huber_delta: the distance beyond which the squared loss becomes linear (Huber 1964).
 
     Returns:
         `[B, S]`, differentiable in `value_logits`.

@@ -58,7 +58,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _no_stage_for_a_named_reference(cls, values: Any) -> Any:
-        """A preset may bring the stage; whoever names a reference does not want it."""
+        """A preset may bring the stage; a named reference replaces it."""
         try:
             rho1 = values["objective"]["rho1"]
             named = rho1.get("reference") or rho1.get("reference_model")

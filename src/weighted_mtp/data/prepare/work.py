@@ -212,7 +212,7 @@ def _converted(job: Job, unit: Unit, outcome: Outcome) -> Converted:
     except RowError as error:  # of a chat template
         raise BadRecordError(str(error)) from error
     except UnicodeEncodeError as error:
-        raise BadRecordError("holds half a surrogate pair, which is no text") from error
+        raise BadRecordError("contains a lone surrogate, which is not valid text") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRecordError(f"cannot be written as JSON ({error})") from error
     return Converted(split, outcome, rows, [row_code(row) for row in outcome.rows], problem)

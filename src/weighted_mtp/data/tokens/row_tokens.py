@@ -111,7 +111,7 @@ class TokenisedRows:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder}: these tokenised rows are damaged or gone ({error}); start again to "
-                "have them made anew"
+                "have them rebuilt"
             ) from error
         self.rows: Indices = columns["rows"]
         self._ids, self._offsets = columns["ids"], columns["offsets"]

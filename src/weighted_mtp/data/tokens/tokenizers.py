@@ -71,7 +71,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Ids of `text` where it goes on after other text.
+        """Ids of `text` as a continuation of other text.
 
         Some tokenizers put a space before every text (Llama 2: "▁"); here it stays away. For text p
         that ends with a newline, `encode(p) + encode_continuation(r)` decodes to `p + r`.

@@ -27,7 +27,7 @@ class Checks:
 
     Attributes:
         tree: what is run.
-        guarded: whether they use a name of the program that is no name of Python's: such a name of
+        guarded: whether they use a name of the program that is not a Python name: such a name of
             Python's then means Python's.
         wraps: Python's functions, with those of its names that are used in their arguments.
         classes: names that are used as classes are.

@@ -187,7 +187,7 @@ class TestsSide(Side):
         """Do one operation on an object of the tests that the program was given."""
         target = args[1] if do == "special" else args[0]
         if id(target) not in self._mine_ids:
-            raise TypeError("this is no object of the tests")
+            raise TypeError("this is not an object of the tests")
         return do_for_program(do, target, args, kwargs)
 
     def refer(self, value: Any) -> list[Any]:

@@ -207,7 +207,7 @@ def save_native(
         config_fields: token ids and generation settings, see `read_config_fields`.
 
     Raises:
-        UserError: `directory` exists (or, with `overwrite`, is no checkpoint), or cannot be
+        UserError: `directory` exists (or, with `overwrite`, is not a checkpoint), or cannot be
             written; nothing was changed.
     """
     with _destination(directory, overwrite, value_head_file) as partial:
@@ -254,7 +254,7 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> None:
         raise UserError(f"{destination}: is a file; choose the name of a directory")
     if detect_layout(destination) is None and any(destination.iterdir()):
         raise UserError(
-            f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
+            f"{destination}: is not a checkpoint, so it is not overwritten; choose another name"
         )
     if (destination.parent / MARKER).exists():
         raise UserError(

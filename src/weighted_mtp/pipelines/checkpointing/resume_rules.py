@@ -201,8 +201,8 @@ RULES: Mapping[str, Rule] = {
     **_section("data", "cache_dir workers processes pad_to_multiple", silent),
     "training.steps": _steps,
     "training.batch_size": told(
-        "reading goes on at the next row, with as many rows a step {following}; the learning rate "
-        "is not rescaled"
+        "reading continues at the next row, with as many rows a step {following}; the learning "
+        "rate is not rescaled"
     ),
     "training.micro_batch_size": _cut,
     **_section("training", " ".join(_RATE), _schedule),

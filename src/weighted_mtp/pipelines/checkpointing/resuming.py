@@ -61,7 +61,7 @@ def refused_changes(resume: Resume) -> list[Change]:
 
 
 def is_same_run(one: Recipe, other: Recipe) -> bool:
-    """Whether a run of one recipe can go on by the other."""
+    """Whether a run of one recipe can continue with the other."""
     return not refused_changes(Resume(one, other, 0))
 
 

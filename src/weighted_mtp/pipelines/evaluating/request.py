@@ -33,7 +33,8 @@ class EvaluationRequest:
         output: directory of the results; for micro tasks the file of all programs and verdicts,
             beside which the directory is made. None chooses one beside the checkpoint or the
             completions.
-        n_problems: the first so many problems; None takes 200 micro tasks, or a whole data set.
+        n_problems: number of problems, the first ones; None takes 200 micro tasks, or a whole data
+            set.
         n_samples: programs for each problem.
         ks: k of pass@k; None takes those of 1, 10 and 100 that there are enough samples for.
         split: of micro tasks `test`; `compositions`: pairs of known operations that no training

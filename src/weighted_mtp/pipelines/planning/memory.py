@@ -1,7 +1,7 @@
 """What a training step holds in memory, moment by moment: arithmetic alone.
 
-A step is fullest in the loss of a micro-batch, in the first block that the backward pass reaches,
-in the last one, or in the embedding. Each moment is counted by itself; the peak is the largest.
+Memory of a step peaks in the loss of a micro-batch, in the first block that the backward pass
+reaches, in the last one, or in the embedding. Each moment is counted by itself; the peak is the largest.
 What is kept for the backward pass is exact to the byte (a test compares it with what autograd
 saved). What comes and goes is counted where it is as large as a row of hidden states.
 
@@ -10,7 +10,7 @@ back, what `torch.compile` moves, and attention in kernels that write out S × S
 
 Letters: N positions of a micro-batch, n heads that predict, D model width, F feed-forward width,
 K key/value heads, H attention heads, d head width, V vocabulary, C rows in a chunk of logits,
-s bytes of a number in the compute dtype. Whatever is no count is in bytes.
+s bytes of a number in the compute dtype. Sizes are in bytes, everything else is a count.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Memory:
 
 
 def peak_memory(counts: Counts, setting: Setting) -> Memory:
-    """The fullest moment of a step, once the optimizer has its state."""
+    """The peak of a step, once the optimizer has its state."""
     return max(moments(counts, setting), key=lambda memory: memory.total)
 
 

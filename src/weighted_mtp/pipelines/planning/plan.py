@@ -94,7 +94,7 @@ class Choice:
         return f"{self.mode} lean" if self.lean else self.mode
 
     def fits(self, gib: float) -> bool:
-        """Whether it fits on a GPU of so many GiB."""
+        """Whether it fits on a GPU of this many GiB."""
         return self.memory.total <= SHARE * gib * 2**30
 
 
@@ -113,7 +113,7 @@ class Plan:
     choices: tuple[Choice, ...]
 
     def best(self, gib: float) -> Choice | None:
-        """What to try first on a GPU of so many GiB; None if nothing fits.
+        """What to try first on a GPU of this many GiB; None if nothing fits.
 
         Least recomputation first, because it always costs time; then least sharding, because its
         transfers overlap with computation; then the largest micro-batch.

@@ -70,7 +70,7 @@ class Stored:
     """Where one parameter comes from: `parts` side by side along `dim`.
 
     Attributes:
-        heads: above 0, the rows are those of so many heads in Hugging Face's rotary order (all
+        heads: above 0, the rows are those of this many heads in Hugging Face's rotary order (all
             first halves of the pairs, then all second halves) and are put into Meta's (pairs side
             by side).
         rotary_dim: how many rows of a head are rotated, the first ones; None means all.

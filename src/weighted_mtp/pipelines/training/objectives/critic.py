@@ -86,7 +86,7 @@ class ValueObjective(Objective):
 
 class Critic(ValueObjective):
     """The first stage: P(correct) after every token, on a trunk that is frozen, partly trained, or
-    trained with it; with `lm_coef`, the heads go on learning."""
+    trained with it; with `lm_coef`, the heads keep learning."""
 
     pipelines: ClassVar[tuple[PipelineName, ...]] = ("critic",)
 
