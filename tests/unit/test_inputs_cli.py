@@ -296,7 +296,7 @@ def test_an_instruct_model_prompted_with_alpaca(tmp_path, capsys):
     assert main(words) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "chat template" in line]
     assert len(warned) == 1
-    assert "--template raw" in warned[0]
+    assert "--template chat" in warned[0]
     assert main([*words, "--template", "raw"]) == 0
     assert "chat template" not in capsys.readouterr().err
 
