@@ -27,6 +27,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     value_head_path,
 )
 from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
+from weighted_mtp.models.meta_mtp.lora import merge_adapters
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
 from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
@@ -142,6 +143,7 @@ def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Load
         head = value_head_path(folder) if adapter.value_head is not None else None
         if adapter.value_head is not None and head is not None:
             adapter.value_head.save_checkpoint(head)
+        merge_adapters(adapter.transformer)
         model = adapter.transformer if dtype is None else adapter.transformer.to(dtype)
         yield _Loaded(model, "shards", checkpoint / "skeleton", head)
 

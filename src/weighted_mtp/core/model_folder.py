@@ -178,7 +178,7 @@ def _check_kind(path: Path) -> None:
     found = (file for pattern in _WEIGHTS for file in path.glob(pattern))
     if any(file.stem != "adapter_model" for file in found):
         return
-    if (path / "adapter_config.json").is_file():
+    if (path / "adapter_config.json").is_file() and not (path / "mtp" / "base.json").is_file():
         base = _base_of(path / "adapter_config.json")
         raise UserError(
             f"{path}: is a PEFT adapter{base}, not a whole model; merge it first, in Python: "

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,10 +34,12 @@ from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
 from weighted_mtp.core.sums import SUMS, verifying
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.checkpoints import save_huggingface, save_native
+from weighted_mtp.models.meta_mtp.checkpoints import save_adapted, save_huggingface, save_native
+from weighted_mtp.models.meta_mtp.layouts.adapted import Trained
 from weighted_mtp.models.meta_mtp.layouts.huggingface import VALUE_HEAD_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
 from weighted_mtp.pipelines.checkpointing.sums import checkpoint_sums, store_sums
 from weighted_mtp.pipelines.training.optimization import Optimizer, Optimizers
@@ -215,7 +217,8 @@ def save_model(
     layout: Layout = "native",
     overwrite: bool = False,
 ) -> None:
-    """Write the weights, with tokenizer, value head and generation settings.
+    """Write the weights, with tokenizer, value head and generation settings. Where the transformer
+    has adapters, the native layout is that of `layouts.adapted`.
 
     Raises:
         UserError: `directory` exists (or, with `overwrite`, is not a checkpoint).
@@ -235,9 +238,12 @@ def save_model(
             derived = Path(name) / "derived"
             derived.mkdir()
             files, fields = hf_side_files(Path(name), model.args.vocab_size, derived)
-        write = save_native if layout == "native" else save_huggingface
+        write: Callable[..., None] = save_native if layout == "native" else save_huggingface
+        what: Transformer | Trained = model
+        if adapter.base is not None and layout == "native":
+            what, write = Trained.of(model, model.args, adapter.base), save_adapted
         write(
-            model,
+            what,
             directory,
             tokenizer_files=files,
             overwrite=overwrite,
@@ -277,7 +283,7 @@ def _check_state(optimizer: Optimizer) -> None:
     for part in parts:
         if not isinstance(part, torch.optim.Optimizer):
             continue
-        adam = isinstance(part, torch.optim.AdamW)
+        adam = type(part).__name__ != "Muon"  # which older versions of PyTorch lack
         wanted = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
         known = {weight for group in part.param_groups for weight in group["params"]}
         for weight, state in part.state.items():
@@ -288,6 +294,8 @@ def _check_state(optimizer: Optimizer) -> None:
 
 
 def _check_tensor(name: str, value: Any, weight: Tensor) -> None:
+    if type(value).__name__ == "OptimState8bit":
+        value = value.dequantize()
     shape = torch.Size() if name == "step" else weight.shape
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise ValueError(f"{name} is not an ordinary tensor")

@@ -18,10 +18,12 @@ from weighted_mtp.core.model_folder import (
 )
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
+from weighted_mtp.models.meta_mtp.layouts.adapted import AdaptedSource, Base
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.checkpointing.model_start import (
     DeferredModel,
+    adapted_model,
     fresh_model,
     stored_model,
     with_value_head,
@@ -32,7 +34,7 @@ from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve
 from weighted_mtp.pipelines.run_directory import writing_run
-from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen
+from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen, lora_of
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import (
@@ -108,6 +110,7 @@ def run(request: RunRequest) -> TrainResult:
         module = TrainingModule(adapter, objective, dtype, chunk_rows)
         freeze(adapter, recipe, objective)
         halve_frozen(adapter, recipe, start.formats)
+        module.drops = recipe.training.adapt == "lora" and recipe.training.lora.dropout > 0
         size = sum(p.numel() for p in adapter.parameters())
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
@@ -223,14 +226,21 @@ def start_model(
         checkpoint: of this run; None starts from `model.path`, or with fresh weights.
     """
     if checkpoint is not None and is_sharded(checkpoint):
-        start = sharded_model(checkpoint)
+        start = sharded_model(checkpoint, adapted=False)
         resolved = resolve(recipe, processes, start.adapter.args)
     else:
         resolved = resolve(recipe, processes, None if checkpoint is None else checkpoint / "model")
-        if resolved.source is None:
+        source = resolved.source
+        if source is None:
             start = fresh_model(resolved.args, recipe.model.init_std)
+        elif recipe.training.adapt != "lora":
+            start = stored_model(source, resolved.args)
+        elif checkpoint is not None and isinstance(source, AdaptedSource):
+            start = stored_model(source.base, resolved.args)
+            start = adapted_model(start, source.described, source.trained)
         else:
-            start = stored_model(resolved.source, resolved.args)
+            start = stored_model(source, resolved.args)
+            start = adapted_model(start, Base.of(source, lora_of(recipe.training.lora)), None)
         if resolved.objective.needs_value_head:
             head_type = recipe.objective.value.head_type
             start = with_value_head(start, resolved.value_head, head_type)

@@ -101,6 +101,11 @@ def resolve(
         device = None if planned else resolve_device(recipe.runtime.device)
         check_fresh(args, device, processes.count)
     assert args is not None  # a fresh model is always given a tokenizer
+    if recipe.training.adapt == "lora" and source is None and given is None and not planned:
+        raise UserError(
+            "training.adapt lora adapts a model that is there; set model.path, or "
+            "training.adapt=full"
+        )
     if tokenizer is not None:
         check_vocabulary(tokenizer, args.vocab_size, str(path or "the model"))
     if tokenizer is not None and recipe.data.template == CHAT:
@@ -169,6 +174,11 @@ def check_sharding(recipe: Recipe, world_size: int) -> None:
         raise UserError(
             "training.optimizer muon needs whole matrices, which runtime.parallel "
             f"{recipe.runtime.parallel} leaves on no process; use adamw, or runtime.parallel=ddp"
+        )
+    if sharded and recipe.training.optimizer == "adamw_8bit":
+        raise UserError(
+            "training.optimizer adamw_8bit is not saved in parts, as runtime.parallel "
+            f"{recipe.runtime.parallel} does; use adamw, or runtime.parallel=ddp"
         )
     if recipe.runtime.fsdp.cpu_offload and not sharded:
         raise UserError(

@@ -280,6 +280,31 @@ class EarlyStopping(Section):
     min_delta: NonNegativeFloat = 0.0
 
 
+class LoRAConfig(Section):
+    """Adapters of `training.adapt` lora.
+
+    Attributes:
+        rank: columns of each adapter.
+        alpha: an adapter is scaled by alpha / rank.
+        dropout: probability with which an input of an adapter is dropped while training.
+        rslora: scale by alpha / √rank instead.
+        targets: matrices of the blocks that are adapted: `all-linear`, or names or last parts of
+            names (wq, wk, wv, wo, w1, w2, w3; q_proj and so on).
+        heads: train the extra heads whole (`full`), or by adapters too (`lora`).
+        norms: train the norms too.
+        embeddings: train embeddings and unembedding too.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Fraction = 0.0
+    rslora: bool = False
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("all-linear",)
+    heads: Literal["full", "lora"] = "full"
+    norms: bool = False
+    embeddings: bool = False
+
+
 class TrainingConfig(Section):
     """Training loop and optimizer.
 
@@ -292,12 +317,15 @@ class TrainingConfig(Section):
         schedule: decay of the learning rate after the warm-up; wsd is warm-up, stable, decay.
         warmup_fraction: fraction of the steps in which the learning rate rises from 0.
         decay_fraction: fraction of the steps after the warm-up in which `wsd` decays.
-        adapt: train everything that the objective trains (`full`), or the extra prediction heads
-            and the value head alone, with the trunk frozen (`heads`).
+        adapt: train everything that the objective trains (`full`); the extra prediction heads
+            and the value head alone, with the trunk frozen (`heads`); or low-rank adapters of
+            frozen matrices (`lora`, settings under `training.lora`).
+        lora: size, scale and places of the adapters.
         frozen_dtype: format of frozen matrices where compute_dtype is bfloat16: `auto` is
             bfloat16 if they are stored in it, else float32. bfloat16 rounds them, in the saved
             checkpoints too.
-        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        optimizer: AdamW, AdamW with a state of 8 bits (by torchao), or Muon for matrices with
+            AdamW for the rest.
         betas: AdamW coefficients of the moving averages of gradient and squared gradient.
         weight_decay: decoupled weight decay.
         clip_norm: maximum norm of the gradient.
@@ -325,9 +353,10 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_fraction: Fraction = 0.03
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    adapt: Literal["full", "heads"] = "full"
+    adapt: Literal["full", "heads", "lora"] = "full"
+    lora: LoRAConfig = LoRAConfig()
     frozen_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0

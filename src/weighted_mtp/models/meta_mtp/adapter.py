@@ -16,6 +16,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     open_checkpoint,
     value_head_path,
 )
+from weighted_mtp.models.meta_mtp.layouts.adapted import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.source import Source
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -30,12 +31,14 @@ class MetaLlamaMTPAdapter(nn.Module):
     Attributes:
         side_files: tokenizer files and generation settings of the folder that the model came from;
             they are saved with it.
+        base: what the adapters of the transformer (LoRA) are trained on; None where it has none.
     """
 
     def __init__(self, transformer: Transformer, value_head: ValueHead | None = None) -> None:
         super().__init__()
         self.transformer = transformer
         self.side_files = SideFiles()
+        self.base: Base | None = None
         self.value_head: ValueHead | None = None
         if value_head is not None:
             self.attach_value_head(value_head)

@@ -1,8 +1,9 @@
-"""Checkpoints in and out: three layouts read through one function, two written whole or not at all.
+"""Checkpoints in and out: four layouts read by one function, three written whole or not at all.
 
 - native: `configs/params.json`, `safetensors/model*.safetensors`, `tokenizer/`, `metadata.json`
   (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained;
 - Meta's: `params.json`, `consolidated*.pth`;
+- adapted: what LoRA trained, and the name of its base (layouts/adapted.py); merged while it loads;
 - Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`; ours have
   the extra heads and the value head in `mtp/`.
 """
@@ -23,6 +24,12 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.layouts.adapted import (
+    Trained,
+    is_adapted_folder,
+    read_adapted,
+    write_adapted,
+)
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.hf_config import SUMS_KEY
 from weighted_mtp.models.meta_mtp.layouts.huggingface import (
@@ -93,7 +100,10 @@ class CheckpointInfo:
 
 
 def detect_layout(directory: Path) -> str | None:
-    """ "native", "meta" or "huggingface", by the files that are there; None for none of them."""
+    """Name the layout ("native", "meta", "huggingface" or "adapted") by the files that are there;
+    None for none of them."""
+    if is_adapted_folder(directory):
+        return "adapted"
     if (directory / "configs" / "params.json").is_file() or (directory / "safetensors").is_dir():
         return "native"
     config = (directory / "config.json").is_file()
@@ -241,6 +251,23 @@ def save_huggingface(
         write_huggingface(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
 
 
+def save_adapted(
+    trained: Trained,
+    directory: str | Path,
+    *,
+    tokenizer_files: Sequence[Path] = (),
+    overwrite: bool = False,
+    value_head_file: Path | None = None,
+    config_fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what was trained of a model and the name of its base, in PEFT's layout and ours.
+
+    Arguments and errors as for `save_native`.
+    """
+    with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+        write_adapted(trained, partial, tokenizer_files, config_fields or {})
+
+
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` where a checkpoint must not be written: something is there and `overwrite`
     is not set, or what is there is neither a checkpoint nor an empty folder, holds other folders
@@ -312,7 +339,10 @@ def open_checkpoint(directory: str | Path) -> Source:
             "(native), params.json and consolidated*.pth (Meta), config.json and "
             f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
-    source = _READERS[layout](directory)
+    if layout == "adapted":
+        source: Source = read_adapted(directory, open_checkpoint)
+    else:
+        source = _READERS[layout](directory)
     source.directory = directory
     return source
 

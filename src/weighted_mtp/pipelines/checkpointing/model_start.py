@@ -19,9 +19,11 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.layouts.adapted import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
-from weighted_mtp.models.meta_mtp.layouts.source import Source
+from weighted_mtp.models.meta_mtp.layouts.source import Source, Stored
+from weighted_mtp.models.meta_mtp.lora import init_adapters, plain_name
 from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
@@ -110,7 +112,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
 
     def fill() -> None:
         tie(transformer)
-        weights = dict(transformer.named_parameters())
+        weights = {plain_name(name): w for name, w in transformer.named_parameters()}
         for name, weight in source.read(CPU, torch.float32):
             copy_whole(weight, weights[name])
         log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
@@ -118,6 +120,29 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
     adapter = MetaLlamaMTPAdapter(transformer)
     adapter.side_files = SideFiles.read(directory)
     return DeferredModel(adapter, fill, source.formats)
+
+
+def adapted_model(
+    start: DeferredModel, base: Base, trained: Mapping[str, Stored] | None
+) -> DeferredModel:
+    """Start with the adapters that the transformer will have been given by then.
+
+    Args:
+        start: the base.
+        trained: what a checkpoint holds of this run; None for fresh adapters.
+    """
+    transformer = start.adapter.transformer
+    start.adapter.base = base
+
+    def fill() -> None:
+        start.fill()
+        with WholeDraws():
+            init_adapters(transformer)
+        for name, weight in transformer.named_parameters():
+            if trained is not None and weight.requires_grad:
+                copy_whole(trained[plain_name(name)].read(torch.float32, CPU), weight)
+
+    return DeferredModel(start.adapter, fill, start.formats)
 
 
 def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:

@@ -208,6 +208,12 @@ RULES: Mapping[str, Rule] = {
     **_section("training", " ".join(_RATE), _schedule),
     "training.optimizer": refused("the saved state is the other optimizer's"),
     "training.adapt": refused("the saved optimizer state is of other weights"),
+    **_section(
+        "training.lora",
+        "rank alpha rslora targets heads norms embeddings",
+        refused("the saved adapters are others"),
+    ),
+    "training.lora.dropout": told("another share of the adapters' inputs is dropped {following}"),
     "training.frozen_dtype": told("frozen weights are kept in another format {following}"),
     **_section("training", "betas weight_decay clip_norm", _PLAIN),
     **_section("training", "monitor monitor_mode", _RANKING),

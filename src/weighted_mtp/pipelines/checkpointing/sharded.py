@@ -27,9 +27,12 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.adapted import is_adapted_folder, read_base, write_base
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS, SideFiles
+from weighted_mtp.models.meta_mtp.lora import ADAPTER, LoRA, add_adapters
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import (
     checkpoint_path,
@@ -44,7 +47,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     unwritten,
     writing,
 )
-from weighted_mtp.pipelines.checkpointing.model_start import DeferredModel, tie
+from weighted_mtp.pipelines.checkpointing.model_start import DeferredModel, stored_model, tie
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
 from weighted_mtp.pipelines.checkpointing.sums import store_sums
 from weighted_mtp.pipelines.training.optimization import Optimizer
@@ -129,6 +132,8 @@ class ShardedSaver(WholeSaver):
             write_json(skeleton / "params.json", write_params(self.adapter.args))
             save_tokenizer(self.adapter, self.tokenizer, skeleton / "tokenizer")
             write_json(skeleton / CONFIG_FIELDS, dict(self.adapter.side_files.config_fields))
+            if self.adapter.base is not None:
+                write_base(self.adapter.base, self.adapter.args, skeleton)
 
         with writing(partial):
             on_main(prepare)
@@ -213,27 +218,50 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
         on_main(write)
 
 
-def sharded_model(checkpoint: Path) -> DeferredModel:
+def sharded_model(checkpoint: Path, adapted: bool = True) -> DeferredModel:
     """The model of a sharded checkpoint, its value head with it.
+
+    Args:
+        adapted: with the adapters that the checkpoint holds. Else `freeze` adds them before the
+            weights are read.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    folder = checkpoint / "shards"
+    folder, skeleton = checkpoint / "shards", checkpoint / "skeleton"
     shapes = stored_shapes(folder)
-    args = read_params(JsonFile.read(checkpoint / "skeleton" / "params.json"), 1)
-    with torch.device("meta"):
-        adapter = MetaLlamaMTPAdapter(Transformer(args))
-        adapter.side_files = SideFiles.read(checkpoint / "skeleton")
-        if any(name.startswith("weights.value_head.") for name in shapes):
+    base: DeferredModel | None = None
+    if is_adapted_folder(skeleton):
+        described, args, source = read_base(skeleton, open_checkpoint)
+        base = stored_model(source, args)
+        adapter = base.adapter
+        adapter.base = described
+        if adapted:
+            _add_stored_adapters(adapter, described.lora, shapes)
+    else:
+        args = read_params(JsonFile.read(skeleton / "params.json"), 1)
+        with torch.device("meta"):
+            adapter = MetaLlamaMTPAdapter(Transformer(args))
+    adapter.side_files = SideFiles.read(skeleton)
+    if any(name.startswith("weights.value_head.") for name in shapes):
+        with torch.device("meta"):
             adapter.attach_value_head(None, "mlp" if HIDDEN in shapes else "linear")
 
     def fill() -> None:
-        tie(adapter.transformer)
-        weights = {f"weights.{name}": w.detach() for name, w in adapter.named_parameters()}
+        if base is None:
+            tie(adapter.transformer)
+        else:
+            base.fill()
+        weights = {
+            f"weights.{name}": weight.detach()
+            for name, weight in adapter.named_parameters()
+            if base is None or weight.requires_grad
+        }
         load_shards(weights, folder)
         log.info("%s: loaded, %d weights in parts", checkpoint, len(weights))
 
+    if base is not None:
+        return DeferredModel(adapter, fill, base.formats)
     prefix = "weights.transformer."
     formats = {
         name.removeprefix(prefix): dtype
@@ -241,6 +269,18 @@ def sharded_model(checkpoint: Path) -> DeferredModel:
         if name.startswith(prefix)
     }
     return DeferredModel(adapter, fill, formats)
+
+
+def _add_stored_adapters(
+    adapter: MetaLlamaMTPAdapter, lora: LoRA, shapes: Mapping[str, torch.Size]
+) -> None:
+    """Add the adapters that are stored, and mark as trained what is stored beside them."""
+    prefix, end = "weights.transformer.", f".lora_A.{ADAPTER}.weight"
+    names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]
+    modules = [name.removesuffix(end) for name in names if name.endswith(end)]
+    add_adapters(adapter.transformer, lora, modules)
+    for name, parameter in adapter.transformer.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def optimizer_names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:

@@ -14,6 +14,8 @@ from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import MARKER, is_sharded
 from weighted_mtp.core.sums import SUMS, Sums, sums_of, verifying, write_sums
+from weighted_mtp.models.meta_mtp.layouts.adapted import is_adapted_folder
+from weighted_mtp.models.meta_mtp.layouts.huggingface import SUMS_FILE
 from weighted_mtp.models.meta_mtp.layouts.native import METADATA
 from weighted_mtp.runtime import distributed, shards
 
@@ -21,7 +23,7 @@ log = get_logger(__name__)
 
 
 def store_sums(partial: Path) -> None:
-    """Write the sums of all files, but for those of the model that its `metadata.json` has.
+    """Write the sums of all files, but for those of the model, which has a listing of its own.
 
     Raises:
         OSError: what another node has written does not show up in time.
@@ -35,11 +37,10 @@ def store_sums(partial: Path) -> None:
             raise OSError(f"{lacking[0]} is not there")
         time.sleep(0.5)
     files = [path for path in partial.rglob("*") if path.is_file()]
-    metadata = partial / "model" / METADATA
-    write_sums(
-        partial,
-        sums_of(partial, (f for f in files if f == metadata or metadata.parent not in f.parents)),
-    )
+    model = partial / "model"
+    listing = model / (SUMS_FILE if is_adapted_folder(model) else METADATA)
+    chosen = (file for file in files if file == listing or model not in file.parents)
+    write_sums(partial, sums_of(partial, chosen))
 
 
 def checkpoint_sums(checkpoint: Path) -> Sums | None:

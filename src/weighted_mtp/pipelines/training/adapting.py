@@ -12,19 +12,34 @@ import torch
 from torch import nn
 
 from weighted_mtp.core.config.recipe import Recipe
+from weighted_mtp.core.config.sections import LoRAConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.lora import (
+    LoRA,
+    add_adapters,
+    find_targets,
+    plain_name,
+)
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
 def freeze(adapter: MetaLlamaMTPAdapter, recipe: Recipe, objective: Objective) -> None:
-    """Freeze what `training.adapt` leaves out, after the objective has frozen its own.
+    """Freeze what `training.adapt` leaves out, after the objective has frozen its own, and add the
+    adapters of `lora`.
 
     Raises:
         UserError: nothing would be left to train.
     """
-    if recipe.training.adapt == "full":
-        return
+    adapt = recipe.training.adapt
+    if adapt == "heads":
+        _freeze_trunk(adapter, objective)
+    elif adapt == "lora":
+        _adapt(adapter.transformer, recipe.training.lora, objective)
+
+
+def _freeze_trunk(adapter: MetaLlamaMTPAdapter, objective: Objective) -> None:
     if not objective.runs_heads:
         raise UserError(
             "training.adapt heads trains prediction heads, which this critic does not run; set "
@@ -41,6 +56,37 @@ def freeze(adapter: MetaLlamaMTPAdapter, recipe: Recipe, objective: Objective) -
         parameter.requires_grad_(id(parameter) in learns)
 
 
+def _adapt(transformer: Transformer, config: LoRAConfig, objective: Objective) -> None:
+    """Put adapters on the matrices that the objective trains, and train beside them what the recipe
+    names: whole heads, norms, embeddings."""
+    learns = {name for name, p in transformer.named_parameters() if p.requires_grad}
+    candidates = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name != "output" and f"{name}.weight" in learns
+    ]
+    if config.heads == "full":
+        candidates = [name for name in candidates if not name.startswith("extra_heads.")]
+    if not candidates:
+        raise UserError(
+            "training.adapt lora finds no matrix that the objective trains (objective.value.trunk "
+            f"is {objective.config.value.trunk}); set objective.value.trunk=top, or "
+            "training.adapt=full"
+        )
+    add_adapters(transformer, lora_of(config), find_targets(config.targets, candidates))
+    for name, parameter in transformer.named_parameters():
+        if plain_name(name) in learns:
+            whole = config.heads == "full" and name.startswith("extra_heads.")
+            norm = config.norms and name.endswith("norm.weight")
+            root = config.embeddings and name.startswith(("tok_embeddings.", "output."))
+            parameter.requires_grad_(whole or norm or root)
+
+
+def lora_of(config: LoRAConfig) -> LoRA:
+    """Size and scale of a recipe's adapters."""
+    return LoRA(config.rank, config.alpha, config.dropout, config.rslora)
+
+
 def halve_frozen(
     adapter: MetaLlamaMTPAdapter, recipe: Recipe, formats: Mapping[str, torch.dtype]
 ) -> None:
@@ -53,7 +99,7 @@ def halve_frozen(
     transformer = adapter.transformer
     halved = 0
     for name, parameter in list(transformer.named_parameters()):
-        stored = formats.get(name, torch.float32)  # fresh weights have no other
+        stored = formats.get(plain_name(name), torch.float32)  # fresh weights have no other
         if parameter.requires_grad or not is_halved(recipe, parameter, stored):
             continue
         path, _, leaf = name.rpartition(".")

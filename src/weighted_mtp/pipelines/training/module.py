@@ -58,6 +58,9 @@ class TrainingModule(nn.Module):
     Args:
         compute_dtype: bfloat16 runs matrix products in it (autocast); the weights stay as they are.
         chunk_rows: rows of logits held at a time, see `losses`.
+
+    Attributes:
+        drops: the adapters drop some of their inputs, in training passes only.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.compute_dtype = compute_dtype
         self.chunk_rows = chunk_rows
+        self.drops = False
         objective.prepare(adapter)
 
     def grouping_plan(self) -> list[str]:
@@ -94,6 +98,8 @@ class TrainingModule(nn.Module):
             weights: `[B, S, n]`, if they were decided over the whole step. The scoring pass has
                 then given the figures that come from the signal, and they are not given again.
         """
+        if self.drops:  # weights and held-out figures come from the model that is kept
+            self.train(task == "train")
         mixed = self.compute_dtype != torch.float32
         device_type = batch.tokens.device.type
         with torch.autocast(device_type, dtype=self.compute_dtype, enabled=mixed):

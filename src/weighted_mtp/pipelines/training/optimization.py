@@ -54,9 +54,11 @@ def make_optimizer(
 ) -> Optimizer:
     """Build the optimizer of a recipe; norms, biases and embeddings are never decayed.
 
-    `adamw` is AdamW (Loshchilov & Hutter 2019) for everything. `muon` orthogonalises the updates
-    of the blocks' matrices (Jordan et al. 2024), scaled to the size of AdamW's so that one
-    learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW for the rest.
+    `adamw` is AdamW (Loshchilov & Hutter 2019) for everything; `adamw_8bit` keeps its moving
+    averages in 8 bits, in blocks of 256 (Dettmers et al. 2022, arXiv 2110.02861). `muon`
+    orthogonalises the updates of the blocks' matrices (Jordan et al. 2024), scaled to the size of
+    AdamW's so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW
+    for the rest.
 
     Build it after wrapping or sharding the module: sharding replaces the parameters.
 
@@ -65,7 +67,7 @@ def make_optimizer(
             follow one schedule, so their ratio is constant.
 
     Raises:
-        UserError: this PyTorch has no `muon`.
+        UserError: this PyTorch has no `muon`, or torchao, which `adamw_8bit` needs, is missing.
     """
     blocks: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -83,7 +85,7 @@ def make_optimizer(
         else:
             matrices.append(parameter)
     scale = (value_learning_rate or config.learning_rate) / config.learning_rate
-    if config.optimizer == "adamw":
+    if config.optimizer != "muon":
         return _adamw(blocks + matrices, plain, value, scale, config)
     if not hasattr(torch.optim, "Muon"):
         raise UserError(
@@ -108,7 +110,7 @@ def _adamw(
     value: list[nn.Parameter],
     value_scale: float,
     config: TrainingConfig,
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """Build AdamW; `lr_scale` of a group multiplies the schedule's rate."""
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
@@ -117,7 +119,34 @@ def _adamw(
     if value:
         head = {"params": value, "weight_decay": 0.0, "lr_scale": value_scale}
         groups.append(head | {"lr": value_scale * config.learning_rate})
+    if config.optimizer == "adamw_8bit":
+        return _adamw_8bit(groups, config)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "training.optimizer adamw_8bit needs the package torchao: pip install torchao; or use "
+            "adamw"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=config.learning_rate, betas=config.betas
+    )
+    return optimizer
+
+
+def set_rates(optimizer: Optimizer, rate: float) -> None:
+    """Give every group its learning rate. torchao keeps rates in tensors, of which its compiled
+    step has the addresses."""
+    for group in optimizer.param_groups:
+        own = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -41,7 +41,7 @@ from weighted_mtp.pipelines.tracking.trackers import Tracker, make_trackers
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import Sums
-from weighted_mtp.pipelines.training.optimization import learning_rate, make_optimizer
+from weighted_mtp.pipelines.training.optimization import learning_rate, make_optimizer, set_rates
 from weighted_mtp.pipelines.training.policies import (
     BestCheckpoints,
     SkippedSteps,
@@ -136,7 +136,11 @@ class Trainer:
         )
         value_rate = recipe.objective.value.learning_rate
         self.optimizer = make_optimizer(module, self.config, value_rate)
-        self.weights = {n.removeprefix("adapter."): w for n, w in parallel.weights.items()}
+        self.weights = {
+            name.removeprefix("adapter."): weight
+            for name, weight in parallel.weights.items()
+            if module.adapter.base is None or weight.requires_grad  # the base is stored already
+        }
         self.copies = Copies(self.run_dir, self.config.keep_last, self.config.remote)
         self.saver = (ShardedSaver if parallel.sharded else WholeSaver)(
             self.run_dir, module.adapter, self.weights, self.optimizer, self.tokenizer, self.copies
@@ -223,8 +227,7 @@ class Trainer:
         denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
         weights, sums = weights_of_step(self.wrapped, self.objective, batches)
         rate = learning_rate(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        set_rates(self.optimizer, rate)
 
         for i, batch in enumerate(batches):
             with self.parallel.micro_batch(last=i == len(batches) - 1):

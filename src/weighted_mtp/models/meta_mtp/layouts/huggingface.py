@@ -87,7 +87,7 @@ def hf_name(name: str, args: ModelArgs) -> str:
     return f"model.layers.{number}.{names[inner]}.{leaf}"
 
 
-def _rows(name: str, args: ModelArgs) -> tuple[int, int] | None:
+def stored_rows(name: str, args: ModelArgs) -> tuple[int, int] | None:
     """Which rows of its stored tensor a parameter is; None: all."""
     inner = name.split(".", 2)[-1].rpartition(".")[0]
     if args.family.name != "phi3" or inner not in _FUSED or not name.startswith("layers."):
@@ -116,11 +116,11 @@ def read_huggingface(directory: Path) -> Source:
     model = build_skeleton(args, config.path, len(index_parts(files)))
 
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
-        rows = _rows(name, args)
+        rows = stored_rows(name, args)
         if rows is not None:
             _check_fused(parts[0], name, args)
             parts = (replace(parts[0], rows=rows),)
-        return Stored(parts[:1], heads=_rotary_heads(name, args), rotary_dim=args.rotary_dim)
+        return Stored(parts[:1], heads=rotary_heads(name, args), rotary_dim=args.rotary_dim)
 
     def name_of(name: str) -> str:
         return hf_name(name, args)
@@ -145,7 +145,7 @@ def _is_rope_table(key: str) -> bool:
     return key.endswith("rotary_emb.inv_freq")
 
 
-def _rotary_heads(name: str, args: ModelArgs) -> int:
+def rotary_heads(name: str, args: ModelArgs) -> int:
     """How many heads' rows Hugging Face stores in its own order under this parameter; 0 if none."""
     inner = name.split(".", 2)[-1].rpartition(".")[0] if name.startswith("layers.") else ""
     known = {"wq": args.n_heads, "wk": args.kv_heads, "q_norm": 1, "k_norm": 1}
@@ -157,7 +157,7 @@ def _check_fused(part: Part, name: str, args: ModelArgs) -> None:
     first = "wv" if ".attention." in name else "w3"
     number = name.split(".")[1]
     where = "attention" if first == "wv" else "feed_forward"
-    last = _rows(f"layers.{number}.{where}.{first}.weight", args)
+    last = stored_rows(f"layers.{number}.{where}.{first}.weight", args)
     rows = part.shape[0] if part.shape else 0
     if last is not None and rows != last[1]:
         raise UserError(
@@ -197,9 +197,9 @@ def write_huggingface(
     state = {key: _frame([weight for _, weight in found]) for key, found in parts.items()}
 
     def transform(key: str, tensor: Tensor) -> Tensor:
-        ordered = sorted(parts[key], key=lambda part: _rows(part[0], args) or (0, 0))
-        rotated = [(weight, _rotary_heads(name, args)) for name, weight in ordered]
-        halves = [_to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
+        ordered = sorted(parts[key], key=lambda part: stored_rows(part[0], args) or (0, 0))
+        rotated = [(weight, rotary_heads(name, args)) for name, weight in ordered]
+        halves = [to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
         return halves[0] if len(halves) == 1 else torch.cat(halves)
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
@@ -222,7 +222,7 @@ def _frame(weights: Sequence[Tensor]) -> Tensor:
     return torch.empty((rows, *weights[0].shape[1:]), dtype=weights[0].dtype, device="meta")
 
 
-def _to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
+def to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
     """Rows of `weight` `[H·d, …]` from pairs side by side to first halves, then second halves, of
     the first r features of each head; the others stay."""
     by_head = weight.reshape(heads, weight.shape[0] // heads, -1)
