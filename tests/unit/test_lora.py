@@ -30,13 +30,13 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 from weighted_mtp.models.meta_mtp.layouts.adapted import Base, Trained
 from weighted_mtp.models.meta_mtp.lora import (
     LoRA,
-    add_adapters,
     find_targets,
     merge_adapters,
     plain_name,
 )
 from weighted_mtp.pipelines.training.adapting import freeze
 from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.runtime.blocks import checkpoint_activations
 
 peft = pytest.importorskip("peft")
 rows_file = helpers_training.rows_file
@@ -287,6 +287,19 @@ def test_a_run_learns_resumes_bit_for_bit_and_is_merged(dtype, start, tmp_path, 
         frozen = name.endswith("norm.weight") or name.startswith(("tok_", "output"))
         frozen = frozen and not name.startswith("extra_heads.")
         assert torch.equal(weight, merged[name]) == frozen, name
+
+
+def test_what_is_dropped_is_dropped_again_when_a_block_is_recomputed():
+    model = adapted(None, "training.lora.dropout=0.3")
+    tokens, gradients = random_tokens(model.args, 2, 9), []
+    for recomputed in (False, True):
+        if recomputed:
+            checkpoint_activations(model, model.grouping_plan(), "full", drops=True)
+        torch.manual_seed(3)
+        model.zero_grad()
+        model(tokens, return_all_heads=True).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 def test_every_pipeline_adapts(start, tmp_path, rows_file):

@@ -102,6 +102,26 @@ def test_what_autograd_keeps_is_counted_to_the_byte(case, half):
     assert casts == cast_bytes(counts, setting)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("targets", ["all-linear", "wq, w1", "w2"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_adapters_keep_is_counted_to_the_byte(targets, dropout, half):
+    args = tiny_args()
+    lora = (f"targets=[{targets}]", f"dropout={dropout}", "rank=3", "heads=lora")
+    lora += ("embeddings=true",)  # so that the first block passes a gradient on
+    changes = ("training.adapt=lora", *(f"training.lora.{change}" for change in lora))
+    changes += (f"runtime.compute_dtype={'bfloat16' if half else 'float32'}",)
+    counts, objective = counted(args, "baseline", *changes, "training.frozen_dtype=bfloat16")
+    adapter = MetaLlamaMTPAdapter(Transformer(args))
+    freeze(adapter, read("baseline", *changes), objective)
+    halve_frozen(adapter, read("baseline", *changes, "training.frozen_dtype=bfloat16"), {})
+    model, tokens = adapter.transformer, random_tokens(args, 3, 13)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        kept, casts = saved_bytes(model, lambda: model.head_states(tokens, return_all_heads=True))
+    assert kept == activation_bytes(counts, Setting(3, 13, half=half)) + token_bytes(tokens)
+    assert casts == cast_bytes(counts, Setting(3, 13, half=half))
+
+
 def packed_batch(way: str) -> Batch:
     """Three packed rows of 32 tokens."""
     rows = [[Example(list(range(m + 1)), 0, False, row) for m in PACKED[way]] for row in range(3)]
@@ -227,6 +247,10 @@ STEPS = {
     "heads bfloat16": ("baseline", {"half": True}),
     "heads two micro-batches": ("baseline", {"accumulate": True}),
     "heads recomputed": ("baseline", {"checkpointing": "full"}),
+    "lora": ("baseline", {}),
+    "lora bfloat16": ("baseline", {"half": True}),
+    "lora two micro-batches": ("verifiable", {"accumulate": True}),
+    "lora recomputed bfloat16": ("baseline", {"half": True, "checkpointing": "full"}),
 }
 
 
@@ -235,7 +259,7 @@ def test_the_peak_of_a_step_is_within_a_tenth(case):
     recipe, how = STEPS[case]
     setting = Setting(B, S, **how)
     args = tiny_args(dim=128, n_layers=6, vocab_size=700, multiple_of=32, max_seq_len=S)
-    adapt = "heads" if case.startswith("heads") else "full"
+    adapt = case.split()[0] if case.startswith(("heads", "lora")) else "full"
     kept = "bfloat16" if setting.half else "auto"
     changes = (f"training.adapt={adapt}", f"training.frozen_dtype={kept}")
     changes += (f"runtime.compute_dtype={'bfloat16' if setting.half else 'float32'}",)

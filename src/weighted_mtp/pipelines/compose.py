@@ -153,7 +153,8 @@ def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
     plan = transformer.grouping_plan()
     how = recipe.training.activation_checkpointing
     if how != "none":
-        checkpoint_activations(transformer, plan, how)
+        drops = recipe.training.adapt == "lora" and recipe.training.lora.dropout > 0
+        checkpoint_activations(transformer, plan, how, drops)
     if recipe.runtime.compile:
         compile_blocks(transformer, plan)
 

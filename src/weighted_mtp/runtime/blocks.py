@@ -35,7 +35,7 @@ _ATTENTION = {
 
 
 def checkpoint_activations(
-    model: Transformer, plan: Sequence[str], how: Recomputation = "full"
+    model: Transformer, plan: Sequence[str], how: Recomputation = "full", drops: bool = False
 ) -> None:
     """Keep little of what each unit computes; the rest is computed again in the backward pass. The
     gradients are the same, bit for bit on the CPU. Names and state dict stay as they are.
@@ -59,8 +59,9 @@ def checkpoint_activations(
 
     Args:
         plan: names of the units: blocks called with `[B, S, D]` and more.
+        drops: the units have dropout, which has to drop the same again.
     """
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"preserve_rng_state": drops}
     if how == "selective":
         more["context_fn"] = _contexts(model.args.dim)
     for name in plan:
@@ -73,10 +74,11 @@ def _recomputed(forward: Callable[..., Tensor], more: dict[str, Any]) -> Callabl
     with it all that is called from there.)"""
 
     def recomputed(*args: Any) -> Tensor:
-        # Nothing in a block is random, so no generator's state is kept.
-        out: Tensor = checkpoint(
-            forward, *args, use_reentrant=False, preserve_rng_state=False, **more
-        )
+        out: Tensor = checkpoint(forward, *args, use_reentrant=False, **more)
+        if not torch.compiler.is_compiling():
+            # Autocast would keep its copies of all weights until the loss is done; the backward
+            # pass makes them again, a block at a time.
+            torch.clear_autocast_cache()
         return out
 
     return recomputed

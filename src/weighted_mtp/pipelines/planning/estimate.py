@@ -6,7 +6,7 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,9 +17,17 @@ from weighted_mtp.core.device import resolve_device
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.lora import adapted_modules, plain_name
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
-from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
+from weighted_mtp.pipelines.planning.memory_inputs import (
+    WIDE,
+    Adapters,
+    Counts,
+    Documents,
+    Mode,
+    Setting,
+)
 from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
 from weighted_mtp.pipelines.training.adapting import freeze, is_halved
 from weighted_mtp.pipelines.training.objectives import Objective
@@ -129,9 +137,58 @@ def count(
         halved=_numbers(
             p
             for name, p in transformer.named_parameters()
-            if not p.requires_grad and is_halved(recipe, p, stored(name))
+            if not p.requires_grad and is_halved(recipe, p, stored(plain_name(name)))
         ),
         trains_vocabulary=transformer.output.weight.requires_grad,
+        adapters=_adapters(recipe, adapter, [*trunk, *heads], stored),
+        state_bytes=_state_bytes(recipe, adapter.parameters()),
+    )
+
+
+def _adapters(
+    recipe: Recipe,
+    adapter: MetaLlamaMTPAdapter,
+    blocks: Sequence[nn.Module],
+    stored: Callable[[str], torch.dtype | None],
+) -> Adapters | None:
+    """What the adapters of the next-token head's block, and the trained weights beside them, take;
+    None without any. That block has the adapters of the others, or (a critic's) more."""
+    transformer = adapter.transformer
+    if recipe.training.adapt != "lora":
+        return None
+    block = transformer.layers[-1]
+    found = {name.rpartition(".")[2]: module for name, module in adapted_modules(block)}
+    drops = recipe.training.lora.dropout > 0
+    reads = ({"wq", "wk", "wv"}, {"w1", "w3"})
+    learning = {id(p) for each in blocks if _learns(each) for p in each.parameters()}
+    inner = {id(p) for each in transformer.layers for p in each.parameters()}
+    inner |= {id(p) for each in transformer.extra_heads for p in each.parameters()}
+    outside = [p for p in adapter.parameters() if id(p) not in inner]
+    return Adapters(
+        trained=_numbers(p for p in block.parameters() if p.requires_grad),
+        columns=len(found) * recipe.training.lora.rank,
+        dropped=sum(m.in_features for m in found.values()) if drops else 0,
+        keeps_normed=0 if drops else sum(bool(names & found.keys()) for names in reads),
+        keeps_product="w2" in found and not drops,
+        float32=_numbers(
+            p
+            for name, p in transformer.named_parameters()
+            if id(p) in learning and p.ndim > 1
+            if p.requires_grad or not is_halved(recipe, p, stored(plain_name(name)))
+        ),
+        root=_numbers(outside),
+        trained_root=_numbers(p for p in outside if p.requires_grad),
+    )
+
+
+def _state_bytes(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> int | None:
+    """Of two averages in 8 bits and a float32 scale for each 256 numbers; torchao keeps small and
+    odd-sized weights' in float32."""
+    if recipe.training.optimizer != "adamw_8bit":
+        return None
+    sizes = [p.numel() for p in parameters if p.requires_grad]
+    return sum(
+        2 * (n + WIDE * n // 256) if n >= 4096 and n % 256 == 0 else 2 * WIDE * n for n in sizes
     )
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES, SOFTMAX_BYTES
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.pipelines.planning.memory_inputs import HALF, WIDE, Counts, Setting
+from weighted_mtp.pipelines.planning.memory_inputs import HALF, WIDE, Adapters, Counts, Setting
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,18 @@ def peak_memory(counts: Counts, setting: Setting) -> Memory:
 def moments(counts: Counts, setting: Setting) -> list[Memory]:
     """The last micro-batch of a step: its loss, then three moments of its backward pass."""
     shards = setting.shards if setting.sharded else 1
-    resident = 0 if setting.offload else WIDE
-    weights = 0 if setting.offload else -(-counts.weight_bytes // shards)
-    optimizer = -(-resident * counts.states // shards)
+    resident = 0 if setting.offload else 1
+    weights = -(-resident * counts.weight_bytes // shards)
+    states = WIDE * counts.states if counts.state_bytes is None else counts.state_bytes
+    optimizer = -(-resident * states // shards)
     loss, gathered = _loss(counts, setting), _gathered(counts, setting)
-    kept, block = activation_bytes(counts, setting), block_bytes(counts.args, setting)
+    kept = activation_bytes(counts, setting)
+    block = block_bytes(counts.args, setting, counts.adapters)
     casts = cast_bytes(counts, setting)
     one_cast = casts // max(1, counts.learning)
     work = _block_work(counts, setting)
-    again = block - kept_bytes(counts.args, setting)  # of the block that is computed again
+    # Of the block that is computed again:
+    again = block - kept_bytes(counts.args, setting, counts.adapters)
     again, block = (again, block) if counts.learning else (0, 0)
 
     names = ("loss", "backward, first block", "backward, last block", "backward, embedding")
@@ -85,7 +88,7 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
         loss.kept,
     )
     buffers = (
-        gathered.idle + casts,  # autocast's copies outlive checkpointed blocks, until the loss
+        gathered.idle + (casts if setting.checkpointing == "none" else 0),
         gathered.busy + (casts if setting.checkpointing == "none" else one_cast),
         gathered.busy + one_cast,
         gathered.end,
@@ -108,16 +111,18 @@ def activation_bytes(counts: Counts, setting: Setting) -> int:
         return value
     norms = counts.heads * (state + WIDE * N)
     rotations = WIDE * args.rotary_dim * N if setting.documents is not None else 0
-    blocks = counts.learning * kept_bytes(args, setting) - (counts.heads - 1) * state
+    blocks = (
+        counts.learning * kept_bytes(args, setting, counts.adapters) - (counts.heads - 1) * state
+    )
     return blocks + norms + rotations + value
 
 
-def kept_bytes(args: ModelArgs, setting: Setting) -> int:
+def kept_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = None) -> int:
     """What one block keeps from its forward pass: all that its backward pass reads, its input, or
     (selective) its input, the products D wide or less (queries, keys, values, attention's part of
     the residual), and what attention gives."""
     if setting.checkpointing == "none":
-        return block_bytes(args, setting)
+        return block_bytes(args, setting, adapters)
     N, s, documents = setting.positions, setting.size, setting.documents
     state = WIDE * N * args.dim
     if setting.checkpointing == "full":
@@ -128,18 +133,24 @@ def kept_bytes(args: ModelArgs, setting: Setting) -> int:
     return state + products + rows * (s * heads + WIDE * args.n_heads)
 
 
-def block_bytes(args: ModelArgs, setting: Setting) -> int:
+def block_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = None) -> int:
     """What autograd keeps of one block: two residual inputs and 1/rms of each; in the compute dtype
     two normed inputs, q, k, v, the attention's output, and gate, up and product of the
     feed-forward; the attention's log-sum-exp. Packed rows and sliding windows add a mask in the
     compute dtype, or the indices of their documents' rows and the attention's output packed again.
-    Norms of queries and keys add what they read, and 1/rms of each head."""
+    Norms of queries and keys add what they read, and 1/rms of each head. A frozen matrix keeps no
+    input, its adapter keeps its own and what A gives."""
     N, s, documents = setting.positions, setting.size, setting.documents
     heads, keys = args.n_heads * args.head_dim, args.kv_heads * args.head_dim
     attention = s * (2 * heads + 2 * keys) + WIDE * args.n_heads
     kept = N * (2 * WIDE * (args.dim + 1) + s * (2 * args.dim + 3 * args.ffn_dim))
     if args.family.qk_norm:
         kept += N * (s * (heads + keys) + WIDE * (args.n_heads + args.kv_heads))
+    if adapters is not None:
+        kept += N * s * (adapters.columns - (2 - adapters.keeps_normed) * args.dim)
+        kept -= 0 if adapters.keeps_product else N * s * args.ffn_dim
+        which = 1 if setting.gpu else s  # the CPU multiplies by zeros and scales
+        kept += N * (s + which) * adapters.dropped
     window = args.family.sliding_window
     if documents is None:
         banded = window is not None and setting.length > window
@@ -158,6 +169,8 @@ def cast_bytes(counts: Counts, setting: Setting) -> int:
     gathered_as_such = setting.sharded and setting.gather_half
     if not setting.half or gathered_as_such:
         return 0
+    if counts.adapters is not None:
+        return HALF * counts.adapters.float32
     return HALF * counts.learning * counts.matrices
 
 
@@ -190,7 +203,8 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
     chunk = C * (s * args.vocab_size + 3 * WIDE * args.dim)  # logits, and rows gathered and scaled
     if setting.half:
         wide_rows = C if setting.gpu else min(C, SOFTMAX_BYTES // (WIDE * args.vocab_size) or 1)
-        chunk += WIDE * wide_rows * args.vocab_size + HALF * counts.vocabulary
+        is_half = counts.halved and not counts.trains_vocabulary  # autocast needs no copy
+        chunk += WIDE * wide_rows * args.vocab_size + (0 if is_half else HALF * counts.vocabulary)
     kept = states + gradient
     return _Loss(3 * states + gradient + chunk, kept + states, kept)
 
@@ -198,7 +212,7 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
 def _gradients(counts: Counts, setting: Setting) -> tuple[int, int, int, int]:
     """The gradient of the weights at each moment. DDP's buckets are always there, and what earlier
     micro-batches left; a gradient that meets another one exists twice until it is added."""
-    whole, block = WIDE * counts.trained, WIDE * counts.block
+    whole, block = WIDE * counts.trained, WIDE * counts.block_trained
     unembedding = counts.vocabulary_gradient
     embedding = unembedding  # of the same shape, and trained with it
     if not setting.sharded:
@@ -240,7 +254,7 @@ def _gathered(counts: Counts, setting: Setting) -> _Gathered:
     root, standing = WIDE * counts.root, 0 if setting.reshard else counts.run * unit
     if not counts.learning:  # a block is at work, and the next one arriving
         return _Gathered(root + (standing or unit) + 2 * unit, root, root)
-    reduced = (HALF if setting.reduce_half else WIDE) * counts.block
+    reduced = (HALF if setting.reduce_half else WIDE) * counts.block_trained
     left = WIDE * counts.trained_root if setting.accumulate and setting.reduce_each else 0
     w2 = unit * counts.args.dim * counts.args.ffn_dim // counts.block
     busy = root + (standing or 2 * unit) + max(reduced, left) + w2

@@ -18,6 +18,29 @@ Mode = Literal["none", "ddp", "fsdp", "hsdp"]
 Checkpointing = Literal["none", "selective", "full"]
 
 
+class Adapters(NamedTuple):
+    """What LoRA makes different in a block of the trunk.
+
+    Attributes:
+        trained: numbers that have a gradient.
+        columns: Σ r, what all A give for one position.
+        dropped: Σ of the widths of the inputs that dropout copies; 0 without dropout.
+        keeps_normed: how many of the two normed inputs an A reads.
+        keeps_product: w2 is adapted, whose input is the product of the feed-forward.
+        float32: numbers in float32 matrices of all blocks that learn.
+        root, trained_root: numbers outside the blocks, and those of them that are trained.
+    """
+
+    trained: int
+    columns: int
+    dropped: int
+    keeps_normed: int
+    keeps_product: bool
+    float32: int
+    root: int
+    trained_root: int
+
+
 @dataclass(frozen=True)
 class Counts:
     """How many numbers a model has under an objective, and what of it runs and learns.
@@ -33,6 +56,8 @@ class Counts:
         value_copies: how many times the value head keeps a float32 state of every position.
         halved: numbers of frozen matrices that are kept in bfloat16.
         trains_vocabulary: the unembedding has a gradient.
+        adapters: of LoRA; None without.
+        state_bytes: size of the optimizer's state, where it is not float32.
     """
 
     args: ModelArgs
@@ -48,6 +73,8 @@ class Counts:
     value_copies: int = 0
     halved: int = 0
     trains_vocabulary: bool = True
+    adapters: Adapters | None = None
+    state_bytes: int | None = None
 
     @property
     def learning(self) -> int:
@@ -57,12 +84,21 @@ class Counts:
     @property
     def root(self) -> int:
         """Numbers outside the blocks: embeddings, final norm, unembedding, value head."""
+        if self.adapters is not None:
+            return self.adapters.root
         total = self.args.n_layers  # trunk, next-token head and extra heads
         return self.parameters - total * self.block
 
     @property
     def trained_root(self) -> int:
+        if self.adapters is not None:
+            return self.adapters.trained_root
         return self.trained - self.learning * self.block
+
+    @property
+    def block_trained(self) -> int:
+        """Numbers of a block that have a gradient."""
+        return self.block if self.adapters is None else self.adapters.trained
 
     @property
     def weight_bytes(self) -> int:
