@@ -11,12 +11,15 @@ from tests.integration import helpers_training
 from tests.integration.helpers_training import (
     CRITIC,
     SMALL,
+    last_checkpoint,
     resume,
     train,
     train_arguments,
     train_curve,
 )
+from torch.distributed.checkpoint import FileSystemReader
 
+from weighted_mtp.cli.main import main
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
 
 pytestmark = pytest.mark.distributed
@@ -95,3 +98,60 @@ def test_heads_on_a_frozen_trunk(mode, tmp_path, rows_file):
     frozen = load_meta_mtp_model(two, "cpu", keep_formats=True).layers.state_dict()
     before = load_meta_mtp_model(start, "cpu").layers.state_dict()
     assert all(torch.equal(frozen[name].float(), before[name].float()) for name in before)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_adapters_on_two_processes(mode, tmp_path, rows_file):
+    """Trained as on one; a checkpoint in parts holds the adapters alone, and one process takes it
+    up."""
+    start = tmp_path / "start"
+    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=64)).bfloat16(), start)
+    changes = {
+        **SMALL,
+        **RUN,
+        "model__path": start,
+        "model__architecture": "null",
+        "training__adapt": "lora",
+        "training__lora__rank": 4,
+        "training__steps": 4,
+        "training__save_every": 2,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(one, rows_file, **changes) == 0
+    arguments = train_arguments(two, rows_file, **changes, runtime__parallel=mode)
+    torchrun("-m", "weighted_mtp", "train", *arguments)
+    assert max(abs(a - b) for a, b in zip(train_curve(two), train_curve(one), strict=True)) < 1e-5
+    last, whole = last_checkpoint(two), tmp_path / "whole"
+    expected = load_meta_mtp_model(one, "cpu", "float32").state_dict()
+    ended = [two]
+    if mode == "fsdp":
+        names = FileSystemReader(last / "shards").read_metadata().state_dict_metadata
+        assert not any(name.startswith("weights.transformer.tok_emb") for name in names)
+        assert any("lora_A" in name for name in names)
+        parts = tmp_path / "parts"
+        shutil.copytree(last, parts / "checkpoints" / last.name)
+        shutil.rmtree(parts / "checkpoints" / last.name / "model")
+        assert main(["convert", str(parts / "checkpoints" / last.name), str(whole)]) == 0
+        ended.append(whole)
+    for folder in ended:
+        assert largest_gap(folder, expected) < 1e-4
+    shutil.rmtree(last)
+    assert resume(two) == 0
+    assert largest_gap(two, expected) < 1e-4
+
+
+def largest_gap(folder, expected):
+    found = load_meta_mtp_model(folder, "cpu", "float32").state_dict()
+    return max(float((found[name] - weight).abs().max()) for name, weight in expected.items())
+
+
+def test_one_process_may_offload(tmp_path, rows_file):
+    """On a GPU, weights and optimizer state are then in the host's memory; on the CPU they are
+    there anyway, and the same code trains as without."""
+    changes = {**SMALL, **RUN, "training__steps": 3, "training__save_every": 2}
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(one, rows_file, **changes) == 0
+    offloaded = {"runtime__parallel": "fsdp", "runtime__fsdp__cpu_offload": True}
+    assert train(two, rows_file, **changes, **offloaded) == 0
+    assert max(abs(a - b) for a, b in zip(train_curve(two), train_curve(one), strict=True)) < 1e-5
+    assert (last_checkpoint(two) / "shards").is_dir()

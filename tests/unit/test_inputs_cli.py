@@ -308,7 +308,7 @@ REFUSED = {
         ["--gpus", "2", "--set", "runtime.parallel=fsdp", "--set", "training.optimizer=muon"],
         ["muon", "fsdp"],
     ),
-    "offload on one GPU": (["--set", "runtime.fsdp.cpu_offload=true"], ["cpu_offload"]),
+    "offload on one GPU": (["--set", "runtime.fsdp.cpu_offload=true"], ["cpu_offload", "fsdp"]),
     "offload under ddp": (
         ["--gpus", "2", "--set", "runtime.fsdp.cpu_offload=true"],
         ["cpu_offload"],

@@ -30,6 +30,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 from weighted_mtp.models.meta_mtp.layouts.adapted import Base, Trained
 from weighted_mtp.models.meta_mtp.lora import (
     LoRA,
+    adapted_modules,
     find_targets,
     merge_adapters,
     plain_name,
@@ -101,6 +102,22 @@ def test_what_is_trained(changes, extra):
         expected |= {name for name in plain if name.endswith("norm.weight")}
         expected |= {"tok_embeddings.weight", "output.weight"}
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank", "scale", "dropout"),
+    [
+        ([], 16, 2.0, 0.0),
+        (["rank=4", "alpha=6"], 4, 1.5, 0.0),
+        (["rank=4", "rslora=true", "dropout=0.25"], 4, 16.0, 0.25),
+    ],
+)
+def test_size_and_scale(changes, rank, scale, dropout):
+    model = adapted(None, *(f"training.lora.{change}" for change in changes))
+    modules = [module for _, module in adapted_modules(model)]
+    assert {module.lora_A["default"].weight.shape[0] for module in modules} == {rank}
+    assert {module.scaling["default"] for module in modules} == {scale}
+    assert {getattr(m.lora_dropout["default"], "p", 0.0) for m in modules} == {dropout}
 
 
 def test_a_fresh_adapter_changes_nothing_and_merging_changes_nothing_more():

@@ -230,6 +230,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 # --- the table -----------------------------------------------------------------------------------
 
 
+LORA = "unit/test_lora.py::"
 FROZEN = {"training.adapt": "heads", "runtime.compute_dtype": "bfloat16"}
 
 
@@ -395,6 +396,14 @@ OPTIONS: dict[str, Proof | str] = {
     "training.warmup_fraction": Proof(rates, 0.5),
     "training.decay_fraction": Proof(rates, 0.5, also={"training.schedule": "wsd"}),
     "training.adapt": Proof(trained, "heads"),
+    "training.lora.rank": LORA + "test_size_and_scale",
+    "training.lora.alpha": LORA + "test_size_and_scale",
+    "training.lora.rslora": LORA + "test_size_and_scale",
+    "training.lora.dropout": LORA + "test_size_and_scale",
+    "training.lora.targets": LORA + "test_what_is_trained",
+    "training.lora.heads": LORA + "test_what_is_trained",
+    "training.lora.norms": LORA + "test_what_is_trained",
+    "training.lora.embeddings": LORA + "test_what_is_trained",
     "training.frozen_dtype": Proof(formats, "bfloat16", also=FROZEN),
     "training.optimizer": Proof(weights, "muon")
     if hasattr(torch.optim, "Muon")

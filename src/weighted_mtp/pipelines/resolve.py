@@ -169,7 +169,8 @@ def _check_data(recipe: Recipe) -> None:
 
 def check_sharding(recipe: Recipe, world_size: int) -> None:
     """Raise `UserError` for what does not go with weights that are spread over processes."""
-    sharded = recipe.runtime.parallel in ("fsdp", "hsdp") and world_size > 1
+    runtime = recipe.runtime
+    sharded = runtime.offloads or (runtime.parallel in ("fsdp", "hsdp") and world_size > 1)
     if sharded and recipe.training.optimizer == "muon":
         raise UserError(
             "training.optimizer muon needs whole matrices, which runtime.parallel "
@@ -180,10 +181,10 @@ def check_sharding(recipe: Recipe, world_size: int) -> None:
             "training.optimizer adamw_8bit is not saved in parts, as runtime.parallel "
             f"{recipe.runtime.parallel} does; use adamw, or runtime.parallel=ddp"
         )
-    if recipe.runtime.fsdp.cpu_offload and not sharded:
+    if runtime.fsdp.cpu_offload and not runtime.offloads:
         raise UserError(
-            "runtime.fsdp.cpu_offload acts where fsdp or hsdp spread the weights over several "
-            "processes; set it to false here"
+            f"runtime.fsdp.cpu_offload is a setting of fsdp and hsdp, not of {runtime.parallel}; "
+            "set runtime.parallel=fsdp, or set it to false"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # torch hides them from mypy
+    HashStore,
     PrefixStore,
     Store,
     rendezvous,
@@ -38,11 +39,12 @@ _abandoned = False
 """Whether `stop` left it standing."""
 
 
-def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
+def start(device: torch.device, timeout_minutes: float = 10.0, alone: bool = False) -> bool:
     """Join the process group described by torchrun's environment; nothing without torchrun. True if
     it was formed here.
 
     Args:
+        alone: without torchrun, form a group of this process (FSDP offloads in a group only).
         timeout_minutes: how long an exchange may take before it fails, in this group and in those
             that are made from it.
 
@@ -50,11 +52,15 @@ def start(device: torch.device, timeout_minutes: float = 10.0) -> bool:
         UserError: the environment is incomplete or the other ranks cannot be reached.
     """
     global _timeout, _backend
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    launched = "WORLD_SIZE" in os.environ
+    if dist.is_initialized() or not (launched or alone):
         return False
     # gloo beside nccl: offloaded weights and checkpoints are on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     _timeout, _backend = timedelta(minutes=timeout_minutes), backend
+    if not launched:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=_timeout)
+        return True
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=_timeout)))
         fresh = fresh_store(store, rank, world_size, _timeout)

@@ -48,18 +48,20 @@ def environment(
     timeout_minutes: float = 10.0,
     tf32: bool = True,
     deterministic: bool = False,
+    alone: bool = False,
 ) -> Iterator[Environment]:
     """Set up seeds, threads, numerics and (under torchrun) the process group; take the group and
     the numerics down again.
 
     Every rank starts from the same seed, and needs no other: once the weights are made, training
-    draws no random numbers. There is no dropout; the order of the rows is a function of seed and
+    draws no random numbers but LoRA's dropout; the order of the rows is a function of seed and
     position (`data/sampling`), the random weights of the controls one of seed, step, row and
     position (`counter_uniform`). What must differ between ranks, their share of the rows, is
     decided by rank. Checkpoints keep each rank's generator state all the same.
 
     Args:
         tf32, deterministic: see `RuntimeConfig`.
+        alone: form a process group without torchrun too, of one process.
 
     Raises:
         UserError: the device is not there, or the process group cannot be formed.
@@ -77,7 +79,7 @@ def environment(
             torch.cuda.set_device(chosen)
         reset_peak_memory(chosen)
         seed_everything(seed)
-        ours = distributed.start(chosen, timeout_minutes)
+        ours = distributed.start(chosen, timeout_minutes, alone)
         try:
             yield Environment(chosen, distributed.rank(), distributed.world_size())
         except BaseException:
@@ -125,6 +127,7 @@ def environment_of(config: RuntimeConfig) -> AbstractContextManager[Environment]
         config.timeout_minutes,
         config.tf32,
         config.deterministic,
+        config.offloads,
     )
 
 

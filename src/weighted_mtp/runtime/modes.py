@@ -62,8 +62,8 @@ def parallelise(
     env: Environment,
     fill: Fill | None = None,
 ) -> Parallel:
-    """Spread a module over the processes as the recipe says; on one process there is nothing to
-    spread. Every process calls this. Build the optimizer after it.
+    """Spread a module over the processes as the recipe says; one process has all of it, unless it
+    offloads. Every process calls this. Build the optimizer after it.
 
     Args:
         plan: names of the submodules that are units for sharding.
@@ -72,7 +72,7 @@ def parallelise(
     Raises:
         UserError: this PyTorch cannot do it on this device.
     """
-    if env.world_size == 1:
+    if env.world_size == 1 and not config.offloads:
         return Parallel(module, env.device, fill)
     if config.parallel == "ddp":
         return Replicated(module, env.device, fill)

@@ -21,7 +21,8 @@ class FSDPConfig(Section):
             them again for backward; false uses more memory and less communication.
         reduce_gradients: once per step, which keeps a full gradient on every rank, or after every
             micro-batch, which keeps only the rank's shard.
-        cpu_offload: keep weights, gradients and optimizer state in host memory.
+        cpu_offload: keep weights, gradients and optimizer state in host memory; acts on a single
+            GPU too.
         shard_size: ranks that share one copy of the weights with hsdp; null for the ranks of a
             node.
     """
@@ -40,7 +41,8 @@ class RuntimeConfig(Section):
     Attributes:
         device: `auto` (CUDA, else MPS, else CPU), `cpu`, `mps`, `cuda` or `cuda:N`.
         parallel: how several processes hold the model: ddp replicates it, fsdp shards it, hsdp
-            shards it within groups of `runtime.fsdp.shard_size` ranks. Unused by a single process.
+            shards it within groups of `runtime.fsdp.shard_size` ranks. Unused by a single process,
+            but for `runtime.fsdp.cpu_offload`.
         timeout_minutes: minutes a process waits for the others before it stops.
         compute_dtype: number format of forward and backward passes.
         seed: seed of initial weights, row order and controls.
@@ -61,6 +63,12 @@ class RuntimeConfig(Section):
     compile: bool = False
     tf32: bool = True
     deterministic: bool = False
+
+    @property
+    def offloads(self) -> bool:
+        """Whether FSDP keeps what it can in the host's memory; for that it runs on one process
+        too."""
+        return self.parallel in ("fsdp", "hsdp") and self.fsdp.cpu_offload
 
     @model_validator(mode="after")
     def _one_format(self) -> RuntimeConfig:

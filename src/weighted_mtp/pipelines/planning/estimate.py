@@ -209,7 +209,7 @@ def setting_of(
     if data.packing:
         length *= objective.group_size  # a pair stays in one row
         length += -length % data.pad_to_multiple
-    mode: Mode = runtime.parallel if gpus > 1 else "none"
+    mode: Mode = runtime.parallel if gpus > 1 or runtime.offloads else "none"
     fsdp = runtime.fsdp
     shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
     setting = Setting(

@@ -257,7 +257,7 @@ def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:
 def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
     """Ways to shard the weights, the least sharded first, and whether FSDP uses `LEAN`."""
     if request.gpus == 1:
-        yield "none", False
+        yield ("fsdp" if recipe.runtime.offloads else "none"), False
         return
     yield "ddp", False
     if recipe.training.optimizer == "muon":  # needs whole matrices

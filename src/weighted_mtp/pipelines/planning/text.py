@@ -7,7 +7,7 @@ from typing import Any
 
 from weighted_mtp.core.files import command_line
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing
-from weighted_mtp.pipelines.planning.plan import CHECKPOINTING, SHARE, Plan
+from weighted_mtp.pipelines.planning.plan import CHECKPOINTING, SHARE, Choice, Plan
 
 
 def plan_lines(found: Plan, sizes: Sequence[float]) -> list[str]:
@@ -90,21 +90,38 @@ def _advice(found: Plan, size: float) -> str:
     least = found.smallest()
     how = "no" if least.checkpointing == "none" else least.checkpointing
     words = f"{least.way}, {how} checkpointing, {_plural(least.micro_batch_size, 'row')}"
-    remedies = ["more GPUs", "shorter rows"]
-    recipe = found.recipe
-    if recipe.training.adapt == "full" and found.counts.predicting > 1:
-        remedies.append("extra heads alone (--set training.adapt=heads)")
-    if least.memory.reference:
-        remedies.append("stored losses (weighted-mtp prepare reference-losses)")
-    sharded = any(choice.mode in ("fsdp", "hsdp") for choice in found.choices)
-    if sharded and not found.recipe.runtime.fsdp.cpu_offload:
-        parallel = found.recipe.runtime.parallel
-        needed = [] if parallel in ("fsdp", "hsdp") else ["runtime.parallel=fsdp"]
-        remedies.append(_set([*needed, "runtime.fsdp.cpu_offload=true"]))
     return (
         f"{size:g} GiB: nothing fits; the least is {_gib(least.memory.total)} GiB "
-        f"({words}). Try {', '.join(remedies[:-1])} or {remedies[-1]}"
+        f"({words}). Try {_or(_remedies(found, least))}"
     )
+
+
+def _remedies(found: Plan, least: Choice) -> list[str]:
+    """What takes less, in the order in which it costs least."""
+    recipe = found.recipe
+    training, runtime = recipe.training, recipe.runtime
+    if training.adapt == "full":
+        remedies = [f"adapters ({_set(['training.adapt=lora'])})"]
+        if found.counts.predicting > 1:
+            remedies.append(f"extra heads alone ({_set(['training.adapt=heads'])})")
+    elif training.adapt == "lora" and training.lora.heads == "full" and found.counts.heads > 1:
+        remedies = [f"adapters of the heads too ({_set(['training.lora.heads=lora'])})"]
+    else:
+        remedies = []
+    sharded = runtime.parallel in ("fsdp", "hsdp")
+    if training.optimizer == "adamw" and not sharded:
+        remedies.append(f"8-bit optimizer state ({_set(['training.optimizer=adamw_8bit'])})")
+    if least.memory.reference:
+        remedies.append("stored losses (weighted-mtp prepare reference-losses)")
+    if not runtime.fsdp.cpu_offload:
+        needed = [] if sharded else ["runtime.parallel=fsdp"]
+        remedies.append(_set([*needed, "runtime.fsdp.cpu_offload=true"]))
+    return [*remedies, "more GPUs", "shorter rows"]
+
+
+def _or(words: Sequence[str]) -> str:
+    """a, b or c."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _set(changes: Iterable[str]) -> str:
