@@ -2,6 +2,8 @@
 every step."""
 
 import math
+import shutil
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
 from tests.integration import helpers_training
+from tests.integration.helpers_training import (
+    largest_difference,
+    last_checkpoint,
+    same,
+    train,
+    weights,
+)
 from torch import nn
 
+from weighted_mtp.cli.main import main
 from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -197,3 +207,34 @@ def test_every_group_ends_at_its_share_of_the_final_rate(kind, make_trainer):
         assert figures["learning_rate"] == pytest.approx(expected)
         found = {group["lr"] for group in trainer.optimizer.param_groups}
         assert sorted(found) == pytest.approx([expected, 3 * expected])
+
+
+def test_eight_bits_without_torchao_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    config = TrainingConfig(optimizer="adamw_8bit")
+    with pytest.raises(UserError, match="pip install torchao"):
+        make_optimizer(nn.Linear(4, 4), config)
+
+
+def test_eight_bits_are_saved_and_resumed_bit_for_bit(tmp_path, rows_file):
+    """By torchao, its step not compiled, which takes half a minute on the CPU."""
+    pytest.importorskip("torchao.optim")
+    changes = {
+        "model__architecture__dim": 64,
+        "model__architecture__n_future_tokens": 2,
+        "training__optimizer": "adamw_8bit",
+        "training__steps": 4,
+        "training__save_every": 2,
+    }
+    with torch.compiler.set_stance("force_eager"):
+        assert train(tmp_path / "one", rows_file, **changes) == 0
+        assert train(tmp_path / "two", rows_file, **changes) == 0
+        shutil.rmtree(last_checkpoint(tmp_path / "two"))
+        assert main(["train", "--resume", "--output-dir", str(tmp_path / "two")]) == 0
+        plain = {**changes, "training__optimizer": "adamw"}
+        assert train(tmp_path / "plain", rows_file, **plain) == 0
+    ours, again, plain = (weights(tmp_path / name) for name in ("one", "two", "plain"))
+    assert same(ours, again)
+    assert largest_difference(ours, plain) < 0.05  # of steps of 0.01
+    sizes = [last_checkpoint(tmp_path / name) / "optimizer.pt" for name in ("one", "plain")]
+    assert sizes[0].stat().st_size < 0.5 * sizes[1].stat().st_size
