@@ -27,7 +27,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_huggingface,
     save_native,
 )
-from weighted_mtp.models.meta_mtp.layouts.adapted import Base, Trained
+from weighted_mtp.models.meta_mtp.layouts.adapted import Base, Trained, sampled_places
 from weighted_mtp.models.meta_mtp.lora import (
     LoRA,
     adapted_modules,
@@ -208,6 +208,12 @@ def test_peft_opens_what_we_save(name, tmp_path):
         theirs = opened(input_ids=tokens).logits
     torch.testing.assert_close(theirs, expected[:, :, 0], atol=2e-5, rtol=0)
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 16
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 64, 28_311_552, 2**31 + 5])
+def test_places_of_a_fingerprint(numbers):
+    places = sampled_places(numbers)
+    assert (places[0], places[-1]) == (0, numbers - 1)
 
 
 def test_any_layout_may_be_the_base_and_an_adapted_model_too(tmp_path):

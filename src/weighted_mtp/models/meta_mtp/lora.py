@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError, did_you_mean
@@ -132,8 +134,19 @@ def add_adapters(transformer: Transformer, lora: LoRA, modules: Sequence[str]) -
     with torch.random.fork_rng(devices=[]):  # its first values are not kept
         peft.inject_adapter_in_model(config, transformer, ADAPTER)
     for _, module in adapted_modules(transformer):
-        module.cast_input_dtype_enabled = False  # autocast casts; a float32 copy would be waste
+        module.forward = partial(_forward, module)
     init_adapters(transformer)
+
+
+def _forward(module: Any, x: Tensor) -> Tensor:
+    """W x + B (s · A x), as peft's own forward, which multiplies and adds tensors as wide as the
+    output (here one product does both), and casts the input to the adapter's format (here autocast
+    decides)."""
+    result: Tensor = module.base_layer(x)
+    a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+    inner = F.linear(module.lora_dropout[ADAPTER](x), a) * module.scaling[ADAPTER]
+    out = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), b.t())
+    return out.view_as(result)
 
 
 @torch.no_grad()
