@@ -16,7 +16,7 @@ from tests.integration.helpers_training import (
 )
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.core.config.recipe import load_recipe
+from weighted_mtp.core.config.recipe import load_recipe, with_overrides
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import Family
@@ -35,6 +35,7 @@ from weighted_mtp.models.meta_mtp.lora import (
     merge_adapters,
     plain_name,
 )
+from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training.adapting import freeze
 from weighted_mtp.pipelines.training.objectives import make_objective
 from weighted_mtp.runtime.blocks import checkpoint_activations
@@ -334,6 +335,15 @@ def test_every_pipeline_adapts(start, tmp_path, rows_file):
     fields = json.loads((model / "mtp/base.json").read_text())
     assert "critic" in fields["path"]
     assert main(["inspect", str(tmp_path / "run"), "--verify"]) == 0
+
+
+def test_a_frozen_critic_of_the_first_stage_has_nothing_to_adapt(start):
+    changes = ["model.path=" + str(start), "data.train=unread", "critic_stage.steps=2"]
+    recipe = load_recipe("verifiable", None, [*changes, "training.adapt=lora"])
+    assert recipe.objective.value.trunk == "frozen"
+    assert critic_recipe(recipe).training.adapt == "full"
+    trunk = with_overrides(recipe, ["objective.value.trunk=top"], "")
+    assert critic_recipe(trunk).training.adapt == "lora"
 
 
 def test_lora_from_scratch_is_refused(tmp_path, rows_file, capsys):

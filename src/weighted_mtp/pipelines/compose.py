@@ -241,7 +241,9 @@ def start_model(
             start = adapted_model(start, source.described, source.trained)
         else:
             start = stored_model(source, resolved.args)
-            start = adapted_model(start, Base.of(source, lora_of(recipe.training.lora)), None)
+            start = adapted_model(
+                start, Base.of(source, lora_of(recipe.training.lora), recipe.model.path), None
+            )
         if resolved.objective.needs_value_head:
             head_type = recipe.objective.value.head_type
             start = with_value_head(start, resolved.value_head, head_type)

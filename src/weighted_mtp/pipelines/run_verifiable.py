@@ -42,6 +42,8 @@ def critic_recipe(recipe: Recipe) -> Recipe:
         raise UserError("critic_stage is not set")
     changes = training_of(recipe, "critic", stage.model_dump(exclude={"lam"}))
     value = recipe.objective.value.model_copy(update={"lam": stage.lam})
+    if value.trunk == "frozen" and value.lm_coef == 0:
+        changes["adapt"] = "full"  # all of it is the value head, which is never adapted
     objective = {"name": "critic", "options": {}, "value": value}
     return recipe.model_copy(
         update={

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying, write_sums
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
@@ -65,9 +66,19 @@ class Base:
     lora: LoRA
 
     @classmethod
-    def of(cls, source: Source, lora: LoRA) -> Base:
-        """Describe an opened checkpoint as the base of adapters."""
-        return cls(str(source.directory.absolute()), fingerprint(source), lora)
+    def of(cls, source: Source, lora: LoRA, named: Path | None = None) -> Base:
+        """Describe an opened checkpoint as the base of adapters.
+
+        Args:
+            named: how a person named it. A GGUF file or a model of the hub is remembered by that
+                name; of a run, the checkpoint that was opened.
+        """
+        place = str(source.directory.absolute())
+        if named is not None and is_hub_id(named):
+            place = str(named)
+        elif named is not None and named.is_file():
+            place = str(named.absolute())
+        return cls(place, fingerprint(source), lora)
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,9 @@ def read_base(folder: Path, open_model: Callable[[Path], Source]) -> tuple[Base,
     )
     base = Base(file.get("path", str), file.get("fingerprint", str), lora)
     places = [Path(base.path), folder / str(file.get("relative", str, base.path))]
-    place = next((place for place in places if place.exists()), None)
+    if is_hub_id(base.path):
+        places = [Path(base.path)]
+    place = next((place for place in places if place.exists() or is_hub_id(place)), None)
     if place is None:
         raise UserError(
             f"{base.path}: the model that {folder} was trained on is not there; put it back, or "
