@@ -120,12 +120,12 @@ def read_huggingface(directory: Path) -> Source:
         if rows is not None:
             _check_fused(parts[0], name, args)
             parts = (replace(parts[0], rows=rows),)
-        return Stored(parts[:1], heads=_rotary_heads(name, args), rotary_dim=args.rotary_dim)
+        return Stored(parts[:1], heads=rotary_heads(name, args), rotary_dim=args.rotary_dim)
 
     def name_of(name: str) -> str:
         return hf_name(name, args)
 
-    source = assemble("huggingface", model, files, directory, name_of, _is_rope_table, store)
+    source = assemble("huggingface", model, files, directory, name_of, is_rope_table, store)
     if (directory / SUMS_FILE).is_file():
         source.attach_sums(Sums.read(directory, SUMS_FILE))
     return source
@@ -141,11 +141,12 @@ def own_file(directory: Path, name: str) -> Path:
     )
 
 
-def _is_rope_table(key: str) -> bool:
+def is_rope_table(key: str) -> bool:
+    """Whether a stored key is the buffer of rotary frequencies of older exports."""
     return key.endswith("rotary_emb.inv_freq")
 
 
-def _rotary_heads(name: str, args: ModelArgs) -> int:
+def rotary_heads(name: str, args: ModelArgs) -> int:
     """How many heads' rows Hugging Face stores in its own order under this parameter; 0 if none."""
     inner = name.split(".", 2)[-1].rpartition(".")[0] if name.startswith("layers.") else ""
     known = {"wq": args.n_heads, "wk": args.kv_heads, "q_norm": 1, "k_norm": 1}
@@ -198,8 +199,8 @@ def write_huggingface(
 
     def transform(key: str, tensor: Tensor) -> Tensor:
         ordered = sorted(parts[key], key=lambda part: _rows(part[0], args) or (0, 0))
-        rotated = [(weight, _rotary_heads(name, args)) for name, weight in ordered]
-        halves = [_to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
+        rotated = [(weight, rotary_heads(name, args)) for name, weight in ordered]
+        halves = [to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
         return halves[0] if len(halves) == 1 else torch.cat(halves)
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
@@ -222,7 +223,7 @@ def _frame(weights: Sequence[Tensor]) -> Tensor:
     return torch.empty((rows, *weights[0].shape[1:]), dtype=weights[0].dtype, device="meta")
 
 
-def _to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
+def to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
     """Rows of `weight` `[H·d, …]` from pairs side by side to first halves, then second halves, of
     the first r features of each head; the others stay."""
     by_head = weight.reshape(heads, weight.shape[0] // heads, -1)
