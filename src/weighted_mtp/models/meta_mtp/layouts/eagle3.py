@@ -7,7 +7,8 @@ half of q, k and v that the embedding meets is zero. A second step would feed th
 output, which it never learnt: one draft token at a time.
 
 Two forms of the same tensors: `eagle3`, which the engines' own configurations describe, and
-`speculators` (vLLM), whose configuration names the target model too.
+`speculators` (vLLM), whose configuration names the target model too and whose block is called
+`layers.0` instead of `midlayer`.
 
 Letters: D model width, V vocabulary, H attention heads, L blocks that transformers counts.
 """
@@ -164,6 +165,7 @@ def write_speculator(
     layers = aux_layers(args, speculator.engine)
     if speculator.form == "speculators":
         config = _speculators_config(draft, {**shared, _LAYER_IDS: layers}, speculator.base)
+        state = {key.replace("midlayer.", "layers.0."): value for key, value in state.items()}
     else:
         aux = {_LAYER_IDS: layers, "use_aux_hidden_state": True}
         config = {**draft, **shared, "eagle_config": aux}
