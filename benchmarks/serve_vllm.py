@@ -303,6 +303,7 @@ def write(
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "load": round(os.getloadavg()[2], 1),  # of the last 15 minutes
         **plain["versions"],
     }
     raw = {"about": about, "new": args.new, "prompts": prompts, "found": found, "served": served}
