@@ -236,6 +236,7 @@ def test_an_eagle3_step_is_head_2(tmp_path, capsys, engine, shape):
     assert config["draft_vocab_size"] == config["vocab_size"] == found.args.vocab_size
     assert config["eagle_config"]["use_aux_hidden_state"] is True
     layers = config["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+    assert config["eagle_aux_hidden_state_layer_ids"] == layers
     assert len(set(layers)) == 3
     assert min(layers) >= 0
     trunk = len(found.model.layers) - 1

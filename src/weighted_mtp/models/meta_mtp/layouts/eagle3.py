@@ -168,7 +168,8 @@ def write_speculator(
         state = {key.replace("midlayer.", "layers.0."): value for key, value in state.items()}
     else:
         aux = {_LAYER_IDS: layers, "use_aux_hidden_state": True}
-        config = {**draft, **shared, "eagle_config": aux}
+        # llama.cpp's converter reads the ids at the top, SGLang in `eagle_config`, vLLM in either.
+        config = {**draft, **shared, _LAYER_IDS: layers, "eagle_config": aux}
     directory.mkdir()
     write_json(directory / "config.json", config)
     write_safetensors_file(state, directory / "model.safetensors")
