@@ -353,7 +353,7 @@ def test_sums_are_those_of_sha256sum(tmp_path):
 
 
 def test_all_readers_have_a_name():
-    assert set(checkpoints._READERS) == {"native", "meta", "huggingface"}
+    assert set(checkpoints._READERS) == {"native", "meta", "huggingface", "mtp_llama"}
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weighted_mtp.core.device import DTYPES, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory, given_path
+from weighted_mtp.core.input_files import InvalidTextError, read_json
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.core.sums import verifying
 from weighted_mtp.models.meta_mtp.add_heads import add_heads
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
     find_tokenizer_files,
     inspect_checkpoint,
     load_meta_mtp_model,
     save_huggingface,
+    save_mtp_llama,
     save_native,
     value_head_path,
 )
+from weighted_mtp.models.meta_mtp.layouts.eagle3 import (
+    ENGINES,
+    FORMS,
+    Speculator,
+    check_speculator,
+)
+from weighted_mtp.models.meta_mtp.layouts.mtp_llama import check_llama
 from weighted_mtp.models.meta_mtp.layouts.side_files import read_config_fields, tokenizer_file
 from weighted_mtp.models.meta_mtp.lora import merge_adapters
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -58,7 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("destination", type=given_path, metavar="DST", help="directory to write")
     parser.add_argument(
-        "--to", choices=["native", "hf"], default="native", help="layout (default native)"
+        "--to",
+        choices=["native", "hf", "mtp_llama", *FORMS],
+        default="native",
+        help="layout (default native); eagle3 and speculators are hf with head 2 for a serving "
+        "engine in a subfolder",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="engine that --to eagle3 writes for (default vllm)"
+    )
+    parser.add_argument(
+        "--draft-tokens",
+        type=given_path,
+        metavar="FILE",
+        help="JSON list of the token ids that the speculator may draft (default: all)",
     )
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(
@@ -76,26 +100,16 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
-    _check_apart(source, destination)
+    speculator = _speculator(args)
+    _check_apart(source, destination, args.to in ("native", "hf"))
     check_destination(destination, args.overwrite)
     for place in (destination, destination.absolute().parent):
         check_output_directory(place, "DST")
-    with _load(source, dtype) as found:
+    with _load(source, dtype, lambda shape: _check_shape(shape, args, speculator)) as found:
         model = found.model
         if args.add_heads:
             model = add_heads(model, model.args.n_future_tokens + args.add_heads)
-        if args.to == "hf":
-            with tempfile.TemporaryDirectory() as work:
-                files, fields = hf_side_files(found.folder, model.args.vocab_size, Path(work))
-                save_huggingface(
-                    model,
-                    destination,
-                    tokenizer_files=files,
-                    overwrite=args.overwrite,
-                    value_head_file=found.value_head,
-                    config_fields=fields,
-                )
-        else:
+        if args.to == "native":
             save_native(
                 model,
                 destination,
@@ -105,25 +119,98 @@ def run(args: argparse.Namespace) -> int:
                 value_head_file=found.value_head,
                 config_fields=read_config_fields(found.folder),
             )
+        else:
+            _save_for_others(replace(found, model=model), args, speculator)
     carried = ["the weights"]
     carried += [f"{args.add_heads} more heads, untrained"] if args.add_heads else []
     carried += ["the tokenizer"] if found.has_tokenizer else []
     carried += ["the value head"] if found.value_head else []
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")
+    if speculator is not None:
+        print(f"{speculator.folder}: head 2 as a speculator. To serve:\n{speculator.command}")
     return 0
 
 
+def _save_for_others(
+    found: _Loaded, args: argparse.Namespace, speculator: Speculator | None
+) -> None:
+    """Write one of the layouts that have their tokenizer files beside the weights."""
+    with tempfile.TemporaryDirectory() as work:
+        files, fields = hf_side_files(found.folder, found.model.args.vocab_size, Path(work))
+        save = save_mtp_llama if args.to == "mtp_llama" else save_huggingface
+        chosen: dict[str, Any] = {} if speculator is None else {"speculator": speculator}
+        save(
+            found.model,
+            args.destination,
+            tokenizer_files=files,
+            overwrite=args.overwrite,
+            value_head_file=found.value_head,
+            config_fields=fields,
+            **chosen,
+        )
+
+
+def _speculator(args: argparse.Namespace) -> Speculator | None:
+    """What `--to eagle3` or `speculators` asks for, None for other layouts."""
+    if args.to not in FORMS:
+        for flag, value in (("--engine", args.engine), ("--draft-tokens", args.draft_tokens)):
+            if value is not None:
+                raise UserError(f"{flag} goes with --to {' or '.join(FORMS)}, not --to {args.to}")
+        return None
+    # vLLM finds the base by the path in a speculators configuration, wherever it is started.
+    base = args.destination.resolve() if args.to == "speculators" else args.destination
+    return Speculator(args.to, args.engine or "vllm", str(base), _draft_ids(args.draft_tokens))
+
+
+def _draft_ids(path: Path | None) -> tuple[int, ...] | None:
+    if path is None:
+        return None
+    try:
+        ids = read_json(path)
+    except InvalidTextError as error:
+        raise UserError(f"{path}: {error}; give a JSON list of token ids") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(ids, list) or not all(type(each) is int for each in ids):
+        raise UserError(f"{path}: must hold a JSON list of token ids (whole numbers)")
+    return tuple(sorted(set(ids)))
+
+
+def _check_shape(shape: ModelArgs, args: argparse.Namespace, speculator: Speculator | None) -> None:
+    """Raise `UserError` where the layout asked for does not hold a model of this shape."""
+    if args.to == "mtp_llama":
+        check_llama(shape, args.to)
+    if speculator is not None:
+        more = args.add_heads or 0
+        check_speculator(
+            replace(
+                shape,
+                n_layers=shape.n_layers + more,
+                n_future_tokens=shape.n_future_tokens + more,
+            ),
+            speculator,
+        )
+
+
 @contextmanager
-def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
-    """Load a model directory, or the model of a checkpoint, into CPU memory."""
+def _load(
+    source: Path, dtype: torch.dtype | None, check: Callable[[ModelArgs], None]
+) -> Iterator[_Loaded]:
+    """Load a model directory, or the model of a checkpoint, into CPU memory.
+
+    Args:
+        check: may refuse the model before its weights are read.
+    """
     place = newest_checkpoint(source)
     if is_sharded(place):
         with _put_together(place, dtype) as found:
+            check(found.model.args)
             yield found
         return
     if (place / MARKER).exists():
         place = place / "model"
     info = inspect_checkpoint(place)
+    check(info.args)
     yield _Loaded(
         model=load_meta_mtp_model(
             place, device="cpu", dtype=dtype, verify=not verifying(), keep_formats=True
@@ -148,7 +235,11 @@ def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Load
         yield _Loaded(model, "shards", checkpoint / "skeleton", head)
 
 
-def _check_apart(source: Path, destination: Path) -> None:
-    inside = source.resolve().is_relative_to(destination.resolve())
-    if inside and source.resolve() != destination.resolve():
+def _check_apart(source: Path, destination: Path, in_place: bool) -> None:
+    """Raise `UserError` where DST contains SRC or, unless `in_place`, is SRC or lies in it."""
+    src, dst = source.resolve(), destination.resolve()
+    if src.is_relative_to(dst) and src != dst:
         raise UserError(f"{destination}: contains the source {source}; choose another destination")
+    if dst.is_relative_to(src) and not in_place:
+        where = "is" if src == dst else "lies in"
+        raise UserError(f"{destination}: {where} the source {source}; choose another destination")

@@ -1,11 +1,12 @@
-"""Checkpoints in and out: four layouts read by one function, three written whole or not at all.
+"""Checkpoints in and out: five layouts read by one function, four written whole or not at all.
 
 - native: `configs/params.json`, `safetensors/model*.safetensors`, `tokenizer/`, `metadata.json`
   (format, dtype, SHA-256 of every file), `value_head.safetensors` where a critic was trained;
 - Meta's: `params.json`, `consolidated*.pth`;
 - adapted: what LoRA trained, and the name of its base (layouts/adapted.py); merged while it loads;
 - Hugging Face's Llama: `config.json`, `model*.safetensors` or `pytorch_model*.bin`; ours have
-  the extra heads and the value head in `mtp/`.
+  the extra heads and the value head in `mtp/`;
+- Fast-LLM's `mtp_llama`: as Hugging Face's, with all heads in the same files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from weighted_mtp.models.meta_mtp.layouts.adapted import (
     write_adapted,
 )
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
+from weighted_mtp.models.meta_mtp.layouts.eagle3 import (
+    FORMS,
+    Speculator,
+    check_speculator,
+    write_speculator,
+)
 from weighted_mtp.models.meta_mtp.layouts.hf_config import SUMS_KEY
 from weighted_mtp.models.meta_mtp.layouts.huggingface import (
     MTP_FOLDER,
@@ -43,6 +50,12 @@ from weighted_mtp.models.meta_mtp.layouts.huggingface import (
 )
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.meta import PATTERN, read_meta
+from weighted_mtp.models.meta_mtp.layouts.mtp_llama import (
+    check_llama,
+    is_mtp_llama,
+    read_mtp_llama,
+    write_mtp_llama,
+)
 from weighted_mtp.models.meta_mtp.layouts.native import METADATA, read_native, write_native
 from weighted_mtp.models.meta_mtp.layouts.side_files import (
     find_side_files,
@@ -55,12 +68,13 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 log = get_logger(__name__)
 
 MAX_SHARD_BYTES = 5 * 2**30
-_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache")
+_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache", *FORMS)
 """Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
 _READERS: dict[str, Callable[[Path], Source]] = {
     "native": read_native,
     "meta": read_meta,
     "huggingface": read_huggingface,
+    "mtp_llama": read_mtp_llama,
 }
 
 
@@ -69,7 +83,7 @@ class CheckpointInfo:
     """What a checkpoint's headers say.
 
     Attributes:
-        layout: "native", "meta" or "huggingface".
+        layout: "native", "meta", "huggingface" or "mtp_llama".
         dtype: name of the stored format; several, comma-separated, when mixed.
         loaded_dtype: name of the format that it is loaded in.
         parameters: how many numbers the model has; tied embeddings count once.
@@ -100,8 +114,8 @@ class CheckpointInfo:
 
 
 def detect_layout(directory: Path) -> str | None:
-    """Name the layout ("native", "meta", "huggingface" or "adapted") by the files that are there;
-    None for none of them."""
+    """Name the layout ("native", "meta", "huggingface", "mtp_llama" or "adapted") by the files that
+    are there; None for none of them."""
     if is_adapted_folder(directory):
         return "adapted"
     if (directory / "configs" / "params.json").is_file() or (directory / "safetensors").is_dir():
@@ -109,12 +123,16 @@ def detect_layout(directory: Path) -> str | None:
     config = (directory / "config.json").is_file()
     stems = [name for stem in WEIGHT_FILES for name in (stem, f"{stem}.index.json")]
     if config and any((directory / name).is_file() for name in stems):
-        return "huggingface"  # also where Meta's files are beside them
+        return _config_layout(directory)  # also where Meta's files are beside them
     if any(directory.glob(PATTERN)):
         return "meta"
     if config:
-        return "huggingface"
+        return _config_layout(directory)
     return "meta" if (directory / "params.json").is_file() else None
+
+
+def _config_layout(directory: Path) -> str:
+    return "mtp_llama" if is_mtp_llama(directory / "config.json") else "huggingface"
 
 
 def load_meta_mtp_model(
@@ -125,7 +143,7 @@ def load_meta_mtp_model(
     verify: bool = False,
     keep_formats: bool = False,
 ) -> Transformer:
-    """Load a checkpoint in any of the three layouts; the log says which it was.
+    """Load a checkpoint in any of the four layouts; the log says which it was.
 
     `model_dir` may also be a run, a checkpoint of one, a model of the hub (`find_model`), or a
     checkpoint that `open_checkpoint` has opened, which can be loaded once.
@@ -240,14 +258,22 @@ def save_huggingface(
     overwrite: bool = False,
     value_head_file: Path | None = None,
     config_fields: Mapping[str, Any] | None = None,
+    speculator: Speculator | None = None,
 ) -> None:
     """Write Hugging Face's Llama layout: trunk and next-token head as
     `LlamaForCausalLM.from_pretrained` loads them. Extra heads and value head go into the subfolder
     `mtp/`, which other readers do not enter and from where `load_meta_mtp_model` takes them back.
 
     Arguments and errors as for `save_native`; tokenizer files are put beside the weights.
+
+    Args:
+        speculator: write head 2 for serving engines as well, into a subfolder of that form's name.
     """
+    if speculator is not None:
+        check_speculator(model.args, speculator)
     with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+        if speculator is not None:
+            write_speculator(model, partial / speculator.form, speculator, config_fields or {})
         write_huggingface(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
 
 
@@ -266,6 +292,28 @@ def save_adapted(
     """
     with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
         write_adapted(trained, partial, tokenizer_files, config_fields or {})
+
+
+def save_mtp_llama(
+    model: Transformer,
+    directory: str | Path,
+    *,
+    tokenizer_files: Sequence[Path] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    value_head_file: Path | None = None,
+    config_fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Write Fast-LLM's `mtp_llama` layout: trunk and all heads, without loss.
+
+    Arguments as for `save_huggingface`.
+
+    Raises:
+        UserError: as for `save_native`, or the model is of another family than Llama.
+    """
+    check_llama(model.args, "mtp_llama")
+    with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+        write_mtp_llama(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
@@ -354,7 +402,7 @@ def _verified(directory: Path, source: Source) -> str:
     if source.sums is None:
         config = directory / "config.json"
         if source.layout == "native" or (
-            source.layout == "huggingface" and SUMS_KEY in JsonFile.read(config).fields
+            source.layout != "meta" and SUMS_KEY in JsonFile.read(config).fields
         ):
             raise UserError(
                 f"{directory}: the SHA-256 sums with which it was written are missing "

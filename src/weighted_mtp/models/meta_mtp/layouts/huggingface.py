@@ -125,7 +125,7 @@ def read_huggingface(directory: Path) -> Source:
     def name_of(name: str) -> str:
         return hf_name(name, args)
 
-    source = assemble("huggingface", model, files, directory, name_of, _is_rope_table, store)
+    source = assemble("huggingface", model, files, directory, name_of, is_rope_table, store)
     if (directory / SUMS_FILE).is_file():
         source.attach_sums(Sums.read(directory, SUMS_FILE))
     return source
@@ -141,7 +141,8 @@ def own_file(directory: Path, name: str) -> Path:
     )
 
 
-def _is_rope_table(key: str) -> bool:
+def is_rope_table(key: str) -> bool:
+    """Whether a stored key is the buffer of rotary frequencies of older exports."""
     return key.endswith("rotary_emb.inv_freq")
 
 

@@ -158,7 +158,7 @@ class Source:
     """A checkpoint found, its headers read and checked, its weights not yet.
 
     Attributes:
-        layout: "native", "meta" or "huggingface".
+        layout: "native", "meta", "huggingface" or "mtp_llama".
         model: on the meta device; `materialise` gives it its weights.
         weights: for every parameter of `model`, where it comes from.
         twin: a stored unembedding that repeats the tied embedding.
