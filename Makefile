@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint format options bench clean
 
 help:
 	@echo "make demo       from nothing: critic, weighted training, programs run, a report (6 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the long proofs too"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make format     let ruff rewrite the code"
+	@echo "make options    write docs/options.md from the recipe sections"
 	@echo "make bench      training steps and token weights against named peers (20 minutes)"
 
 setup: $(INSTALLED)
@@ -46,6 +47,10 @@ test: lint
 
 test-slow: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+options: setup
+	$(BIN)/weighted-mtp options --markdown > docs/options.md.partial
+	mv docs/options.md.partial docs/options.md
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py

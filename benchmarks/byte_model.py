@@ -29,7 +29,6 @@ from random import Random
 import torch
 from torch import nn
 
-from weighted_mtp.cli.train import run_pipeline
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
@@ -43,6 +42,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 )
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.train import run_pipeline
 
 FAMILIES = (
     *("add_each", "average", "backwards", "between", "clamp", "difference", "discount", "distance"),

@@ -39,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from train_step import PeakMemory, cpu_name
 from weighted_mtp.core.config.recipe import Recipe, load_recipe
-from weighted_mtp.losses import count_targets, mtp_loss, shift_labels
+from weighted_mtp.losses import LossTerms, count_targets, mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.compose import prepare_blocks
@@ -105,7 +105,8 @@ def build(
     def loss(tokens: Tensor) -> Tensor:
         targets = shift_labels(tokens, n)
         states = model.head_states(tokens, return_all_heads=n > 1)
-        return mtp_loss(states, model.output.weight, targets, count_targets(targets)).loss
+        terms = LossTerms(targets, count_targets(targets))
+        return mtp_loss(states, model.output.weight, *terms).loss
 
     return model, loss
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from weighted_mtp.evaluation.benchmarks import Problem, load_benchmark
 from weighted_mtp.evaluation.mutants import mutants
-from weighted_mtp.pipelines.evaluating.benchmark import BenchmarkRequest, run_benchmark
+from weighted_mtp.pipelines.evaluating import EvaluationRequest, evaluate
 
 EMPTY = "    return None\n"
 
@@ -58,8 +58,8 @@ def main() -> None:
                     record = {"task_id": problem.task_id, "completion": text}
                     file.write(json.dumps(record) + "\n")
         start = time.perf_counter()
-        result = run_benchmark(
-            BenchmarkRequest(
+        result = evaluate(
+            EvaluationRequest(
                 "humaneval",
                 output=Path(folder) / "results",
                 completions=str(path),

@@ -43,11 +43,7 @@ from weighted_mtp.evaluation.extraction import cut, opens_a_block
 from weighted_mtp.evaluation.prompts import Prompting
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.evaluating.benchmark import (
-    BenchmarkRequest,
-    BenchmarkResult,
-    run_benchmark,
-)
+from weighted_mtp.pipelines.evaluating import EvaluationRequest, EvaluationResult, evaluate
 from weighted_mtp.pipelines.evaluating.writer import ModelWriter
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,7 +94,7 @@ def their_tokens(
 
 
 def write_theirs(
-    args: argparse.Namespace, prompting: Prompting, ours: BenchmarkResult, path: Path
+    args: argparse.Namespace, prompting: Prompting, ours: EvaluationResult, path: Path
 ) -> None:
     """Every task's text by `transformers`, a line each; what is there already stays.
 
@@ -133,10 +129,10 @@ def write_theirs(
         print(f"theirs: {start + len(names)} of {len(asked)}", flush=True)
 
 
-def judged(args: argparse.Namespace, style: str, **source: Any) -> BenchmarkResult:
+def judged(args: argparse.Namespace, style: str, **source: Any) -> EvaluationResult:
     """An evaluation as the command line runs it."""
-    return run_benchmark(
-        BenchmarkRequest(
+    return evaluate(
+        EvaluationRequest(
             "humaneval",
             n_problems=args.n_problems,
             max_new_tokens=args.max_new_tokens,

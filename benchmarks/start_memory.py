@@ -29,10 +29,13 @@ from typing import Any
 import torch
 
 from weighted_mtp.core.config.runtime import FSDPConfig, RuntimeConfig
-from weighted_mtp.core.config.sections import ModelConfig
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.checkpoints import save_native
-from weighted_mtp.pipelines.checkpointing.model_start import Start, fresh_model, stored_model
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint, save_native
+from weighted_mtp.pipelines.checkpointing.model_start import (
+    DeferredModel,
+    fresh_model,
+    stored_model,
+)
 from weighted_mtp.runtime.environment import environment
 from weighted_mtp.runtime.modes import parallelise
 
@@ -48,10 +51,11 @@ def sizes() -> dict[str, int]:
     return {kind: int(fields[name].split()[0]) * 1024 for kind, name in KINDS.items()}
 
 
-def start(source: str) -> Start:
+def start(source: str) -> DeferredModel:
     """A model that is not in memory yet."""
     if source != "fresh":
-        return stored_model(Path(source), ModelConfig(path=Path(source)))
+        opened = open_checkpoint(source)
+        return stored_model(opened, opened.model.args)
     args = ModelArgs(
         dim=1024, n_layers=12, n_heads=8, vocab_size=8000, n_future_tokens=4, max_seq_len=512
     )

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from naive import NaiveTransformer, naive_loss
-from weighted_mtp.losses import count_targets, mtp_loss, shift_labels
+from weighted_mtp.losses import LossTerms, count_targets, mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -95,7 +95,8 @@ def step_function(variant: str) -> tuple[nn.Module, Callable[[], Tensor], int]:
     def ours() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=variant == "ours-bf16"):
             hidden = model.head_states(tokens, return_all_heads=True)
-            return mtp_loss(hidden, model.output.weight, targets, denominators).loss
+            terms = LossTerms(targets, denominators)
+            return mtp_loss(hidden, model.output.weight, *terms).loss
 
     def same_blocks() -> Tensor:
         logits = model(tokens, return_all_heads=True)

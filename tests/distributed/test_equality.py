@@ -4,10 +4,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tests.distributed.test_training_ddp import RUN, assert_same_training
-from tests.helpers import torchrun
+from tests.helpers import tiny_args, tiny_model, torchrun
 from tests.integration import helpers_training
-from tests.integration.helpers_training import CRITIC, SMALL, resume, train, train_arguments
+from tests.integration.helpers_training import (
+    CRITIC,
+    SMALL,
+    resume,
+    train,
+    train_arguments,
+    train_curve,
+)
+
+from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
 
 pytestmark = pytest.mark.distributed
 WORKER = Path(__file__).with_name("worker_equality.py")
@@ -60,3 +70,28 @@ def test_compiled_blocks_learn_the_same(mode, tmp_path, rows_file):
     arguments = train_arguments(compiled, rows_file, **short, runtime__compile=True)
     torchrun("-m", "weighted_mtp", "train", *arguments, timeout=400)
     assert_same_training(compiled, plain, weight_gap=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_heads_on_a_frozen_trunk(mode, tmp_path, rows_file):
+    """Frozen weights in bfloat16 and trained ones in float32, beside each other in FSDP's units."""
+    start = tmp_path / "start"
+    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=64)).bfloat16(), start)
+    changes = {
+        **SMALL,
+        **RUN,
+        "model__path": start,
+        "model__architecture": "null",
+        "training__adapt": "heads",
+        "training__steps": 4,
+        "runtime__compute_dtype": "bfloat16",
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(one, rows_file, **changes) == 0
+    arguments = train_arguments(two, rows_file, **changes, runtime__parallel=mode)
+    torchrun("-m", "weighted_mtp", "train", *arguments)
+    curves = zip(train_curve(two), train_curve(one), strict=True)
+    assert max(abs(a - b) for a, b in curves) < 5e-3  # bfloat16 products, cut in another way
+    frozen = load_meta_mtp_model(two, "cpu", keep_formats=True).layers.state_dict()
+    before = load_meta_mtp_model(start, "cpu").layers.state_dict()
+    assert all(torch.equal(frozen[name].float(), before[name].float()) for name in before)

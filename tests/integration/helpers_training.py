@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.config.recipe import Recipe, load_recipe
+from weighted_mtp.core.config.sections import CriticStage
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import write_jsonl
@@ -26,12 +27,15 @@ from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.sampling import RowOrder
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path
-from weighted_mtp.pipelines.compose import build_adapter, prepare_blocks
+from weighted_mtp.pipelines.compose import prepare_blocks, start_model
 from weighted_mtp.pipelines.metrics_utils import read_metrics
+from weighted_mtp.pipelines.resolve import Processes
+from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen
+from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.pipelines.training.objectives import Pool, Verifiable, make_objective
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
-from weighted_mtp.pipelines.training.trainer import Trainer
+from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun
 from weighted_mtp.runtime.environment import Environment, seed_everything
 from weighted_mtp.runtime.modes import parallelise
 
@@ -141,8 +145,9 @@ def build_trainer(
     seed = resolved.runtime.seed
     seed_everything(seed)
     tokenizer = ByteTokenizer()
-    from_scratch = resolved.model_copy(update={"pipeline": "critic"})  # may start a fresh head
-    adapter = build_adapter(from_scratch, tokenizer, env.device, None)
+    # With a stage that trains it, a value head may start fresh.
+    from_scratch = resolved.model_copy(update={"critic_stage": CriticStage(steps=1)})
+    adapter = start_model(from_scratch, Processes())[0].on(env.device)
     if adapter.value_head is not None and resolved.pipeline != "critic":
         for parameter in adapter.value_head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -161,15 +166,23 @@ def build_trainer(
     if train is not None:
         groups = ShuffledGroups([(example,) for example in train], seed)
     module = TrainingModule(adapter, objective, chunk_rows=resolved.training.loss_chunk_rows)
+    freeze(adapter, resolved, objective)
+    halve_frozen(adapter, resolved, {})
     module.to(dtype)
     prepare_blocks(resolved, adapter.transformer)
     parallel = parallelise(module, module.grouping_plan(), resolved.runtime, env)
-    trainer = Trainer(resolved, module, parallel, tokenizer, groups, held_out, run_dir, env)
+    run = TrainingRun(resolved, run_dir, env, tokenizer)
+    trainer = Trainer(run, module, parallel, TrainingData(groups, held_out))
     trainer.collator = collator
     trainer.examples = [examples[i] for i in order.take(0, order.epoch_size).flatten().tolist()]
     if order.group == 1:
         trainer.examples.sort(key=lambda example: example.row)
     return trainer
+
+
+def token_weights(objective: Verifiable, pool: Pool) -> torch.Tensor:
+    """`[R, S + 1]` the weight of each token."""
+    return objective.token_weights(pool, objective.advantages(pool, objective.td_errors(pool)))
 
 
 def with_reference(example: Example) -> Example:
@@ -270,12 +283,13 @@ def _slow_train(printed: Path, arguments: list[str]) -> None:
 
 
 def records(run_dir: Path) -> list[dict]:
-    """All that metrics.jsonl holds, but for how fast the machine was and what memory was taken
-    there. Strict: a cut line fails."""
+    """All that metrics.jsonl holds, except figures of the machine. Strict: a cut line fails."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    kept = [record for line in lines if (record := json.loads(line))["kind"] != "memory"]
+    own = ("memory", "run")
+    kept = [record for line in lines if (record := json.loads(line))["kind"] not in own]
     for record in kept:
         record.pop("tokens_per_second", None)
+        del record["elapsed"]
     return kept
 
 

@@ -106,7 +106,7 @@ def test_another_batch_size_on_resume_goes_on_at_the_same_row(rows_file, tmp_pat
 
 
 def test_more_steps_on_resume_keep_the_order_that_was_planned(rows_file, tmp_path):
-    """A curriculum's borders stay where they were; beyond its end the last stage goes on."""
+    """A curriculum's borders stay where they were; beyond its end the last stage continues."""
     stages = "[{until: 0.5, weights: {a: 1}}, {until: 1, weights: {other: 1}}]"
     sampling = f"{{strategy: curriculum, bins: {{a: {{labels: [easy]}}}}, stages: {stages}}}"
     run = tmp_path / "run"

@@ -278,7 +278,10 @@ def test_figures_of_nothing():
         (["--prompt", "x", "--stop", ""], ["--stop"]),
         (["--prompt", "x", "--speculate", "9"], ["--speculate", "need 9 heads", "has 3"]),
         (["--prompt", "x", "--speculate", "-1"], ["--speculate -1", "at least 1"]),
-        (["--prompt", "x", "--speculate", "two"], ["--speculate 'two'", "checkpoint goes before"]),
+        (
+            ["--prompt", "x", "--speculate", "two"],
+            ["--speculate 'two'", "put the checkpoint before"],
+        ),
         (["--prompt", "x", "--no-speculate", "--adaptive"], ["--adaptive"]),
         (["--prompt", "x", "--device", "gpu"], ["device 'gpu'"]),
         (["--prompt", "caf\udce9"], ["'caf\\udce9'", "is not valid UTF-8 at character 4"]),
@@ -299,7 +302,7 @@ def test_a_mistake_is_one_line(options, words, checkpoint, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["holds no prompt"]),
+        (b"", ["contains no prompt"]),
         (b'{"prompt": "a"}\n{"prompt": 3}\n', ["line 2", "'prompt' or 'instruction'"]),
         (b'{"prompt": "a"}\nplain\n', ["line 2", "JSON"]),
         (b'{"text": "a"}\n', ["line 1", "'prompt' or 'instruction'"]),

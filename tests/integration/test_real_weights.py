@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from weighted_mtp.cli.main import main
 from weighted_mtp.core.cache import CACHE_VARIABLE
 from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.core.types import IGNORE_INDEX, Row
+from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokens.tokenizers import load_tokenizer
 from weighted_mtp.decoding import generate
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_huggingface
@@ -80,3 +83,60 @@ def test_smollm2_exports_to_what_transformers_loads(smollm2, tmp_path):
         reference.named_parameters(), exported.named_parameters(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+CONVERSATION = [
+    {"role": "system", "content": "You answer in one sentence."},
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+    {"role": "user", "content": "  And of Italy?\n\n```python\nprint('é漢')\n```"},
+    {"role": "assistant", "content": "It is Rome.\n"},
+]
+
+
+def test_smollm2_reads_conversations_as_transformers_does(smollm2):
+    """Ids are those of `apply_chat_template`; targets are the answers with their `<|im_end|>`."""
+    from transformers import AutoTokenizer
+
+    _, folder = smollm2
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
+    collator = AlpacaCollator(tokenizer, "chat")
+    for first in (0, 1):  # without a system message the template brings its own
+        messages = CONVERSATION[first:]
+        row = Row(
+            instruction="", input="", output="", task_id="t", is_correct=True, metadata={}
+        ) | {"messages": messages}
+        example = collator.encode(row)
+        assert example.ids == theirs.apply_chat_template(messages, return_dict=False)
+        labels = collator([example]).labels[0]
+        answers = theirs.decode(labels[labels != IGNORE_INDEX])
+        assert answers == "The capital of France is Paris.<|im_end|>It is Rome.\n<|im_end|>"
+        prompt = collator.template.encode_prompt(messages[:-1])
+        assert prompt == theirs.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+
+
+def test_smollm2_answers_as_transformers_does(smollm2, capsys):
+    from transformers import AutoTokenizer
+
+    reference, folder = smollm2
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    asked = ["generate", str(folder), "--template", "chat", "--device", "cpu"]
+    for system, question, count in (
+        (None, "What is the capital of France?", 24),  # which it ends by itself
+        ("Answer in verse.", "Name three colours.", 20),
+    ):
+        messages = [{"role": "user", "content": question}]
+        options = ["--prompt", question, "--max-new-tokens", str(count), "--dtype", "float32"]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+            options += ["--system", system]
+        prompt = theirs.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        new = reference.generate(prompt, max_new_tokens=count, do_sample=False)
+        assert main([*asked, *options]) == 0
+        expected = theirs.decode(new[0, prompt.shape[1] :], skip_special_tokens=True)
+        assert capsys.readouterr().out == expected + "\n"

@@ -181,23 +181,23 @@ def test_a_reference_of_fewer_heads(n, words, online, tmp_path, rows_file, monke
     request = reference_request(rows_file, model, tmp_path / "losses.safetensors")
     path = model if online else prepare_reference_losses(request)
     seen: list[torch.Tensor] = []
-    original = Rho1._losses
+    original = Rho1._reference
 
-    def losses(self, pool):
-        policy, reference, valid = original(self, pool)
+    def look(self, pool):
+        reference = original(self, pool)
         for i, row in enumerate(pool.rows.tolist()):
             own = expected[row]
             labels = pool.labels[i]
             start = int((labels != IGNORE_INDEX).int().argmax())
-            for t in range(policy.shape[1]):
+            for t in range(pool.signal.shape[1]):
                 for k in range(1, 4):
-                    if valid[i, t, k - 1]:
+                    if pool.valid[i, t, k - 1]:
                         column = k - 1 if k <= n else 0
                         seen.append(reference[i, t, k - 1] - own[t + k - start, column])
-        return policy, reference, valid
+        return reference
 
     expected = direct(model, rows_file, 64)
-    monkeypatch.setattr(Rho1, "_losses", losses)
+    monkeypatch.setattr(Rho1, "_reference", look)
     source = "reference_model" if online else "reference"
     change = {f"objective__rho1__{source}": path, "training__steps": 1}
     assert train(tmp_path / "run", rows_file, "rho1", **change) == 0

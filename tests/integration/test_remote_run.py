@@ -10,6 +10,7 @@ from tests.integration.helpers_training import (
     checkpoint_names,
     last_checkpoint,
     resume,
+    tiny_recipe,
     train,
     train_arguments,
     tree,
@@ -17,8 +18,11 @@ from tests.integration.helpers_training import (
 from tests.integration.test_resume import Killed, assert_same_run, die_in_step
 
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.checkpointing import remote_directory as remote_module
 from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
+from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.train import run_pipeline, run_request
 
 rows_file = helpers_training.rows_file
 
@@ -187,6 +191,28 @@ def test_a_run_does_not_mix_with_another(tmp_path, rows_file, url, capsys):
     assert resume(two, "--set", f"training.remote={url}") == 2
     assert f"holds another run than {two}: pipeline is not the same" in capsys.readouterr().err
     assert tree(tmp_path / "remote") == before
+
+
+def without_locks(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in tree(folder).items() if not name.endswith(".lock")}
+
+
+@pytest.mark.parametrize("lost", ["the newest checkpoint", "everything"])
+def test_a_changed_recipe_is_refused_before_anything_is_fetched(lost, tmp_path, rows_file, url):
+    """From Python too, where a whole recipe is given."""
+    run_dir = tmp_path / "run"
+    small = {"training__steps": 2, "training__save_every": 1}
+    assert train(run_dir, rows_file, training__remote=url, **small) == 0
+    shutil.rmtree(run_dir if lost == "everything" else last_checkpoint(run_dir))
+    before = without_locks(tmp_path)
+    changed = tiny_recipe(rows_file, training__remote=url, runtime__seed=9, **small)
+    with pytest.raises(UserError, match=r"cannot be resumed with runtime\.seed"):
+        run_pipeline(RunRequest(changed, run_dir, resume=True))
+    with pytest.raises(UserError, match=r"cannot be resumed with runtime\.seed"):
+        run_request(changed, output_dir=run_dir, resume=True)
+    assert without_locks(tmp_path) == before
+    same = tiny_recipe(rows_file, training__remote=url, **small)
+    assert run_pipeline(RunRequest(same, run_dir, resume=True)).step == 2
 
 
 def test_a_start_that_fails_leaves_nothing(tmp_path, rows_file, capsys):

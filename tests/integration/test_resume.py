@@ -62,10 +62,13 @@ PIPELINES = {
     "verifiable": ("verifiable", EMA),
     "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
     "rho1": ("rho1", {"objective__scope": "step"}),
+    "reference first": ("rho1", {"reference_stage__steps": 5}),
     "packed": ("baseline", {"data__packing": True, "data__workers": 1}),
     "text": ("pretrain", TEXT),
     "curriculum": ("baseline", {"data__sampling": CURRICULUM, "data__packing": True}),
 }
+FIRST = {"two stages": "critic", "reference first": "reference"}
+"""Directory of the first stage."""
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +175,14 @@ def test_kill_nine_costs_nothing(recipe, after_step, tmp_path, rows_file, whole)
 def test_kill_nine_at_a_random_moment(name, trial, tmp_path, arguments_of, whole):
     """In two stages the odd trials kill the first one."""
     run_dir = tmp_path / "run"
-    first = name == "two stages" and trial % 2 == 1
+    first = name in FIRST and trial % 2 == 1
     step = random.randint(1, 4 if first else 6)
-    watched = run_dir / "critic" if first else run_dir
+    watched = run_dir / FIRST[name] if first else run_dir
     interrupt(run_dir, arguments_of(run_dir, name), signal.SIGKILL, step, watched)
     assert resume(run_dir) == 0
     assert_same_run(run_dir, whole[name])
-    if name == "two stages":
-        assert_same_run(run_dir / "critic", whole[name] / "critic")
+    if name in FIRST:
+        assert_same_run(run_dir / FIRST[name], whole[name] / FIRST[name])
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -190,11 +193,11 @@ def test_every_pipeline_goes_on_where_it_died(name, tmp_path, arguments_of, whol
         die_in_step(patch, 5)
         with pytest.raises(Killed):
             main(["train", *arguments_of(run_dir, name)])
-    assert (run_dir / "metrics.jsonl").exists() == (name != "two stages")
+    assert (run_dir / "metrics.jsonl").exists() == (name not in FIRST)
     assert resume(run_dir) == 0
     assert_same_run(run_dir, whole[name])
-    if name == "two stages":
-        assert_same_run(run_dir / "critic", whole[name] / "critic")
+    if name in FIRST:
+        assert_same_run(run_dir / FIRST[name], whole[name] / FIRST[name])
 
 
 @pytest.mark.parametrize("step", [1, 7])

@@ -118,21 +118,30 @@ MISTAKES = {
         {"objective.td.min_weight": 6},
         ["objective.td.min_weight (6.0)", "max_weight (5.0)"],
     ),
-    "unknown key": ("verifiable", {"objective.td.betta": 1}, ["objective.td.betta", "mean beta?"]),
+    "unknown key": (
+        "verifiable",
+        {"objective.td.betta": 1},
+        ["objective.td.betta", "mean objective.td.beta?"],
+    ),
     "unknown key of the stage": (
         "verifiable",
         {"critic_stage.stepps": 2, "critic_stage.steps": 2},
-        ["critic_stage.stepps", "did you mean steps?"],
+        ["critic_stage.stepps", "did you mean critic_stage.steps?"],
     ),
     "unknown key of early stopping": (
         "critic",
         {"training.early_stopping.patients": 2},
-        ["training.early_stopping.patients", "mean patience?"],
+        ["training.early_stopping.patients", "mean training.early_stopping.patience?"],
     ),
     "a stage where it has no place": (
         "baseline",
         {"critic_stage.steps": 2},
         ["critic_stage", "baseline pipeline"],
+    ),
+    "a reference stage where it has no place": (
+        "verifiable",
+        {"reference_stage.steps": 2},
+        ["reference_stage", "verifiable pipeline"],
     ),
     "an objective of another pipeline": (
         "baseline",
@@ -226,7 +235,7 @@ def test_stale_reference_losses(what, tmp_path, rows_file, reference_file, capsy
     assert train(tmp_path / "run", rows_file, "rho1", **changes) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {stored}: these losses were made with another {what} (")
-    assert "make them anew with: weighted-mtp prepare reference-losses" in error
+    assert "build them again with: weighted-mtp prepare reference-losses" in error
     assert not (tmp_path / "run").exists()
 
 

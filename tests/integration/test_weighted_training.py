@@ -18,6 +18,7 @@ from tests.integration.helpers_training import (
 )
 
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.config.recipe import load_recipe_file
 from weighted_mtp.data.datasets import read_jsonl, write_jsonl
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
 from weighted_mtp.models.meta_mtp.value_head import ValueHead
@@ -81,6 +82,26 @@ def test_two_stages_in_one_command(tmp_path, rows_file):
     first = train_curve(run_dir, "head_loss")[0][0]
     assert first < train_curve(run_dir / "critic", "head_loss")[0][0] - 0.5
     assert weights(run_dir).keys() == weights(run_dir / "critic").keys()
+
+
+def test_rho1_trains_its_reference_first(tmp_path, rows_file):
+    """In RUN/reference, on correct rows only; both stages start from the same fresh weights."""
+    run_dir = tmp_path / "run"
+    stage = {"reference_stage__steps": 5, "reference_stage__learning_rate": 0.02}
+    assert train(run_dir, rows_file, "rho1", **stage) == 0
+    assert len(train_curve(run_dir / "reference")) == 5
+    assert len(train_curve(run_dir)) == 8
+    assert max(train_curve(run_dir / "reference", "learning_rate")) == 0.02
+    saved = load_recipe_file(run_dir / "reference" / "config.yaml")
+    assert (saved.pipeline, saved.objective.name) == ("baseline", "baseline")
+    assert saved.objective.rows == "correct"
+    alone = tmp_path / "alone"  # the main stage by itself, against the same reference
+    model = last_checkpoint(run_dir / "reference") / "model"
+    assert train(alone, rows_file, "rho1", objective__rho1__reference_model=model) == 0
+    assert train_curve(alone) == train_curve(run_dir)
+    before = tree(run_dir)
+    assert resume(run_dir) == 0
+    assert tree(run_dir) == before
 
 
 def test_the_second_stage_may_stop_early(tmp_path, rows_file, capsys):

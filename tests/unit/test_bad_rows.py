@@ -59,7 +59,7 @@ HALF = b'"\\ud800"'
 MALFORMED = {
     "NUL bytes": (LINE[:9] + b"\0" * 50, "NUL bytes; the file is damaged"),
     "a NUL in a text": (LINE.replace(b"a", b"\0"), "NUL bytes"),
-    "half a surrogate pair": (LINE.replace(b'"a"', HALF), "'instruction' holds half a surrogate"),
+    "a lone surrogate": (LINE.replace(b'"a"', HALF), "'instruction' holds half a surrogate"),
     "the other half": (LINE.replace(b'"b"', b'"x\\uDFFFx"'), "'output' holds half a surrogate"),
     "half a pair in metadata": (
         LINE[:-1] + b', "metadata": {"a": ["' + HALF[1:] + b"]}}",

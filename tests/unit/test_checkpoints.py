@@ -330,7 +330,7 @@ def test_overwrite_is_asked_for_and_only_replaces_checkpoints(tmp_path):
     assert not (tmp_path / "out/metadata.json").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.tex").write_text("years")
-    with pytest.raises(UserError, match="is no checkpoint, so it is not overwritten"):
+    with pytest.raises(UserError, match="is not a checkpoint, so it is not overwritten"):
         save_native(tiny(), tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis/chapter1.tex").read_text() == "years"
 

@@ -53,7 +53,7 @@ def write_rows(path: Path, *lines: str | dict) -> Path:
 
 SETTINGS = {
     "unknown section": ({"nonsense": 1}, ["unknown key nonsense"]),
-    "unknown key": ({"training__stepps": 3}, ["training.stepps", "did you mean steps?"]),
+    "unknown key": ({"training__stepps": 3}, ["training.stepps", "did you mean training.steps?"]),
     "not a number": ({"training__learning_rate": "fast"}, ["training.learning_rate", "'fast'"]),
     "out of range": ({"training__steps": 0}, ["training.steps", "greater than 0"]),
     "fraction": ({"training__steps": 1.5}, ["training.steps"]),

@@ -13,6 +13,7 @@ from weighted_mtp.core.config.recipe import (
     load_recipe,
     load_recipe_file,
 )
+from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
 
 PRESETS = available(RECIPES / "presets")
@@ -155,15 +156,90 @@ def test_nothing_changes_after_it_was_read():
 @pytest.mark.parametrize(
     ("override", "key", "meant"),
     [
-        ("training.learnin_rate=1", "training.learnin_rate", "learning_rate"),
-        ("trainng.steps=1", "trainng", "training"),
-        ("model.architecture.n_layer=1", "model.architecture.n_layer", "n_layers"),
-        ("data.micro.n_problem=1", "data.micro.n_problem", "n_problems"),
-        ("objective.head_weight=[1]", "objective.head_weight", "head_weights"),
+        ("training.learnin_rate=1", "training.learnin_rate", "training.learning_rate"),
+        ("trainng=1", "trainng", "training"),
+        ("trainng.steps=1", "trainng.steps", "training.steps"),
+        (
+            "model.architecture.n_layer=1",
+            "model.architecture.n_layer",
+            "model.architecture.n_layers",
+        ),
+        ("data.micro.n_problem=1", "data.micro.n_problem", "data.micro.n_problems"),
+        ("objective.head_weight=[1]", "objective.head_weight", "objective.head_weights"),
+        *(
+            (f"{key}=1", key, meant)
+            for key, meant in {
+                "training.lr": "training.learning_rate",
+                "training.learningrate": "training.learning_rate",
+                "training.learningRate": "training.learning_rate",
+                "training.learning-rate": "training.learning_rate",
+                "learning_rate": "training.learning_rate",
+                "lr": "training.learning_rate",
+                "optimizer.lr": "training.learning_rate",
+                "objective.value.lr": "objective.value.learning_rate",
+                "value.lr": "objective.value.learning_rate",
+                "train.steps": "training.steps",
+                "critic_stage.step": "critic_stage.steps",
+                "steps": "training.steps",
+                "bs": "training.batch_size",
+                "batch": "training.batch_size",
+                "training.wd": "training.weight_decay",
+                "seq_len": "data.max_length",
+                "training.seed": "runtime.seed",
+                "objective.lamda": "objective.td.lam",
+                "objective.td.lambda": "objective.td.lam",
+                "rho1.k_percent": "objective.rho1.k_percent",
+                "model.dim": "model.architecture.dim",
+                "early_stopping.patience": "training.early_stopping.patience",
+                "compute_dtype": "runtime.compute_dtype",
+            }.items()
+        ),
     ],
 )
 def test_an_unknown_key_names_the_near_one(override, key, meant):
     assert f"unknown key {key} (did you mean {meant}?)" in refuse(override)
+
+
+def test_epochs_are_counted_in_steps():
+    message = refuse("training.epochs=3")
+    assert "did you mean training.steps?" in message
+    assert "optimizer steps" in message
+
+
+def test_a_misspelled_section_names_the_key_of_each_setting(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {steps: 5, lr: 0.1}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_recipe("baseline", str(path))
+    assert "train.steps (did you mean training.steps?)" in str(caught.value)
+    assert "train.lr (did you mean training.learning_rate?)" in str(caught.value)
+
+
+def test_python_gets_the_same_suggestions_beside_other_mistakes():
+    with pytest.raises(ValidationError) as caught:
+        TrainingConfig.model_validate(
+            {"lr": 1, "steps": 0, "schedule": "cosin", "betas": [True, 1]}
+        )
+    messages = {problem["loc"][0]: problem["msg"] for problem in caught.value.errors()}
+    assert "did you mean training.learning_rate?" in messages["lr"]
+    assert "did you mean cosine?" in messages["schedule"]
+    assert messages["steps"] == "Input should be greater than 0"
+    assert messages["betas"] == "Input should be a number"
+    with pytest.raises(ValidationError, match=r"data\.lr\n .*training\.learning_rate"):
+        Recipe.model_validate({"data": {"lr": 1}})
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("training.schedule=cosin", "cosine"),
+        ("training.trackers=[wanb]", "wandb"),
+        ("runtime.compute_dtype=bf16", "bfloat16"),
+        ("pipeline=base_line", "baseline"),
+    ],
+)
+def test_a_misspelled_choice_names_the_near_one(override, meant):
+    assert f"(did you mean {meant}?)" in refuse(override)
 
 
 @pytest.mark.parametrize("override", ["zzz=1", "training.zzz=1", "a..b=1", ".=1", "1=2"])
@@ -189,7 +265,6 @@ def test_an_unknown_key_like_no_other_is_refused(override):
         "training.betas=[0.9]",
         "training.betas=[0.9, 1.5]",
         "training.schedule=cosin",
-        "objective.name=rho",
         "objective.head_weights=[1, nan, 1, 1]",
         "model.architecture.dim=0",
         "data.max_length=1",
@@ -218,7 +293,7 @@ def test_jsonl_needs_a_file():
 def test_all_mistakes_are_told_at_once():
     message = refuse("training.steps=0", "runtime.sed=1")
     assert "training.steps" in message
-    assert "did you mean seed?" in message
+    assert "did you mean runtime.seed?" in message
     assert "recipe baseline with preset micro" in message
 
 
@@ -256,9 +331,14 @@ def test_missing_files_and_names(tmp_path):
         with pytest.raises(UserError, match="cannot be read") as caught:
             load_recipe_file(path)
         assert str(path) in str(caught.value)
-    with pytest.raises(UserError, match=r"no recipe 'basline'; shipped ones: .*baseline"):
+    with pytest.raises(
+        UserError,
+        match=r"no recipe 'basline' \(did you mean baseline\?\); shipped ones: .*baseline",
+    ):
         load_recipe("basline")
-    with pytest.raises(UserError, match=r"no preset 'mikro'; shipped ones: .*micro"):
+    with pytest.raises(
+        UserError, match=r"no preset 'mikro' \(did you mean micro\?\); shipped ones: .*micro"
+    ):
         load_recipe("baseline", "mikro")
     with pytest.raises(UserError, match="cannot be read"):
         load_recipe("missing.yaml")
@@ -287,8 +367,11 @@ def test_pretraining_needs_nothing_but_its_recipe(tmp_path):
     [
         ("data.packing=false", "set data.packing=true"),
         ("pipeline=rho1", "does not go with"),
-        ("data.text.sufixes=[.py]", "unknown key data.text.sufixes (did you mean suffixes?)"),
-        ("data.sampling.bins.low.label=[A]", "label (did you mean labels?)"),
+        (
+            "data.text.sufixes=[.py]",
+            "unknown key data.text.sufixes (did you mean data.text.suffixes?)",
+        ),
+        ("data.sampling.bins.low.label=[A]", "label (did you mean data.sampling.bins.low.labels?)"),
         ("data.sampling.weights={low: 1}", "data.sampling.weights has no effect"),
     ],
 )
@@ -316,3 +399,10 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path):
     saved.write_text(recipe.to_yaml().replace("    reference_heads: same\n", ""))
     assert load_recipe_file(saved).objective.rho1.reference_heads == "next"
     assert load_recipe(str(saved)).objective.rho1.reference_heads == "same"
+
+
+@pytest.mark.parametrize("key", ["reference", "reference_model"])
+def test_a_named_reference_takes_the_place_of_the_stage(key):
+    assert load_recipe("rho1", "micro").reference_stage is not None
+    recipe = load_recipe("rho1", "micro", [f"objective.rho1.{key}=there"])
+    assert recipe.reference_stage is None

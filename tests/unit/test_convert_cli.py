@@ -452,10 +452,10 @@ def test_a_changed_byte_is_found_by_its_sum(tmp_path, capsys):
     ("options", "message"),
     [
         (["DST"], "dst: already exists; choose another name or pass --overwrite"),
-        (["DST", "--overwrite"], "dst: is no checkpoint, so it is not overwritten"),
+        (["DST", "--overwrite"], "dst: is not a checkpoint, so it is not overwritten"),
         (["NEW", "--dtype", "int3"], "dtype 'int3' is not one of float32"),
         (["NEW", "--dtype", "float16"], "holds values that float16 cannot; use bfloat16"),
-        (["PARENT", "--overwrite"], "is no checkpoint|holds the source"),
+        (["PARENT", "--overwrite"], "is no checkpoint|contains the source"),
     ],
 )
 def test_wrong_wishes_are_refused(tmp_path, capsys, options, message):
@@ -475,5 +475,5 @@ def test_the_source_is_never_inside_what_is_replaced(tmp_path, capsys):
     write_native(tmp_path / "outer")
     write_native(tmp_path / "outer/inner")
     outer, inner = str(tmp_path / "outer"), str(tmp_path / "outer/inner")
-    assert "holds the source" in refused(capsys, ["convert", inner, outer, "--overwrite"])
+    assert "contains the source" in refused(capsys, ["convert", inner, outer, "--overwrite"])
     assert Path(inner, WEIGHTS).is_file()

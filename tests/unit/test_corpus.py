@@ -119,7 +119,7 @@ def test_a_few_bad_files_are_counted(tmp_path):
         "not UTF-8": 1,
         "with a NUL": 1,
         "empty": 1,
-        "with half a surrogate pair": 1,
+        "with a lone surrogate": 1,
     }
 
 

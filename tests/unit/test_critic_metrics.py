@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weighted_mtp.evaluation.critic_metrics import (
     auc,
-    calibration,
+    calibration_error,
     critic_report,
     explained_variance,
     within_problem_auc,
@@ -93,23 +93,22 @@ def test_explained_variance_known_values():
 
 
 def test_calibration_known_values():
-    error, table = calibration([0.1, 0.1, 0.9, 0.9, 7.0], [0, 1, 1, 1, 0], bins=2)
-    assert [row.rows for row in table] == [2, 3]
-    assert table[0] == pytest.approx((0.1, 0.5, 2))
-    assert table[1] == pytest.approx((2.8 / 3, 2 / 3, 3))  # 7 counts as 1
-    assert error == pytest.approx((2 * 0.4 + 3 * (2.8 / 3 - 2 / 3)) / 5)
-    assert calibration([-3.0, 0.0, 1.0], [0, 0, 1])[0] == 0
-    assert calibration([], []) == (None, [])
-    borders = calibration([i / 10 for i in range(11)], [0] * 11)[1]
-    assert [row.rows for row in borders] == [1] * 9 + [2]
+    error = calibration_error([0.1, 0.1, 0.9, 0.9, 7.0], [0, 1, 1, 1, 0], bins=2)
+    assert error == pytest.approx((2 * 0.4 + 3 * (2.8 / 3 - 2 / 3)) / 5)  # 7 counts as 1
+    assert calibration_error([-3.0, 0.0, 1.0], [0, 0, 1]) == 0
+    assert calibration_error([], []) is None
+    for i in range(1, 10):  # a boundary belongs to the upper bin
+        error = calibration_error([i / 10 - 0.05, i / 10], [0, 1])
+        assert error == pytest.approx((i / 10 - 0.05 + 1 - i / 10) / 2)
+    assert calibration_error([0.95, 1.0], [1, 0]) == pytest.approx((1.95 - 1) / 2)  # but 1
 
 
 def test_a_calibrated_critic_has_next_to_no_error():
     g = np.random.default_rng(0)
     p = g.random(200_000)
     labels = g.random(200_000) < p
-    assert calibration(p, labels)[0] < 0.01
-    assert calibration(p**2, labels)[0] == pytest.approx(1 / 6, abs=0.01)
+    assert calibration_error(p, labels) < 0.01
+    assert calibration_error(p**2, labels) == pytest.approx(1 / 6, abs=0.01)
 
 
 def test_report():
@@ -144,7 +143,7 @@ def test_the_report_leaves_out_what_cannot_be_told():
         (lambda: auc([1, 2], [1, 0.5]), "0 or 1"),
         (lambda: within_problem_auc([1, 2], [1, 0], ["a"]), "1 problems for 2"),
         (lambda: explained_variance([math.inf, 0], [1, 0]), "1 of 2 rows"),
-        (lambda: calibration([0.5], [1], bins=0), "bins"),
+        (lambda: calibration_error([0.5], [1], bins=0), "bins"),
         (lambda: critic_report(np.zeros((3, 2)), [1, 0, 1], "abc", [0.5]), "1 fractions"),
     ],
 )

@@ -116,7 +116,7 @@ MALFORMED = {
     "a second byte-order mark": (b"\xef\xbb\xbf" + LINE, "JSON"),
     "Latin-1": ('{"instruction": "é"}'.encode("latin-1"), "not UTF-8 at byte 17"),
     "UTF-16": (LINE.decode().encode("utf-16"), "not UTF-8 at byte 0"),
-    "half a surrogate pair": (b'{"instruction": "\\ud83d", "output": "b"}', "instruction|UTF-8"),
+    "a lone surrogate": (b'{"instruction": "\\ud83d", "output": "b"}', "instruction|UTF-8"),
     "a list": (b"[1]", "JSON object, this is list"),
     "a string": (b'"row"', "JSON object, this is str"),
     "null": (b"null", "JSON object, this is NoneType"),

@@ -13,7 +13,7 @@ from tests.helpers import tiny_args, tiny_model
 from weighted_mtp.decoding import Sampling, Stopping, complete, complete_naively, generate
 from weighted_mtp.decoding.batch import Batch, first_heads
 from weighted_mtp.decoding.rows import Row
-from weighted_mtp.evaluation.passk import pass_at_k
+from weighted_mtp.evaluation.scores import pass_at_k
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]

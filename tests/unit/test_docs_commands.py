@@ -1,16 +1,18 @@
 """Every command in the documentation is one that the program would take."""
 
+import argparse
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from weighted_mtp.cli.main import COMMANDS, build_parser
+from weighted_mtp.cli.main import COMMANDS, build_parser, main
 from weighted_mtp.core.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +120,44 @@ def test_settings_named_in_the_docs_exist():
                 assert isinstance(found, dict), (page.name, key)
                 assert part in found, (page.name, key)
                 found = found[part]
+
+
+# --- `--help` ------------------------------------------------------------------------------------
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+HELPS = {p.prog: p for name in [None, *COMMANDS] for p in parsers(build_parser(name))}
+
+
+@pytest.mark.parametrize("prog", HELPS)
+def test_every_help_ends_with_an_example_that_is_true(prog):
+    lines = HELPS[prog].format_help().rstrip().splitlines()
+    assert lines[-2] == "example:"
+    assert lines[-1].strip().startswith(prog)
+    check(shlex.split(lines[-1]))
+
+
+@pytest.mark.parametrize("prog", HELPS)
+def test_every_option_has_a_help_text(prog):
+    for action in HELPS[prog]._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help, action.option_strings or action.dest
+            assert not re.search(r"\b(anew|on line|folder|so many)\b", action.help)
+
+
+@pytest.mark.parametrize("words", [("GPU",), ("HTML",)])
+def test_summaries_keep_their_capitals(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words)
+    described = "".join(p.description for p in HELPS.values())
+    assert all(word in described and word.lower() + " " not in described for word in words)

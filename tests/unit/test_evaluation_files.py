@@ -15,12 +15,12 @@ from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.result_files import (
     Attempt,
     Journal,
+    Written,
     evalplus_id,
     harness_results,
     write_evalplus,
 )
-from weighted_mtp.evaluation.scores import Tally, check_ks, parse_ks, score, tally
-from weighted_mtp.pipelines.evaluating.micro import summarise_attempts
+from weighted_mtp.evaluation.scores import Scores, Tally, check_ks, parse_ks, score, tally
 
 IDENTITY = {"dataset": "toy", "temperature": 0.5}
 KNOWN = ["toy/1", "toy/2"]
@@ -28,7 +28,8 @@ KNOWN = ["toy/1", "toy/2"]
 
 def attempt(task_id: str = "toy/1", sample: int = 0, status: str = "passed") -> Attempt:
     verdict = Verdict(status == "passed", status, "" if status == "passed" else "why", 0.125)
-    return Attempt.of(task_id, sample, "    return 1\r\n\u2028\ud800", "def f():\n", verdict)
+    written = Written(task_id, sample, "    return 1\r\n\u2028\ud800", -1.5)
+    return Attempt.of(written, "def f():\n", verdict)
 
 
 def fill(folder: Path, count: int = 3) -> list[Attempt]:
@@ -119,7 +120,7 @@ def test_another_evaluation_does_not_go_on_here(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a directory"):
         Journal(tmp_path / "out", IDENTITY, KNOWN)
 
 
@@ -147,7 +148,7 @@ def test_what_is_not_known_is_null():
     """One problem has no standard error, and no problem no pass@1."""
     found = harness_results("mbpp", score({"a": Tally(2, 1)}, [1]), {}, 1, 0.0)
     assert found["results"]["mbpp"]["pass_at_1_stderr,none"] is None
-    assert summarise_attempts([]).pass_at_1 is None
+    assert Scores({}, {}, {}, {}).pass_at_1 is None
 
 
 def test_interval_is_over_problems():

@@ -85,6 +85,21 @@ def test_a_training_that_fails_says_where_to_look(tmp_path, monkeypatch):
         experiment.run_experiment(ExperimentRequest(tmp_path, seeds=1))
 
 
+def test_only_evaluations_without_a_result_file_are_run(request_, monkeypatch):
+    """`evaluate` itself resumes one that was interrupted."""
+    called = []
+    monkeypatch.setattr(experiment, "train", lambda *arguments: None)
+    monkeypatch.setattr(experiment, "_call", lambda request, words, folder: called.append(words))
+    file = experiment.folder(request_, "baseline", 0) / "evaluation" / "micro-test.jsonl"
+    (file.with_suffix(".evaluation")).mkdir(parents=True)  # of an interrupted evaluation
+    experiment.train_and_evaluate(request_, "baseline", 0)
+    assert [words[words.index("--split") + 1] for words in called] == ["test", "compositions"]
+    assert not any("--overwrite" in words for words in called)
+    file.touch()
+    experiment.train_and_evaluate(request_, "baseline", 0)
+    assert [words[words.index("--split") + 1] for words in called[2:]] == ["compositions"]
+
+
 def results(solved: dict[str, float], seeds: int = 2, problems: int = 40) -> list[ArmResult]:
     """Arms that solve a given share of the problems, the first ones."""
     found = []
@@ -169,7 +184,7 @@ def test_the_command_runs_from_nothing_and_again(tmp_path, capsys):
     assert main(arguments) == 0
     first = page.read_text()
     metrics = tmp_path / "runs" / "seed0" / "rho1" / "metrics.jsonl"
-    assert json.loads(metrics.read_text().splitlines()[0])["rho1"]["kept_share"] > 0.59
+    assert json.loads(metrics.read_text().splitlines()[1])["rho1"]["kept_share"] > 0.59
     stamp = metrics.stat().st_mtime_ns
     assert main(arguments) == 0
     assert metrics.stat().st_mtime_ns == stamp

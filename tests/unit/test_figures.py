@@ -8,19 +8,20 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.integration import helpers_training
-from tests.integration.helpers_training import SMALL
+from tests.integration.helpers_training import SMALL, token_weights
 
+from weighted_mtp.analysis import run_report
+from weighted_mtp.analysis.charts import save_png
 from weighted_mtp.analysis.experiment_table import Line, markdown_table
-from weighted_mtp.analysis.plots import plot_losses
-from weighted_mtp.cli import report
 from weighted_mtp.core.config.sections import ObjectiveConfig, ValueConfig
+from weighted_mtp.core.run_records import read_stages
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.evaluation.scores import Tally, score
-from weighted_mtp.pipelines.metrics_utils import MetricsFile, curve, in_words, read_metrics
+from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, read_metrics
 from weighted_mtp.pipelines.tracking.backends import scalars
 from weighted_mtp.pipelines.training.objectives import Pool, make_objective
-from weighted_mtp.pipelines.training.step_figures import summarise
+from weighted_mtp.pipelines.training.step import summarise
 from weighted_mtp.value_weighting.rho1_weighting import rho1_stats
 
 rows_file = helpers_training.rows_file
@@ -56,9 +57,9 @@ def test_the_value_loss_counts_the_terms_it_has():
         weighted = make_objective(ObjectiveConfig(name="verifiable", td=td), 2)
         signal = values.detach()
         pool = Pool(batch.labels, batch.correct, batch.truncated, batch.rows, signal, None)
-        weights = weighted.token_weights(pool)
+        weights = token_weights(weighted, pool)
         assert not weights[:, 0].any()
-        assert weighted.figures(pool, weighted.weights(pool))["weight"][:, 0].sum() == 11
+        assert weighted.weigh(pool).figures["weight"].sum(0)[:, 0].sum() == 11
         if pooled == "renormalise":
             assert weights.sum() / 11 == pytest.approx(1.0)
 
@@ -201,33 +202,18 @@ def run_dir(tmp_path):
 
 
 def test_the_report_of_a_run_with_gaps(run_dir):
-    stages = report.read_stages(run_dir)
-    charts = {chart.title: chart for chart in report.curves(stages)}
-    weights = charts["Mean token weight"].series["right programs"]
+    stages = read_stages(run_dir)
+    charts = {chart.title: chart for chart in run_report.curves(stages)}
+    weights = charts["Mean token weight"].series["correct programs"]
     assert [x for x in weights[1] if not math.isnan(x)] == [1.5, 0.5]
-    summary = {name: figure for name, figure, _ in report.summarise(stages, {})}
-    assert summary["weight, right"] == "0.50"  # of the last step that had one
-    assert summary["next token right"] == summary["right preferred"] == "–"
-    assert summary["tokens a forward"] == "– of 2"
+    summary = {name: figure for name, figure, _ in run_report.summarise(stages, {})}
+    assert summary["token weight, correct"] == "0.50"  # of the last step that had one
+    assert summary["next-token accuracy"] == summary["correct preferred"] == "–"
+    assert summary["tokens per forward pass"] == "– of 2"
     held_out = stages["main"][-1]
-    assert "nan" not in str(report.heads(held_out)) + in_words(held_out)
-    train = curve(stages["main"], "train", "head_loss")
-    plot_losses(train, train, train, run_dir / "loss.png", "gaps")
+    assert "nan" not in str(run_report.heads(held_out)) + in_words(held_out)
+    save_png(run_report.loss_curves(stages), run_dir / "loss.png", "gaps")
     assert (run_dir / "loss.png").stat().st_size > 0
-
-
-def test_a_gap_does_not_end_a_smoothed_line(monkeypatch, tmp_path):
-    drawn: list[list[float]] = []
-
-    def note(axes, xs, ys, *_, **__):
-        drawn.append(list(ys))
-        return []
-
-    monkeypatch.setattr("matplotlib.axes.Axes.plot", note)
-    losses = [[1.0], [math.nan], [2.0]]
-    plot_losses(([1, 2, 3], losses), ([], []), ([], []), tmp_path / "a.png", "")
-    assert math.isnan(drawn[0][1])
-    assert [drawn[0][0], drawn[0][2]] == pytest.approx([1.0, 1.1])
 
 
 def test_trackers_get_no_null(run_dir):

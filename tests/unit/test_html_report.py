@@ -7,18 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from weighted_mtp.analysis.charts import MAX_POINTS, Axis, drawable, line_chart, thin
-from weighted_mtp.analysis.html_parts import heat_bound, pair_html, table_html, token_spans
-from weighted_mtp.analysis.html_report import (
-    Curve,
-    ProgramCard,
-    Report,
-    Table,
-    TokenTrace,
-    render,
-    write,
-)
+from weighted_mtp.analysis.charts import MAX_POINTS, Curve, line_chart, save_png, smooth, thin
+from weighted_mtp.analysis.html_parts import heat_bound, pair_html, token_spans
+from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, render, write
 from weighted_mtp.analysis.html_style import (
+    COLOURS,
     LEVELS,
     THEMES,
     figure,
@@ -28,6 +21,7 @@ from weighted_mtp.analysis.html_style import (
     text,
     weight_level,
 )
+from weighted_mtp.core.types import TokenTrace
 
 NAN, INF = math.nan, math.inf
 EVIL = """<script>alert("x")</script> & 'it' </pre></style> ]]> \x00\x1b\u202e"""
@@ -106,6 +100,7 @@ def full_report(words: str = "loss") -> Report:
     return Report(
         title=words,
         summary=[(words, "0.5", words)],
+        facts=[(words, words)],
         curves=[curve],
         pairs=[pair],
         tables=[Table(words, ("family", words), [(words, "12 %")], words)],
@@ -126,7 +121,7 @@ def test_page_is_well_formed_and_shows_every_part():
     page = Page(render(full_report()))
     assert len(page.all("h1")) == 1
     shown = [a["id"] for a in page.all("section") if "id" in a]
-    assert shown == ["summary", "curves", "pairs", "tables", "programs", "notes", "settings"]
+    assert shown == ["summary", "run", "curves", "pairs", "tables", "programs", "notes", "settings"]
     assert [a["href"] for a in page.all("a")] == [f"#{key}" for key in shown]
     assert "1 of the 2 programs shown passed" in page.text
 
@@ -137,10 +132,10 @@ def test_page_stands_alone():
     used = {tag for tag, _ in page.tags}
     assert not used & {"script", "link", "img", "iframe", "object", "base", "form"}
     for _, attributes in page.tags:
-        assert not {"src", "srcset", "action", "style", "xlink:href"} & attributes.keys()
+        assert not {"src", "srcset", "action", "xlink:href"} & attributes.keys()
         assert not any(name.startswith("on") for name in attributes)
         assert (attributes.get("href") or "#").startswith("#")
-    assert not re.search(r"url\(|@import|https?:", html)
+    assert not re.search(r"url\((?!#)|@import|https?:", html)
     policy = next(a for a in page.all("meta") if "http-equiv" in a)
     assert "default-src 'none'" in (policy["content"] or "")
 
@@ -176,7 +171,7 @@ def test_empty_things_inside_parts():
 def test_write_replaces_the_file_in_one_move(tmp_path):
     path = tmp_path / "new" / "report.html"
     write(Report("first"), path)
-    write(Report("second \ud800 é"), path)  # half a surrogate pair cannot be stored
+    write(Report("second \ud800 é"), path)  # a lone surrogate cannot be stored
     page = path.read_text(encoding="utf-8")
     assert "<title>second \ufffd é</title>" in page
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
@@ -234,10 +229,23 @@ def test_figure_with_sign():
 
 
 def numbers(html: str) -> list[list[tuple[float, float]]]:
-    """Points of every polyline of the plot, the keys of the legend left out."""
+    """Points of every line of the plot: grid, axes, keys and what is faint left out."""
     plot = html.split("</svg>")[0]
-    lines = re.findall(r'points="([^"]+)"', plot)
-    return [[tuple(map(float, p.split(","))) for p in line.split()] for line in lines]
+    series = (
+        r'<path d="([^"]+)"[^>]*?style="fill: none;[^"]*stroke: var\(--(?:c\d|good|bad)\)[^"]*"/>'
+    )
+    found = []
+    for path in re.finditer(series, plot):
+        if "stroke-opacity" not in path[0]:
+            for part in path[1].split("M")[1:]:
+                found.append([tuple(map(float, p.split())) for p in part.split("L")])
+    return found
+
+
+def markers(html: str) -> list[tuple[float, float]]:
+    """Places of the dots of all series; ticks have the colour of the axes."""
+    uses = re.findall(r'<use href="#\w+" x="([^"]+)" y="([^"]+)" style="([^"]+)"', html)
+    return [(float(x), float(y)) for x, y, style in uses if re.search(r"--(c\d|good|bad)", style)]
 
 
 def test_a_long_series_is_thinned_and_keeps_its_spikes():
@@ -248,7 +256,8 @@ def test_a_long_series_is_thinned_and_keeps_its_spikes():
     assert {(0, ys[0]), (999, ys[999]), (123, 9.0), (777, -9.0)} <= set(points)
     assert all(a[0] < b[0] for a, b in pairwise(points))
     (line,) = numbers(line_chart(Curve("t", "x", "y", {"a": (range(1000), ys)})))
-    assert len(line) == len(points)
+    assert len(line) <= len(points)
+    assert max(y for _, y in line) - min(y for _, y in line) > 100  # both spikes
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 299, 300, 301, 302, 600, 5000])
@@ -267,24 +276,60 @@ def test_a_long_gap_survives_thinning():
     assert not any(400 <= x < 600 for x, y in kept if not math.isnan(y))
 
 
+def test_a_gap_does_not_end_a_smoothed_line():
+    ys = [y for _, y in smooth([(1, 1.0), (2, NAN), (3, 2.0)])]
+    assert math.isnan(ys[1])
+    assert [ys[0], ys[2]] == pytest.approx([1.0, 1.1])
+
+
+def test_a_long_smoothed_series_is_drawn_over_its_points():
+    ys = [float(i % 2) for i in range(100)]
+    html = line_chart(Curve("t", "x", "y", {"a": (range(100), ys)}, smooth=True))
+    (line,) = numbers(html)
+    assert html.count("stroke-opacity: 0.3") == 1
+    assert "moving averages" in html
+    swing = max(y for _, y in line[40:]) - min(y for _, y in line[40:])
+    whole = line_chart(Curve("t", "x", "y", {"a": (range(100), ys)}))
+    assert 0 < swing < 0.2 * (max(y for _, y in numbers(whole)[0]) - min(y for _, y in line))
+
+
 def test_values_that_cannot_be_drawn_are_gaps():
     ys = [1.0, 2.0, NAN, 3.0, INF, 4.0, 5.0, -INF]
     html = line_chart(Curve("t", "x", "y", {"a": (range(8), ys)}))
-    assert [len(line) for line in numbers(html)] == [2, 2]
-    assert html.count("<circle") == 5  # few points: each has its dot
-    assert "Left out, as not finite: 3." in html
+    assert [len(line) for line in numbers(html) if len(line) > 1] == [2, 2]
+    assert len(markers(html)) == 5  # few points: each has its dot
+    assert "Not shown, because not finite: 3." in html
     assert "last 5.000" in html
     assert "nan" not in html
-    assert "inf" not in html.replace("finite", "")
     Page(html)
+
+
+def test_a_point_between_two_gaps_of_a_long_series_has_a_dot():
+    ys = [NAN if i in (49, 51) else 1.0 for i in range(100)]
+    assert len(markers(line_chart(Curve("t", "x", "y", {"a": (range(100), ys)})))) == 1
+
+
+def test_a_single_validation_is_a_point_with_its_label():
+    series = {"head 1": ([20], [0.5]), "head 2": ([20], [0.501]), "head 3": ([20], [NAN])}
+    page = Page(html := line_chart(Curve("t", "step", "y", series)))
+    assert len(markers(html)) == 2
+    assert "head 1: 0.500" in page.text
+    assert "head 2: 0.501" in page.text
+    places = {
+        name: float(y)
+        for y, name in re.findall(r"translate\([\d.]+ ([\d.]+)\)[^>]*>(head \d): ", html)
+    } or {name: float(y) for y, name in re.findall(r'y="([\d.]+)"[^>]*>(head \d): ', html)}
+    assert abs(places["head 1"] - places["head 2"]) >= 10  # labels do not overlap
+    longer = {"a": ([1, 2], [0.5, 0.6]), "b": ([2], [0.7])}
+    assert "b: 0.700" in Page(line_chart(Curve("t", "step", "y", longer))).text
 
 
 def test_a_log_axis_leaves_out_what_has_no_logarithm():
     data = (range(4), [1.0, 0.0, -1.0, 100.0])
     html = line_chart(Curve("t", "x", "y", {"a": data}, log_y=True))
-    assert html.count("<circle") == 2
+    assert len(markers(html)) == 2
     assert "not finite and positive: 2." in html
-    assert "logarithmic" in html
+    assert "Logarithmic" in html
 
 
 @pytest.mark.parametrize("log_y", [False, True])
@@ -308,39 +353,24 @@ def test_any_values_give_a_picture_within_its_frame(ys, log_y):
     html = line_chart(curve)
     Page(html)
     assert "nan" not in html
-    for x, y in re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', html):
-        assert 0 <= float(x) <= 480
-        assert 0 <= float(y) <= 290
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)" role', html)
+    drawn = [y for y in ys if abs(y) < 1e100 and (not log_y or y > 1e-100)]
+    assert len(markers(html)) == len(drawn)
+    for x, y in markers(html):
+        assert 0 <= x <= float(box[1])
+        assert 0 <= y <= float(box[2])
 
 
 def test_points_without_x_are_dropped():
-    assert drawable([NAN, 1], [5.0, 6.0], log_y=False) == [(1.0, 6.0)]
+    assert Curve("", "", "", {"a": ([NAN, 1], [5.0, 6.0])}).points("a") == [(1.0, 6.0)]
 
 
-@pytest.mark.parametrize(
-    ("axis", "labels"),
-    [
-        (Axis(0, 1, 0, 1), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (Axis(0, 20000, 0, 1), ["0", "5k", "10k", "15k", "20k"]),
-        (Axis(-1, 1, 0, 1), ["-1.0", "-0.5", "0", "0.5", "1.0"]),
-        (Axis(0.01, 10, 0, 1, log=True), ["0.01", "0.1", "1", "10"]),
-        (Axis(0.9, 6, 0, 1, log=True), ["1", "2", "5"]),
-        (Axis(3.0, 3.4, 0, 1, log=True), ["3.0", "3.1", "3.2", "3.3", "3.4"]),
-    ],
-)
-def test_ticks_are_round(axis, labels):
-    assert [label for _, label in axis.ticks()] == labels
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_ticks_stay_few_and_within_the_axis(log):
-    for low in (1e-30, 1e-4, 0.37, 12.0, 1e6):
-        for factor in (1.00001, 1.3, 2.0, 17.0, 1e3, 1e12, 1e40):
-            ticks = Axis(low, low * factor, 0.0, 100.0, log).ticks()
-            assert 2 <= len(ticks) <= 10, (low, factor, ticks)
-            axis = Axis(low, low * factor, 0.0, 100.0, log)
-            assert all(-0.01 <= axis.place(value) <= 100.01 for value, _ in ticks)
-            assert len({label for _, label in ticks}) == len(ticks) or factor < 1.001
+def test_axes_have_round_numbers_and_no_formulas():
+    ys = [0.001 * 10**i for i in range(5)]
+    page = Page(line_chart(Curve("t", "$x$", "y", {"a": (range(5), ys)}, log_y=True)))
+    assert all(label in page.text for label in ("0.001", "0.1", "10", "$x$"))
+    assert "mathdefault" not in page.text
+    assert "mathdefault" not in Page(line_chart(Curve("t", "x", "y", {"a": (range(5), ys)}))).text
 
 
 def test_up_is_more_on_both_kinds_of_axis():
@@ -358,7 +388,35 @@ def test_a_series_of_unequal_lengths_is_refused():
 
 def test_many_series_stay_apart():
     html = line_chart(Curve("t", "x", "y", {str(i): ([0, 1], [0.0, i]) for i in range(12)}))
-    assert len(set(re.findall(r'class="(s\d+)"', html))) == 12
+    assert len(set(re.findall(r'style="(stroke:var[^"]+)"', html))) == 12
+    drawn = re.findall(
+        r"fill: none; stroke(?:-dasharray: [^;]+; stroke-dashoffset: 0; stroke)?: "
+        r"var\(--c\d\)",
+        html,
+    )
+    assert len(set(drawn)) == 12
+
+
+def test_charts_take_their_colours_from_the_style_sheet():
+    html = line_chart(Curve("t", "x", "y", {"a": (range(3), [1.0, 2.0, 3.0])}))
+    left = set(re.findall(r"#[0-9a-f]{6}", html))
+    assert not left & set(COLOURS["light"].values())  # light and dark pages have their own
+    assert {"var(--dim)", "var(--edge)", "var(--c0)"} <= set(re.findall(r"var\(--\w+\)", html))
+    assert COLOURS["light"].keys() == COLOURS["dark"].keys()
+    assert len(set(COLOURS["light"].values())) == len(COLOURS["light"])  # each stands for one name
+
+
+def test_a_page_repeats_no_id():
+    curve = Curve("t", "x", "y", {"a": (range(3), [1.0, 2.0, 3.0])})
+    page = Page(render(Report("r", curves=[curve, Curve("u", "x", "y", {"a": ([1], [2.0])})])))
+    ids = [a["id"] for _, a in page.tags if "id" in a and not re.fullmatch(r"[pm]\w{10}", a["id"])]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_png_has_a_panel_for_each_chart(tmp_path):
+    curve = Curve("$t$", "x", "y", {"$a_{": (range(3), [1.0, NAN, 3.0])}, log_y=True)
+    save_png([curve, curve], tmp_path / "new" / "loss.png", "run \x1b $x$")
+    assert (tmp_path / "new" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- weights as colours --------------------------------------------------------------------------
@@ -446,55 +504,20 @@ def test_cut_characters_and_odd_figures():
     spans = [a for a in page.all("span") if " · value" in (a.get("title") or "")]
     assert [a["class"] for a in spans[:7]] == ["nan", "a10", "b10", "b10", "w0", "a7", "b10"]
     assert "(part of a character)" in spans[1]["title"]
-    assert "right program 1" in page.text
-    assert "right program 2" in page.text
+    assert "correct program 1" in page.text
+    assert "correct program 2" in page.text
 
 
 def test_a_pair_draws_both_values_over_the_share_of_the_response():
     right = trace("a b", values=(0.75, 1.0, 1.0, NAN))
     wrong = trace("a b c d", is_correct=False, values=(0.5,) * 8)
     html = pair_html((right, wrong), 2.0)
-    plot = html.split("</svg>")[0]
-    assert re.findall(r'<g class="(\w+)">', plot) == ["good", "bad"]
-    first, second = numbers(html)
-    assert len(first) == 4  # the start and three values: nothing after EOS
-    assert len(second) == 9
-    assert first[0] == second[0]  # both start at 0.5
-    assert second[-1][0] == 480 - 18
-    assert "Left out" not in html
+    drawn = markers(html.split("</svg>")[0])
+    assert len(drawn) == 4 + 9  # the start and the values: nothing after EOS
+    assert drawn[0] == drawn[4]  # both start at 0.5
+    assert len({y for _, y in drawn[4:]}) == 1
+    assert "Not shown" not in html
     page = Page(html)
-    assert "Right program" in page.text
-    assert "Wrong program" in page.text
+    assert "Correct program" in page.text
+    assert "Incorrect program" in page.text
     assert page.text.count("Return x.") == 1
-
-
-def test_the_tokens_with_the_strongest_weights_are_listed():
-    weights = [1.0] * 30
-    weights[4], weights[20], weights[29] = 0.2, 3.0, 1.2
-    n = len(weights)
-    given = trace(pieces=(*"abcdefghijklmnopqrstuvwxyz\n12", ""), **of_length(n))
-    given = TokenTrace(**{**vars(given), "weights": tuple(weights)})
-    page = Page(pair_html((given, given), 3.0))
-    assert page.code[1:4] == ["abcdefghijklmnopq", "ijklmnopqrstuvwxyz↵12", "rstuvwxyz↵12⏎ end"]
-    flat = TokenTrace(**{**vars(given), "weights": (1.0,) * n})
-    assert "furthest" not in pair_html((flat, flat), 3.0)
-
-
-def test_a_trace_of_unequal_lengths_is_refused():
-    with pytest.raises(ValueError, match="identity"):
-        trace(pieces=("a",))
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-
-def test_numbers_are_aligned_and_words_are_not():
-    rows = [("a", "12.5 %", "fine", "–"), ("b", "−3", "7", "+1.2e")]
-    page = Page(table_html(Table("t", ("n", "share", "word", "odd"), rows, "how to read")))
-    assert [a.get("class") for a in page.all("td")] == ["number", None, "number"] * 2
-    assert [a["scope"] for a in page.all("th")] == ["col"] * 4 + ["row"] * 2
-
-
-def test_a_ragged_table_is_refused():
-    with pytest.raises(ValueError, match="a row of 1 under 2"):
-        Table("t", ("a", "b"), [("x",)])

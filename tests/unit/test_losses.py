@@ -27,6 +27,9 @@ class Case(NamedTuple):
     weights: Tensor | None = None
     head_weights: Tensor | None = None
 
+    def loss(self, chunk_rows: int | None = None) -> MTPLoss:
+        return mtp_loss(*self, chunk_rows=chunk_rows)
+
 
 class Result(NamedTuple):
     loss: Tensor
@@ -67,11 +70,11 @@ def naive(case: Case) -> MTPLoss:
     return MTPLoss(loss, (ce * counted).detach(), (logits.argmax(-1) == targets) & counted)
 
 
-def differentiate(case: Case, function=mtp_loss, factor: float = 1.0, **options) -> Result:
+def differentiate(case: Case, function=None, factor: float = 1.0, **options) -> Result:
     hidden = [h.clone().requires_grad_() for h in case.hidden]
     unembedding = case.unembedding.clone().requires_grad_()
     case = case._replace(hidden=hidden, unembedding=unembedding)
-    out = naive(case) if function is naive else mtp_loss(*case, **options)
+    out = naive(case) if function is naive else case.loss(**options)
     (out.loss * factor).backward()
     grads = torch.stack([h.grad for h in hidden])
     return Result(out.loss.detach(), grads, unembedding.grad)
@@ -117,7 +120,7 @@ def cases(draw) -> Case:
 def test_equals_the_naive_computation(case, chunk_rows):
     expected = differentiate(case, naive)
     assert_same(differentiate(case, chunk_rows=chunk_rows), expected, 1e-10)
-    out, wanted = mtp_loss(*case, chunk_rows=chunk_rows), naive(case)
+    out, wanted = case.loss(chunk_rows), naive(case)
     torch.testing.assert_close(out.ce, wanted.ce, rtol=1e-10, atol=1e-10)
     assert torch.equal(out.hit, wanted.hit)
     assert not out.ce.requires_grad
@@ -134,7 +137,7 @@ def test_gradcheck():
 
     def loss(unembedding: Tensor, *hidden: Tensor) -> Tensor:
         changed = case._replace(hidden=list(hidden), unembedding=unembedding)
-        return mtp_loss(*changed, chunk_rows=4).loss
+        return changed.loss(4).loss
 
     inputs = [x.clone().requires_grad_() for x in (case.unembedding, *case.hidden)]
     assert torch.autograd.gradcheck(loss, inputs)
@@ -161,7 +164,7 @@ def test_tied_embeddings_get_the_naive_gradient():
     tokens = random_tokens(args, 2, 8)
     case = make_case(s=8, v=args.vocab_size)
     grads = []
-    for function in (lambda c: mtp_loss(*c, chunk_rows=5), naive):
+    for function in (lambda c: c.loss(5), naive):
         model = tiny_model(args, dtype=torch.float64)
         states = model.head_states(tokens, return_all_heads=True)
         function(case._replace(hidden=states, unembedding=model.output.weight)).loss.backward()
@@ -206,10 +209,10 @@ def test_no_graph_without_grad_and_no_gradient_of_the_token_weights(mode):
     case.weights.requires_grad_()
     case.unembedding.requires_grad_()
     with mode():
-        loss = mtp_loss(*case).loss
+        loss = case.loss().loss
     assert not loss.requires_grad
     torch.testing.assert_close(loss, naive(case).loss.detach())
-    mtp_loss(*case).loss.backward()
+    case.loss().loss.backward()
     assert case.unembedding.grad.any()
     assert case.weights.grad is None
 
@@ -270,7 +273,7 @@ def test_extreme_logits_are_finite_and_right(dtype):
 def test_a_broken_hidden_state_is_not_hidden(bad):
     case = make_case(ignored=0.0)._replace(weights=None)
     case.hidden[0][0, 0, 0] = bad
-    assert mtp_loss(*case).loss.isnan()
+    assert case.loss().loss.isnan()
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from weighted_mtp.pipelines.planning.memory import (
     peak_memory,
 )
 from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Setting
+from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import Objective, make_objective
 from weighted_mtp.pipelines.training.optimization import make_optimizer
@@ -51,7 +52,7 @@ PACKED = {"documents": [16, 16], "mask": [24, 5, 3]}
 def counted(args: ModelArgs, recipe: str = "baseline", *changes: str) -> tuple[Counts, Objective]:
     resolved = read(recipe, *changes)
     objective = make_objective(resolved.objective, args.n_future_tokens)
-    return count(resolved, args, objective), objective
+    return count(resolved, args, objective, {}), objective
 
 
 def read(recipe: str, *changes: str) -> Recipe:
@@ -221,6 +222,11 @@ STEPS = {
     "verifiable two micro-batches": ("verifiable", {"accumulate": True, "checkpointing": "full"}),
     "rho1": ("rho1", {}),
     "critic frozen": ("critic", {}),
+    "critic frozen bfloat16": ("critic", {"half": True}),
+    "heads": ("baseline", {}),
+    "heads bfloat16": ("baseline", {"half": True}),
+    "heads two micro-batches": ("baseline", {"accumulate": True}),
+    "heads recomputed": ("baseline", {"checkpointing": "full"}),
 }
 
 
@@ -229,12 +235,18 @@ def test_the_peak_of_a_step_is_within_a_tenth(case):
     recipe, how = STEPS[case]
     setting = Setting(B, S, **how)
     args = tiny_args(dim=128, n_layers=6, vocab_size=700, multiple_of=32, max_seq_len=S)
-    counts, objective = counted(args, recipe)
+    adapt = "heads" if case.startswith("heads") else "full"
+    kept = "bfloat16" if setting.half else "auto"
+    changes = (f"training.adapt={adapt}", f"training.frozen_dtype={kept}")
+    changes += (f"runtime.compute_dtype={'bfloat16' if setting.half else 'float32'}",)
+    counts, objective = counted(args, recipe, *changes)
     adapter = MetaLlamaMTPAdapter(Transformer(args))
     if objective.needs_value_head:
         adapter.attach_value_head()
     dtype = torch.bfloat16 if setting.half else torch.float32
     module = TrainingModule(adapter, objective, dtype)
+    freeze(adapter, read(recipe, *changes), objective)
+    halve_frozen(adapter, read(recipe, *changes), {})
     if setting.checkpointing != "none":
         transformer = adapter.transformer
         checkpoint_activations(transformer, transformer.grouping_plan(), setting.checkpointing)
@@ -260,7 +272,7 @@ def test_the_peak_of_a_step_is_within_a_tenth(case):
     expected = peak_memory(counts, setting)
     resting = expected.weights + expected.optimizer
     assert resting == sum(
-        tensor.numel() * 4
+        tensor.numel() * tensor.element_size()
         for p in module.parameters()
         for tensor in (p, *(v for v in optimizer.state[p].values() if v.ndim))
     )

@@ -49,7 +49,7 @@ def test_rho1_keeps_what_its_denominators_count(k, scope, first, make_trainer, m
     trainer = make_trainer("rho1", **changes)
     batches, weighed, denominators = [], [], []
     forward = trainer.module.forward
-    decide = trainer.objective.weights
+    decide = trainer.objective.weigh
 
     def look(batch, task="train", given=None, weights=None):
         if task == "train":
@@ -57,12 +57,13 @@ def test_rho1_keeps_what_its_denominators_count(k, scope, first, make_trainer, m
             denominators.append(given)
         return forward(batch, task, given, weights)
 
-    def weights(pool):
-        weighed.append(decide(pool))
-        return weighed[-1]
+    def weigh(pool):
+        out = decide(pool)
+        weighed.append(out.weights)
+        return out
 
     monkeypatch.setattr(trainer.module, "forward", look)
-    monkeypatch.setattr(trainer.objective, "weights", weights)
+    monkeypatch.setattr(trainer.objective, "weigh", weigh)
     figures = trainer.train_step()
     counts = torch.stack([trainer.objective.counts(b)[:-1] for b in batches])  # [m, n]
     pools = counts if scope == "micro_batch" else counts.sum(0, keepdim=True)
@@ -142,14 +143,15 @@ def test_a_batch_without_rows_agrees_on_the_references_heads(make_trainer):
         pools = [pool_of(b, trainer.module(b, "score").signal) for b in (full, empty)]
     whole = Pool.of(concat_rows(pools))
     S = full.length
-    weights = trainer.objective.weights(whole)
-    assert torch.equal(weights[:2, :S], trainer.objective.weights(pools[0]))
+    weights = trainer.objective.weigh(whole).weights
+    assert torch.equal(weights[:2, :S], trainer.objective.weigh(pools[0]).weights)
     assert float(weights[2:].sum()) == 0
 
 
 def weights_of(trainer: Trainer, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return trainer.objective.weights(pool_of(batch, trainer.module(batch, "score").signal))
+        pool = pool_of(batch, trainer.module(batch, "score").signal)
+    return trainer.objective.weigh(pool).weights
 
 
 def test_rho1_without_reference_losses_is_an_error(make_trainer):

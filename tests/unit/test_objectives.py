@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.integration import helpers_training
-from tests.integration.helpers_training import SMALL, run_steps, state
+from tests.integration.helpers_training import SMALL, run_steps, state, token_weights
 from tests.unit.sampling_cases import make
 from torch import Tensor
 
@@ -70,7 +70,10 @@ def test_every_head_weighs_a_token_alike(make_trainer):
     trainer = make_trainer("verifiable")
     batch = batch_of(trainer)
     given = pool(trainer, batch)
-    tokens, weights = trainer.objective.token_weights(given), trainer.objective.weights(given)
+    tokens, weights = (
+        token_weights(trainer.objective, given),
+        trainer.objective.weigh(given).weights,
+    )
     _, S, n = weights.shape
     assert (S, n) == (batch.tokens.shape[1], 3)
     ahead = F.pad(tokens, (0, n))
@@ -88,7 +91,7 @@ def test_the_loss_is_the_weighted_sum_over_its_denominators(name, make_trainer):
     batch, objective = batch_of(trainer), trainer.objective
     counts = objective.counts(batch)
     denominators = objective.denominators(counts[None])
-    weights = objective.weights(pool(trainer, batch))
+    weights = objective.weigh(pool(trainer, batch)).weights
     terms = (reference_ce(trainer, batch) * weights).nansum((0, 1)).double()
     expected = float((terms / denominators[:-1] * torch.tensor([0.5, 0.3, 0.2])).sum())
     found = trainer.module(batch, "train", denominators)
@@ -105,7 +108,7 @@ def test_weights_carry_no_gradient(name, make_trainer):
     batch = batch_of(trainer)
     shape = (*batch.tokens.shape, 3) if name == "rho1" else batch.tokens.shape
     signal = torch.rand(shape, requires_grad=True)
-    weights = trainer.objective.weights(pool(trainer, batch, signal))
+    weights = trainer.objective.weigh(pool(trainer, batch, signal)).weights
     assert not weights.requires_grad
 
 
@@ -288,12 +291,14 @@ def test_truncated_rows_have_no_terminal_reward(name, make_trainer):
     assert len(cut) > 3
     assert float(right[0]) == float(wrong[0]) > 0
     if name == "verifiable":
-        weights = [trainer.objective.weights(pool(trainer, b, values)) for b in (batch, other)]
+        weights = [
+            trainer.objective.weigh(pool(trainer, b, values)).weights for b in (batch, other)
+        ]
         assert torch.equal(*weights)
         last = (batch.labels != IGNORE_INDEX).sum(1) + (batch.labels == IGNORE_INDEX).int().argmin(
             1
         )
-        ends = trainer.objective.token_weights(pool(trainer, batch, values))
+        ends = token_weights(trainer.objective, pool(trainer, batch, values))
         assert (ends[torch.arange(len(cut)), last - 1] == 1).all()  # no error: exp(0)
 
 
@@ -338,8 +343,8 @@ def test_the_log_tells_of_errors_advantages_and_weights(make_trainer):
     figures = trainer.objective.summarise(out.sums)
     found = {
         "td_error": trainer.objective.td_errors(given),
-        "advantage": trainer.objective.advantages(given),
-        "weight": trainer.objective.token_weights(given),
+        "advantage": trainer.objective.advantages(given, trainer.objective.td_errors(given)),
+        "weight": token_weights(trainer.objective, given),
     }
     groups = {"": given.correct | True, "_correct": given.correct, "_incorrect": ~given.correct}
     for name, values in found.items():
@@ -375,7 +380,7 @@ def test_shuffled_keeps_the_weights_of_each_row(make_trainer):
     batch = batch_of(real, 24)
     values = torch.randn(batch.tokens.shape)
     given = pool(real, batch, values)
-    before, after = (t.objective.token_weights(given) for t in (real, control))
+    before, after = (token_weights(t.objective, given) for t in (real, control))
     assert torch.equal(before.sort(1).values, after.sort(1).values)
     assert not after[batch.labels == IGNORE_INDEX].any()  # a prompt never gets any
     moved = (before != after).sum(1)
@@ -389,7 +394,7 @@ def test_random_matched_has_the_moments_of_the_real_weights(make_trainer):
     batch = batch._replace(rows=torch.arange(len(batch.rows)))
     given = pool(real, batch, torch.randn(batch.tokens.shape) * 0.3)
     mask = batch.labels != IGNORE_INDEX
-    before, after = (t.objective.token_weights(given)[mask] for t in (real, control))
+    before, after = (token_weights(t.objective, given)[mask] for t in (real, control))
     assert len(before) > 5000
     assert float(after.mean()) == pytest.approx(float(before.mean()), rel=0.03)
     assert float(after.std()) == pytest.approx(float(before.std()), rel=0.05)
@@ -405,7 +410,7 @@ def test_random_matched_follows_weights_that_left_the_clamps_range(make_trainer)
     trainer = make_trainer("verifiable", objective__name="random_matched", **changes, **SMALL)
     batch = trainer.collator(trainer.examples * 20)
     batch = batch._replace(rows=torch.arange(len(batch.rows)))
-    drawn = trainer.objective.token_weights(pool(trainer, batch, torch.randn(batch.tokens.shape)))
+    drawn = token_weights(trainer.objective, pool(trainer, batch, torch.randn(batch.tokens.shape)))
     assert float(drawn[batch.labels != IGNORE_INDEX].mean()) == pytest.approx(1.0, rel=0.03)
 
 
@@ -416,6 +421,6 @@ def test_controls_draw_anew_in_every_step(name, make_trainer):
     drawn = []
     for step in (0, 1, 0):
         trainer.objective.begin_step(step, 8)
-        drawn.append(trainer.objective.weights(given))
+        drawn.append(trainer.objective.weigh(given).weights)
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example, pack_batch, pad_batch
 from weighted_mtp.data.packing import Cutter, pack_groups
-from weighted_mtp.losses import shift_labels
+from weighted_mtp.losses import LossTerms, shift_labels
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.module import batch_loss, read_batch
@@ -210,7 +210,7 @@ def loss_of(model: Transformer, batch, weights=None, c=None):
     targets = plain_targets(batch, N_HEADS)
     denominators = (targets != IGNORE_INDEX).sum((0, 1)).double()
     weight = model.output.weight
-    return batch_loss(batch, states, weight, targets, denominators, weights, c)
+    return batch_loss(batch, states, weight, LossTerms(targets, denominators, weights, c))
 
 
 @given(lengths, st.integers(0, 2**16))

@@ -9,6 +9,7 @@ from tests.helpers import tiny_args, tiny_model
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.config.recipe import load_recipe
+from weighted_mtp.models.meta_mtp import checkpoints
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.planning.estimate import count, setting_of
 from weighted_mtp.pipelines.planning.memory import peak_memory
@@ -137,6 +138,18 @@ def test_the_recipes_own_model_and_a_checkpoint(checkpoint, capsys):
     assert stored["trained"] < stored["parameters"]  # two of three heads are not
     text = planned(capsys, "plan", "--recipe", "pretrain")
     assert text["choices"][0]["total"] > 0
+
+
+def test_the_recipes_reference_model_is_opened_once_for_all_choices(checkpoint, monkeypatch):
+    opened = []
+    for layout, reader in dict(checkpoints._READERS).items():
+        reading = lambda path, reader=reader: opened.append(path) or reader(path)  # noqa: E731
+        monkeypatch.setitem(checkpoints._READERS, layout, reading)
+    named = [f"objective.rho1.reference_model={checkpoint}", "data.max_length=64"]
+    found = plan(PlanRequest("rho1", overrides=named, model=str(checkpoint), gpus=8))
+    assert len(found.choices) > 20
+    assert {choice.memory.reference for choice in found.choices} == {4 * found.counts.parameters}
+    assert len(opened) <= 3  # the model, the check of its reference, the reference's size
 
 
 def test_a_reference_model_takes_room(capsys):

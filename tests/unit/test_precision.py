@@ -13,8 +13,8 @@ from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.decoding.plain import token_logprobs
 from weighted_mtp.decoding.sampling import Sampling, probabilities, residual
 from weighted_mtp.evaluation.head_quality import read_heads
+from weighted_mtp.losses import LossTerms, linear_cross_entropy, mtp_loss
 from weighted_mtp.losses import fused_linear_cross_entropy as fused_ce
-from weighted_mtp.losses import linear_cross_entropy, mtp_loss
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.fused_ops import rms_norm, swiglu
 from weighted_mtp.models.meta_mtp.value_head import ValueHead
@@ -307,7 +307,8 @@ def test_bfloat16_micro_batches_add_up_in_float32(kind):
         before = 0.0 if weight.grad is None else weight.grad.double()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = model.head_states(row)
-            loss = mtp_loss(states, model.output.weight, row[..., None], torch.tensor([1e6])).loss
+            terms = LossTerms(row[..., None], torch.tensor([1e6]))
+            loss = mtp_loss(states, model.output.weight, *terms).loss
         loss.backward()
         each += weight.grad.double() - before
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

@@ -39,7 +39,7 @@ def test_micro_says_what_it_did_and_repeats_itself(written, tmp_path, capsys):
     path = tmp_path / "again.jsonl"
     assert main([*MICRO, "--seed", "3", "--incorrect", "2", "--out", str(path)]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("36 rows (12 right, 24 wrong) of 12 families in ")
+    assert captured.out.startswith("36 rows (12 correct, 24 incorrect) of 12 families in ")
     assert captured.out.rstrip().endswith(str(path))
     assert "problem 12/12" in captured.err
     assert path.read_bytes() == written.read_bytes()

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.test_chat_template import TEMPLATES as CHAT_TEMPLATES
+from tests.unit.test_chat_template import byte_level, say
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
@@ -26,7 +28,7 @@ from weighted_mtp.data.prepare import files, merge
 from weighted_mtp.data.prepare.length import LengthLimit, TokenCounter
 from weighted_mtp.data.prepare.pool import run_tasks
 from weighted_mtp.data.prepare.run import PrepareRequest, prepare
-from weighted_mtp.data.tokens.tokenizers import make_tokenizer
+from weighted_mtp.data.tokens.tokenizers import load_tokenizer, make_tokenizer
 
 KILLED = textwrap.dedent(
     """
@@ -128,7 +130,7 @@ def test_good_rows_stay_and_bad_ones_are_named(tmp_path, capsys):
     assert bad[0]["file"] == str(source)
     assert bad[0]["excerpt"] == "{broken"
     said = capsys.readouterr().out
-    assert "train, fields not looked at: extra 1" in said
+    assert "train, ignored fields: extra 1" in said
     assert "2 rows" in said
 
 
@@ -402,7 +404,7 @@ def test_check_writes_nothing_and_counts(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out.splitlines()
     #                               rows bad right wrong problems only-right only-wrong
     assert said[1].split() == ["train", "6", "0", "4", "2", "3", "1", "0"]
-    assert said[2:] == ["train, would be dropped: duplicate 1", "train, fields not looked at: a 1"]
+    assert said[2:] == ["train, would be dropped: duplicate 1", "train, ignored fields: a 1"]
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
@@ -414,3 +416,49 @@ def test_check_names_bad_rows_by_line(tmp_path, capsys):
     assert said.out.count("not valid JSON") == 5
     assert "… and 2 more" in said.out
     assert "7 of 9 rows are bad" in said.err.splitlines()[-1]
+
+
+def test_conversations_are_checked_counted_and_kept(tmp_path, capsys):
+    """As JSONL, Parquet and Arrow, whose tables have null for keys that a message lacks."""
+    folder = byte_level(tmp_path / "model", CHAT_TEMPLATES["mistral"])
+    good = say("a", "b", "c", "d" * 20)
+    rows = [
+        {"messages": good, "is_correct": True},
+        {"messages": good, "is_correct": True},  # a duplicate
+        {"messages": say("a", "b", "c", "e"), "is_correct": True},
+        {"messages": say("a", "x"), "is_correct": True},  # right and wrong: both go
+        {"messages": say("a", "x"), "is_correct": False},
+        {"messages": say("a", "b" * 60), "is_correct": True},  # too long
+        {"messages": say("a", "b", system="s"), "is_correct": True},  # the template refuses it
+        {"messages": say("a", " "), "is_correct": True},
+        {"messages": say("a"), "is_correct": True},
+    ]
+    for row in rows:
+        row["messages"] = [{**message, "name": None} for message in row["messages"]]
+    table = pa.Table.from_pylist(rows)
+    sources = {form: tmp_path / f"rows.{form}" for form in ("jsonl", "parquet", "arrow")}
+    sources["jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(table, sources["parquet"])
+    with pa.OSFile(str(sources["arrow"]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+        out.write_table(table)
+    limit = ["--tokenizer", str(folder), "--template", "chat", "--max-length", "60"]
+    for form, source in sources.items():
+        out = tmp_path / form
+        assert main(["prepare", "jsonl", "--source", str(source), "--out", str(out), *limit]) == 0
+        kept = read_jsonl(out / "train.jsonl")
+        assert [row["messages"] for row in kept] == [good, say("a", "b", "c", "e")]
+        summary = json.loads((out / "summary.json").read_text())["splits"]["train"]
+        assert summary["dropped"] == {"contradictory": 2, "duplicate": 1, "too_long": 1}
+        reasons = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+        assert [reason.get("line", reason.get("row")) for reason in reasons] == [7, 8, 9]
+        for reason, words in zip(
+            reasons, ("must alternate", "assistant message is empty", "no assistant"), strict=True
+        ):
+            assert words in reason["reason"]
+    capsys.readouterr()
+    assert main(["prepare", "jsonl", "--source", str(sources["jsonl"]), "--check", *limit]) == 2
+    said = capsys.readouterr()
+    assert f"{sources['jsonl']}, line 9: 'messages' has no assistant turn" in said.out
+    counter = TokenCounter(LengthLimit(str(folder), "chat"))
+    collator = AlpacaCollator(load_tokenizer(folder), "chat", 10**9)
+    assert [counter(row) for row in kept] == [len(collator.encode(row).ids) for row in kept]

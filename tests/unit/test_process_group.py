@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.training.interruption import StopRequest
+from weighted_mtp.pipelines.training.policies import StopRequest
 from weighted_mtp.runtime import distributed
 
 WAIT = timedelta(seconds=20)
@@ -64,11 +64,11 @@ def test_a_lost_process_is_told_once(step, told):
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
     with (
         pytest.raises(UserError, match=f"rank 0 of 1, {told}: another process ended"),
-        distributed.naming_the_step(),
-        distributed.naming_the_step(step),
+        distributed.report_lost_rank(),
+        distributed.report_lost_rank(step),
     ):
         raise lost
-    with pytest.raises(RuntimeError, match="something else"), distributed.naming_the_step():
+    with pytest.raises(RuntimeError, match="something else"), distributed.report_lost_rank():
         raise RuntimeError("something else")
 
 

@@ -27,8 +27,11 @@ from weighted_mtp.core.config.section import Section
 from weighted_mtp.data.datasets import write_jsonl
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.pipelines import compose
+from weighted_mtp.pipelines import resolve as resolving
 from weighted_mtp.pipelines.checkpoint_utils import save_model
-from weighted_mtp.pipelines.compose import RunRequest, build_adapter, build_tokenizer
+from weighted_mtp.pipelines.compose import RunRequest, start_model
+from weighted_mtp.pipelines.resolve import Processes, build_tokenizer
+from weighted_mtp.pipelines.run_rho1 import reference_recipe
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training import data as training_data
 from weighted_mtp.pipelines.training import trainer as trainer_module
@@ -98,6 +101,11 @@ def trained(trainer: Trainer) -> list[str]:
     return [name for name, p in trainer.module.named_parameters() if p.requires_grad]
 
 
+def formats(trainer: Trainer) -> list[str]:
+    """Number formats of the weights."""
+    return [str(p.dtype) for p in trainer.module.parameters()]
+
+
 def logit_rows(trainer: Trainer) -> int:
     """Rows of logits that are held at a time."""
     most, vocabulary = 0, trainer.module.adapter.args.vocab_size
@@ -143,12 +151,13 @@ def kept(trainer: Trainer) -> list[str]:
 def asked(recipe: Recipe) -> list[Any]:
     """Which tokenizer is asked for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "make_tokenizer", lambda *arguments: list(arguments))
+        patch.setattr(resolving, "make_tokenizer", lambda *arguments: list(arguments))
         return build_tokenizer(recipe)
 
 
 def first_stage(recipe: Recipe) -> dict[str, Any]:
-    return critic_recipe(recipe).model_dump(mode="json", exclude={"critic_stage"})
+    first = critic_recipe(recipe) if recipe.critic_stage else reference_recipe(recipe)
+    return first.model_dump(mode="json", exclude={"critic_stage", "reference_stage"})
 
 
 def surroundings(recipe: Recipe) -> dict[str, Any]:
@@ -221,8 +230,11 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 # --- the table -----------------------------------------------------------------------------------
 
 
+FROZEN = {"training.adapt": "heads", "runtime.compute_dtype": "bfloat16"}
+
+
 class Proof(NamedTuple):
-    """`look` differs when the option has `value` in the place of what `base` has; `also` holds for
+    """`look` differs when the option has `value` instead of what `base` has; `also` holds for
     both."""
 
     look: Callable[..., Any]
@@ -255,11 +267,13 @@ READS = {**ALL, "objective.value.lm_coef": 1.0}
 POLICIES = "unit/test_step_policies.py::"
 RATINGS = {**DIFFICULTY, "data.sampling.bins": RATED}
 TRAINING = "integration/test_training.py::"
+OUTSIDE = "integration/test_objective_from_outside.py::"
 
 OPTIONS: dict[str, Proof | str] = {
     "pipeline": "integration/test_weighted_mistakes.py::test_a_mistake_is_one_line",
     # --- objective
     "objective.name": Proof(rows, "uniform"),
+    "objective.options": OUTSIDE + "test_an_objective_from_a_file",
     "objective.rows": Proof(rows, "all"),
     "objective.heads": Proof(trained, 1, "stored"),
     "objective.head_weights": Proof(weights, "[1, 0.5]"),
@@ -380,6 +394,8 @@ OPTIONS: dict[str, Proof | str] = {
     "training.schedule": Proof(rates, "linear"),
     "training.warmup_fraction": Proof(rates, 0.5),
     "training.decay_fraction": Proof(rates, 0.5, also={"training.schedule": "wsd"}),
+    "training.adapt": Proof(trained, "heads"),
+    "training.frozen_dtype": Proof(formats, "bfloat16", also=FROZEN),
     "training.optimizer": Proof(weights, "muon")
     if hasattr(torch.optim, "Muon")
     else "unit/test_optimization.py::test_muon_without_a_muon_is_a_clear_error",
@@ -423,6 +439,9 @@ OPTIONS: dict[str, Proof | str] = {
     "critic_stage.lam": Proof(first_stage, 0.3, "two stages"),
     "critic_stage.learning_rate": Proof(first_stage, 0.3, "two stages"),
     "critic_stage.final_learning_rate": Proof(first_stage, 0.3, "two stages"),
+    "reference_stage.steps": Proof(first_stage, 3, "reference first"),
+    "reference_stage.learning_rate": Proof(first_stage, 0.3, "reference first"),
+    "reference_stage.final_learning_rate": Proof(first_stage, 0.3, "reference first"),
 }
 
 # --- the recipes they are looked at in -----------------------------------------------------------
@@ -441,6 +460,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "critic": ("critic", ALL),
     "verifiable": ("verifiable", {"model.path": "MODEL"}),
     "two stages": ("verifiable", {"critic_stage.steps": 2}),
+    "reference first": ("rho1", {"reference_stage.steps": 2}),
     "rho1": ("rho1", {"model.path": "MODEL", "objective.rho1.reference_model": "REFERENCE"}),
     "micro": ("baseline", {"data.source": "micro"}),
     "text": ("baseline", TEXT),
@@ -469,7 +489,7 @@ def place(tmp_path_factory) -> Path:
     for seed, name in enumerate(("MODEL", "REFERENCE")):
         torch.manual_seed(seed)
         recipe = recipe_of(folder, "critic", {"objective.value.trunk": "all"})
-        adapter = build_adapter(recipe, ByteTokenizer(), torch.device("cpu"), None)
+        adapter = start_model(recipe, Processes())[0].on(torch.device("cpu"))
         for parameter in adapter.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.3)

@@ -10,6 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tests.integration.helpers_training import tiny_recipe
 
+from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.config.section import remote_url
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import complete_checkpoints
@@ -17,7 +18,7 @@ from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, drop_old, p
 from weighted_mtp.pipelines.checkpointing import remote_directory as remote_module
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies, stored_files, stored_steps
 from weighted_mtp.pipelines.checkpointing.remote_directory import Remote, RemoteError, in_brief
-from weighted_mtp.pipelines.checkpointing.remote_runs import fetch, meet, newest_config
+from weighted_mtp.pipelines.checkpointing.remote_runs import fetch, find_run, sync_with_remote
 from weighted_mtp.runtime import distributed
 
 
@@ -84,6 +85,11 @@ def save(run_dir: Path, step: int, size: int = 10) -> Path:
     return folder
 
 
+def remote_recipe(folder: Path, **changes) -> Recipe:
+    """A recipe whose checkpoints are copied to flaky://run."""
+    return tiny_recipe(folder / "rows.jsonl", training__remote="flaky://run", **changes)
+
+
 def finish(copies: Copies) -> None:
     """Wait for the copies that were begun."""
     worker = copies._worker
@@ -106,7 +112,7 @@ SECRETS = [
 def test_a_password_is_refused_and_not_repeated(url, tmp_path):
     for read in (
         lambda: tiny_recipe(tmp_path / "rows.jsonl", training__remote=url),
-        lambda: newest_config(tmp_path / "absent", [f"training.remote={url}"]).__enter__(),
+        lambda: find_run(tmp_path / "absent", [f"training.remote={url}"]),
     ):
         with pytest.raises(UserError, match=r"training\.remote holds a password.*AWS_PROFILE") as e:
             read()
@@ -371,7 +377,7 @@ def test_without_a_remote_nothing_is_done(tmp_path):
     copies.offer(save(tmp_path, 1), ())
     assert copies.pinned == set()
     assert copies.settle(()) is None
-    meet(None, tmp_path, resume=True)
+    sync_with_remote(tiny_recipe(tmp_path / "rows.jsonl"), tmp_path, resume=True)
 
 
 def test_a_place_that_cannot_be_written_to_is_found_at_once(flaky, tmp_path, monkeypatch):
@@ -381,10 +387,10 @@ def test_a_place_that_cannot_be_written_to_is_found_at_once(flaky, tmp_path, mon
     monkeypatch.setattr(flaky, "meet", staticmethod(refuse))
     monkeypatch.setattr(remote_module.time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"flaky://run cannot be used: .*403.*your credentials"):
-        meet("flaky://run", tmp_path, resume=False)
+        sync_with_remote(remote_recipe(tmp_path), tmp_path, resume=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_probe_leaves_nothing(flaky, tmp_path):
-    meet("flaky://run", tmp_path, resume=False)
+    sync_with_remote(remote_recipe(tmp_path), tmp_path, resume=False)
     assert flaky.store == {}

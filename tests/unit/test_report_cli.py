@@ -8,7 +8,10 @@ import pytest
 from tests.integration import helpers_training
 from tests.integration.helpers_training import train
 
+from weighted_mtp import __version__
+from weighted_mtp.analysis.run_report import MISSING, curves, facts
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.run_records import read_stages
 
 rows_file = helpers_training.rows_file
 
@@ -60,6 +63,48 @@ def test_one_step_without_validation_data(one_step, capsys):
     assert "Training loss" in report(one_step)
     assert (one_step / "loss.png").stat().st_size > 1000
     assert "report.html" in capsys.readouterr().out
+
+
+def test_a_run_says_how_it_was_made(one_step, capsys):
+    page = report(one_step)
+    shown = dict(facts(read_stages(one_step)))
+    assert shown["weighted-mtp"] == __version__
+    assert shown["started"].startswith("20")
+    assert shown["started"].endswith(" UTC")
+    assert shown["device"].startswith("CPU (")
+    assert "(h:min:s)" in shown["duration"]
+    assert "tokens/s" in shown["throughput"]
+    assert "GiB" in shown["peak memory"]
+    assert shown["commit"] == MISSING or len(shown["commit"]) >= 7
+    out = capsys.readouterr().out
+    for name, value in shown.items():
+        assert name in page
+        assert value in page
+        assert value in out
+    titles = [chart.title for chart in curves(read_stages(one_step))]
+    assert titles[-3:] == ["Learning rate", "Gradient norm", "Throughput"]
+
+
+def test_an_old_run_says_what_it_did_not_record(tmp_path):
+    run_dir = metrics(tmp_path / "run", STEP, HELD_OUT)
+    assert set(dict(facts(read_stages(run_dir))).values()) == {MISSING}
+    assert MISSING in report(run_dir)
+
+
+def test_the_duration_of_a_resumed_run_counts_every_session(tmp_path):
+    started = {"kind": "run", "step": 0, "started": "2026-01-02T03:04:05+00:00", "elapsed": 1.0}
+    session = [started, {**STEP, "elapsed": 1800.0}, {**STEP, "step": 2, "elapsed": 3600.0}]
+    resumed = [{**started, "step": 2, "started": "2026-02-02T00:00:00+00:00"}]
+    resumed += [{**STEP, "step": 3, "elapsed": 65.0}]
+    shown = dict(facts(read_stages(metrics(tmp_path / "run", *session, *resumed))))
+    assert shown["duration"].startswith("1:01:05")
+    assert shown["started"] == "2026-01-02 03:04:05 UTC"
+
+
+def test_a_single_validation_shows_its_values(tmp_path):
+    page = report(metrics(tmp_path / "run", STEP, HELD_OUT))
+    assert "head 1: 0.500" in page
+    assert "head 2: 0.250" in page
 
 
 def test_a_checkpoint_stands_for_its_run(one_step):

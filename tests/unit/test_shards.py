@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.compose import check_sharding
+from weighted_mtp.pipelines.resolve import check_sharding
 from weighted_mtp.runtime import shards
 from weighted_mtp.runtime.modes import check_mode, shard_size
 

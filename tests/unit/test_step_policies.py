@@ -24,7 +24,7 @@ from tests.integration.helpers_training import (
 
 from weighted_mtp.core.config.sections import EarlyStopping, TrainingConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.training.best import Best
+from weighted_mtp.pipelines.training.policies import BestCheckpoints
 from weighted_mtp.pipelines.training.trainer import Trainer
 
 rows_file = helpers_training.rows_file
@@ -221,7 +221,7 @@ def test_a_figure_that_is_not_there_is_named_with_those_that_are(make_trainer):
 
 
 def test_a_figure_that_is_not_a_number_is_no_improvement():
-    best = Best(TrainingConfig(keep_best=2, early_stopping=EarlyStopping(patience=2)))
+    best = BestCheckpoints(TrainingConfig(keep_best=2, early_stopping=EarlyStopping(patience=2)))
     kept = [best.observe(i, {"loss": x}) for i, x in enumerate([2.0, math.nan, 1.0, math.nan])]
     assert kept == [True, False, True, False]
     assert best.steps == {0, 2}
@@ -232,7 +232,7 @@ def test_a_figure_that_is_not_a_number_is_no_improvement():
 
 @pytest.mark.parametrize("null", [None, math.nan])
 def test_a_figure_that_is_null_from_the_start_does_not_stop_training(null):
-    best = Best(TrainingConfig(keep_best=1, early_stopping=EarlyStopping(patience=1)))
+    best = BestCheckpoints(TrainingConfig(keep_best=1, early_stopping=EarlyStopping(patience=1)))
     assert not any(best.observe(i, {"loss": null}) for i in range(3))
     assert not best.exhausted
     assert best.observe(3, {"loss": 2.0})
@@ -241,7 +241,7 @@ def test_a_figure_that_is_null_from_the_start_does_not_stop_training(null):
 
 
 def test_a_list_cannot_be_monitored():
-    best = Best(TrainingConfig(monitor="head_loss"))
+    best = BestCheckpoints(TrainingConfig(monitor="head_loss"))
     with pytest.raises(UserError, match=r"head_loss' is not a number of the validation.* loss"):
         best.observe(1, {"loss": 1.0, "head_loss": [1.0, 2.0]})
 
@@ -283,11 +283,11 @@ def test_a_run_that_stopped_early_is_over(tmp_path, rows_file, monkeypatch, caps
 
 def test_patience_survives_a_resume():
     config = TrainingConfig(keep_best=2, early_stopping=EarlyStopping(patience=3))
-    whole, first = Best(config), Best(config)
+    whole, first = BestCheckpoints(config), BestCheckpoints(config)
     for step, loss in enumerate(LOSSES[:5]):
         whole.observe(step, {"loss": loss})
         first.observe(step, {"loss": loss})
-        second = Best(config)
+        second = BestCheckpoints(config)
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         first = second
     assert vars(first) == vars(whole)

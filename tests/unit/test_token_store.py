@@ -290,7 +290,7 @@ def test_workers_make_the_same_files(tmp_path, many_workers):
         assert rows.read == (40 if workers == 1 else 44)  # the rest was read elsewhere
     one, two = (only_folder(tmp_path / str(workers)) for workers in (1, 2))
     files = sorted(path.name for path in one.iterdir())
-    assert len(files) == 10
+    assert len(files) == 12
     assert [(one / name).read_bytes() for name in files] == [
         (two / name).read_bytes() for name in files
     ]

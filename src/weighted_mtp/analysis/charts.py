@@ -1,19 +1,45 @@
-"""Line charts as inline SVG: no script, no image file, colours from the page's style sheet."""
+"""Line charts: inline SVG in the colors of the report's style sheet, or panels of a PNG."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
 
-from weighted_mtp.analysis.html_style import SERIES_STYLES, figure, text
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from weighted_mtp.analysis.html_style import COLOURS, figure, text, visible
+from weighted_mtp.core.terminal import printable
 
 MAX_POINTS = 300
-FEW_POINTS = 25  # a series this short also shows a dot at each point
-WIDTH, HEIGHT = 480, 290
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 28, 46
-
+FEW_POINTS = 25
+"""A shorter series has a marker at each point, and is not smoothed."""
+LIGHT = COLOURS["light"]
+DASHES = ("none", "7 4", "2 3")
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "svg.fonttype": "none",  # text stays text: selectable, and in the font of the page
+    "svg.hashsalt": "weighted-mtp",
+    "text.parse_math": False,  # a `$` in a name is not a formula
+    "text.color": LIGHT["--dim"],
+    "axes.labelcolor": LIGHT["--dim"],
+    "axes.edgecolor": LIGHT["--dim"],
+    "xtick.color": LIGHT["--dim"],
+    "ytick.color": LIGHT["--dim"],
+    "grid.color": LIGHT["--edge"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 Point = tuple[float, float]
 
 
@@ -25,6 +51,10 @@ class Curve:
         series: name to (x values, y values); a y that is not finite is a gap in the line.
         log_y: logarithmic y axis; a y that is not positive is then a gap too.
         caption: one sentence on how to read it.
+        smooth: draw a moving average over the points of a long series.
+        x_range: limits of the x axis; empty to fit the data.
+        y_range: limits of the y axis; empty to fit the data.
+        colours: names in the style sheet, such as `--good`, one for each series.
     """
 
     title: str
@@ -33,245 +63,226 @@ class Curve:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_y: bool = False
     caption: str = ""
+    smooth: bool = False
+    x_range: tuple[float, ...] = ()
+    y_range: tuple[float, ...] = ()
+    colours: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, (xs, ys) in self.series.items():
             if len(xs) != len(ys):
                 raise ValueError(f"series {name!r}: {len(xs)} x values, {len(ys)} y values")
 
+    def style(self, number: int) -> tuple[str, str]:
+        """Return color (its name in the style sheet) and dashes of a series."""
+        if self.colours:
+            return self.colours[number], DASHES[number % len(DASHES)]
+        return f"--c{number % 4}", DASHES[number // 4 % len(DASHES)]
 
-@dataclass(frozen=True)
-class Axis:
-    """From data to pixels: `low` is drawn at `start`, `high` at `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Pixel of a value."""
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Round values within the axis, each with its label."""
-        if self.log:
-            found = _log_ticks(self.low, self.high)
-            if len(found) >= 3:
-                return [(value, f"{value:g}") for value in found]
-        step, found = _linear_ticks(self.low, self.high)
-        return [(value, _tick_label(value, step)) for value in found]
+    def points(self, name: str) -> list[Point]:
+        """Return the points of a series; a y that cannot be drawn becomes NaN."""
+        lowest = 1e-100 if self.log_y else -1e100
+        return [
+            (float(x), float(y) if abs(y) < 1e100 and y > lowest else math.nan)
+            for x, y in zip(*self.series[name], strict=True)
+            if abs(x) < 1e100  # differences of larger numbers overflow; false for NaN
+        ]
 
 
-def line_chart(
-    curve: Curve,
-    styles: Sequence[str] = (),
-    x_range: Sequence[float] = (),
-    y_range: Sequence[float] = (),
-    heading: str = "h3",
-) -> str:
-    """A `<figure>`: heading, SVG, legend with the last value of each series, caption.
+def line_chart(curve: Curve, heading: str = "h3") -> str:
+    """Return a `<figure>`: heading, SVG, legend with the last value of each series, caption.
 
     Args:
-        styles: style-sheet class of each series (default: `s0`, `s1`, …).
-        x_range: values that the x axis must show.
-        y_range: values that the y axis must show.
-        heading: tag of the title, by its depth in the page.
+        heading: tag of the title.
     """
-    drawn = {name: drawable(*data, log_y=curve.log_y) for name, data in curve.series.items()}
-    classes = [styles[i] if i < len(styles) else f"s{i % SERIES_STYLES}" for i in range(len(drawn))]
-    shown = [point for points in drawn.values() for point in points if not math.isnan(point[1])]
-    missing = sum(len(ys) for _, ys in curve.series.values()) - len(shown)
-    if shown:
-        picture = _svg(curve, drawn, classes, shown, x_range, y_range)
-    else:
-        picture = '<p class="empty">Nothing to draw yet.</p>'
+    drawn = {name: curve.points(name) for name in curve.series}
+    count = sum(not math.isnan(y) for points in drawn.values() for _, y in points)
+    missing = sum(len(ys) for _, ys in curve.series.values()) - count
+    picture = _svg(curve) if count else '<p class="empty">Nothing to draw yet.</p>'
     return (
         f'<figure class="chart"><{heading}>{text(curve.title)}</{heading}>{picture}'
-        f"{_legend(drawn, classes)}<figcaption>{text(_caption(curve, missing))}</figcaption>"
-        "</figure>"
+        f"{_legend(curve, drawn)}<figcaption>{text(_caption(curve, missing))}</figcaption></figure>"
     )
 
 
-def drawable(xs: Sequence[float], ys: Sequence[float], *, log_y: bool) -> list[Point]:
-    """Points of a series; a y that cannot be drawn becomes NaN, a point without x is dropped."""
-    points = []
-    for x, y in zip(xs, ys, strict=True):
-        if _moderate(x):
-            good = _moderate(y) and (not log_y or y > 1e-100)
-            points.append((float(x), float(y) if good else math.nan))
-    return points
+def save_png(curves: Sequence[Curve], path: Path, title: str) -> None:
+    """Draw charts side by side into a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _styled():
+        sheet = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+        sheet.suptitle(printable(title), fontsize=11)
+        for axes, curve in zip(
+            sheet.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
+        ):
+            _draw(axes, curve)
+            axes.set_title(curve.title, fontsize=9)
+            if any(len(ys) > 1 for _, ys in curve.series.values()):  # else points have labels
+                axes.legend(fontsize=8, frameon=False)
+        sheet.savefig(path, dpi=130)
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a browser has other fonts
+        yield
+
+
+def _svg(curve: Curve) -> str:
+    buffer = io.StringIO()
+    with _styled():
+        sheet = Figure(figsize=(4.5, 2.9), layout="constrained")
+        _draw(sheet.add_subplot(), curve)
+        sheet.savefig(buffer, format="svg", transparent=True)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",
+        "",
+        buffer.getvalue(),
+        flags=re.DOTALL,
+    )
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    inner = inner.replace("xlink:href", "href")
+    inner = re.sub(r' id="(?![pm][0-9a-f]{10}")[^"]*"', "", inner)  # the same in every chart
+    inner = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", inner)
+    for name, colour in LIGHT.items():
+        inner = inner.replace(colour, f"var({name})")
+    label = f"{curve.title}: {curve.y_label} by {curve.x_label}"
+    return (
+        f'<svg class="plot" viewBox="{box[1] if box else ""}" role="img" '
+        f'aria-label="{text(label)}">{inner}</svg>'
+    )
+
+
+def _draw(axes: Any, curve: Curve) -> None:
+    axes.set(xlabel=visible(curve.x_label), ylabel=visible(curve.y_label))
+    if curve.log_y:
+        axes.set_yscale("log")
+    few = max((len(ys) for _, ys in curve.series.values()), default=0) <= FEW_POINTS
+    single: list[tuple[Point, str, str]] = []
+    for number, name in enumerate(curve.series):
+        points, (colour, dashes) = curve.points(name), curve.style(number)
+        known = [point for point in points if not math.isnan(point[1])]
+        line = {"color": LIGHT[colour], "lw": 1.6}
+        if dashes != "none":
+            line["linestyle"] = (0, [float(length) / 1.6 for length in dashes.split()])
+        if curve.smooth and len(points) > FEW_POINTS:
+            axes.plot(*_columns(thin(points)), **line | {"alpha": 0.3, "lw": 1})
+            points = smooth(points)
+        points = thin(points)
+        marked = range(len(points)) if few else _alone(points)
+        axes.plot(
+            *_columns(points), label=visible(name), marker="o", ms=4, markevery=list(marked), **line
+        )
+        if len(known) == 1:
+            single.append((known[0], f"{visible(name)}: {figure(known[0][1])}", LIGHT[colour]))
+    _set_axes(axes, curve)
+    _label(axes, single, alone=len(single) == len(curve.series))
+
+
+def _set_axes(axes: Any, curve: Curve) -> None:
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    if curve.x_range:
+        axes.set_xlim(*curve.x_range)
+    if curve.y_range:
+        axes.set_ylim(*curve.y_range)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if curve.log_y:
+        low, high = axes.get_ylim()
+        decades = math.log10(high / low)
+        powers = LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=8)
+        axes.yaxis.set_major_locator(MaxNLocator(5) if decades < 1 else powers)
+        axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(plain)
+
+
+def _label(axes: Any, single: Sequence[tuple[Point, str, str]], alone: bool) -> None:
+    """Write name and value beside the only point of a series, one label above the other."""
+    if single and alone:  # leave room on the right
+        step = single[0][0][0]
+        axes.set_xlim(step - 1, step + 4)
+        axes.set_xticks([step])
+    lowest = -math.inf
+    for (x, y), label, colour in sorted(single):
+        height = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
+        lowest = max(height, lowest + 11)
+        axes.annotate(
+            label,
+            (x, y),
+            (8, lowest - height - 3),
+            textcoords="offset points",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+# --- points --------------------------------------------------------------------------------------
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` points, spikes kept: the lowest and the highest of each stretch.
+    """Return at most `limit` points, with the lowest and the highest of each interval.
 
-    The first and the last point stay. A gap shorter than a stretch is bridged.
+    The first and the last point stay. A gap shorter than an interval is bridged.
     """
     if len(points) <= limit:
         return list(points)
-    inner, stretches = points[1:-1], (limit - 2) // 2
+    inner, count = points[1:-1], (limit - 2) // 2
     kept = [points[0]]
-    for i in range(stretches):
-        chunk = inner[i * len(inner) // stretches : (i + 1) * len(inner) // stretches]
-        places = [k for k, point in enumerate(chunk) if not math.isnan(point[1])]
-        if not places:
-            kept.append(chunk[0])
-            continue
-        low = min(places, key=lambda k: chunk[k][1])
-        high = max(places, key=lambda k: chunk[k][1])
-        kept += [chunk[k] for k in sorted({low, high})]
+    for i in range(count):
+        chunk = inner[i * len(inner) // count : (i + 1) * len(inner) // count]
+        known = [point for point in chunk if not math.isnan(point[1])]
+        ends = {f(known, key=lambda point: point[1]) for f in (min, max)} if known else chunk[:1]
+        kept += sorted(ends)
     return [*kept, points[-1]]
 
 
-# --- drawing -------------------------------------------------------------------------------------
-
-
-def _svg(
-    curve: Curve,
-    drawn: Mapping[str, list[Point]],
-    classes: Sequence[str],
-    shown: Sequence[Point],
-    x_range: Sequence[float],
-    y_range: Sequence[float],
-) -> str:
-    across = _span([x for x, _ in shown], x_range, margin=0.0, log=False)
-    upwards = _span([y for _, y in shown], y_range, margin=0.04, log=curve.log_y)
-    x_axis = Axis(*across, LEFT, WIDTH - RIGHT)
-    y_axis = Axis(*upwards, HEIGHT - BOTTOM, TOP, curve.log_y)
-    lines = "".join(
-        f'<g class="{escape(css)}">{_line(thin(points), x_axis, y_axis)}</g>'
-        for css, points in zip(classes, drawn.values(), strict=True)
-    )
-    label = f"{curve.title}: {curve.y_label} by {curve.x_label}"
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(label)}">'
-        f"{_frame(x_axis, y_axis)}"
-        f'<text x="0" y="14">{text(curve.y_label)}</text>'
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 6}" text-anchor="middle">'
-        f"{text(curve.x_label)}</text>{lines}</svg>"
-    )
-
-
-def _frame(x_axis: Axis, y_axis: Axis) -> str:
-    """Gridlines with their labels, and the two axes."""
-    left, right, bottom, top = x_axis.start, x_axis.end, y_axis.start, y_axis.end
-    parts = []
-    for value, label in y_axis.ticks():
-        y = y_axis.place(value)
-        parts.append(
-            f'<path class="grid" d="M{left:g} {y:.1f}H{right:g}"/>'
-            f'<text x="{left - 7:g}" y="{y + 4.5:.1f}" text-anchor="end">{text(label)}</text>'
-        )
-    for value, label in x_axis.ticks():
-        x = x_axis.place(value)
-        parts.append(
-            f'<path class="grid" d="M{x:.1f} {bottom:g}V{top:g}"/>'
-            f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{text(label)}</text>'
-        )
-    parts.append(f'<path class="axis" d="M{left:g} {top:g}V{bottom:g}H{right:g}"/>')
-    return "".join(parts)
-
-
-def _line(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> str:
-    """A polyline for each run of points without a gap; a dot where a point stands alone."""
-    runs: list[list[str]] = [[]]
+def smooth(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
+    """Return the exponential moving average; NaN is a gap and does not change the average."""
+    found: list[Point] = []
+    last = math.nan
     for x, y in points:
-        if math.isnan(y):
-            runs.append([])
-        else:
-            runs[-1].append(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}")
-    dots = len(points) <= FEW_POINTS
-    parts = []
-    for run in runs:
-        if len(run) > 1:
-            parts.append(f'<polyline points="{" ".join(run)}"/>')
-        if dots or len(run) == 1:
-            parts += ['<circle cx="{}" cy="{}" r="3"/>'.format(*p.split(",")) for p in run]
-    return "".join(parts)
+        if not math.isnan(y):
+            last = y if math.isnan(last) else keep * last + (1 - keep) * y
+        found.append((x, math.nan if math.isnan(y) else last))
+    return found
 
 
-def _legend(drawn: Mapping[str, list[Point]], classes: Sequence[str]) -> str:
+def _alone(points: Sequence[Point]) -> list[int]:
+    """Indices of the points between two gaps, which no line would show."""
+    gaps = [True, *(math.isnan(y) for _, y in points), True]
+    return [i for i in range(len(points)) if gaps[i] and gaps[i + 2] and not gaps[i + 1]]
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _legend(curve: Curve, drawn: Mapping[str, Sequence[Point]]) -> str:
     items = []
-    for (name, points), css in zip(drawn.items(), classes, strict=True):
+    for number, (name, points) in enumerate(drawn.items()):
+        colour, dashes = curve.style(number)
         last = next((y for _, y in reversed(points) if not math.isnan(y)), None)
         ending = "no values" if last is None else f"last {figure(last)}"
         items.append(
-            f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true"><g class="{escape(css)}">'
-            f'<polyline points="0,4 28,4"/></g></svg> {text(name)} <small>{ending}</small></li>'
+            '<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28" '
+            f'style="stroke:var({colour});stroke-dasharray:{dashes}"/></svg> {text(name)} '
+            f"<small>{ending}</small></li>"
         )
     return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
 def _caption(curve: Curve, missing: int) -> str:
     caption = curve.caption or f"Each line shows {curve.y_label} by {curve.x_label}."
+    if curve.smooth and any(len(ys) > FEW_POINTS for _, ys in curve.series.values()):
+        caption += " Strong lines are moving averages."
     if curve.log_y:
-        caption += " The vertical axis is logarithmic: equal heights are equal factors."
+        caption += " Logarithmic scale: equal distances are equal factors."
     if missing:
         kind = "finite and positive" if curve.log_y else "finite"
-        caption += f" Left out, as not {kind}: {missing}."
+        caption += f" Not shown, because not {kind}: {missing}."
     return caption
-
-
-# --- axes ----------------------------------------------------------------------------------------
-
-
-def _moderate(value: float) -> bool:
-    """Finite, and far from where differences overflow."""
-    return abs(value) < 1e100  # False for NaN
-
-
-def _span(
-    values: Iterable[float], include: Sequence[float], *, margin: float, log: bool
-) -> tuple[float, float]:
-    """The ends of an axis: never equal, with a margin beyond the data."""
-    scaled = [math.log10(v) for v in values] if log else list(values)
-    low, high = min(scaled), max(scaled)
-    flat = high - low <= 1e-6 * (1.0 if log else max(abs(low), abs(high)))
-    if flat and not include:
-        room = 0.1 if log else (abs(high) * 0.1 or 0.5)
-    else:
-        room = (high - low) * margin
-    low, high = low - room, high + room
-    if include and not log:
-        bottom, top = min(include), max(include)
-        low = bottom if low + room >= bottom else low
-        high = top if high - room <= top else high
-    return (10**low, 10**high) if log else (low, high)
-
-
-def _linear_ticks(low: float, high: float, aim: int = 5) -> tuple[float, list[float]]:
-    """The step (1, 2 or 5 times a power of ten) and its multiples in the range."""
-    raw = (high - low) / aim
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    return step, [i * step for i in range(first, last + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in the range, and their 2 and 5 folds where it is short."""
-    decades = math.log10(high / low)
-    every = max(1, math.ceil(decades / 6))
-    steps = (1, 2, 5) if decades < 2.5 else (1,)
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    exponents = [e for e in range(first, last + 1) if e % every == 0]
-    return [m * 10.0**e for e in exponents for m in steps if low <= m * 10.0**e <= high]
-
-
-def _tick_label(value: float, step: float) -> str:
-    size = max(abs(value), step)
-    if value == 0:
-        return "0"
-    if size >= 1e9 or size < 1e-3:
-        return f"{value:.3g}"
-    if step >= 1e6:
-        return f"{value / 1e6:g}M"
-    if step >= 1e3:
-        return f"{value / 1e3:g}k"
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{decimals}f}"

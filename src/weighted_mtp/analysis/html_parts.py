@@ -1,4 +1,4 @@
-"""The pieces of the HTML report: tables, program cards, and programs read token by token."""
+"""Parts of the HTML report: tables, program cards, and programs token by token."""
 
 from __future__ import annotations
 
@@ -17,40 +17,15 @@ from weighted_mtp.analysis.html_style import (
     visible,
     weight_level,
 )
+from weighted_mtp.core.types import TokenTrace
 
 STRONGEST = 10  # tokens listed below a program
 _NUMBER = re.compile(r"[+\-−±]?[\d.,\s]*\d\s?(%|[a-zA-Z]{1,2})?|[–-]?")
 
 
 @dataclass(frozen=True)
-class TokenTrace:
-    """One program, token by token.
-
-    Attributes:
-        title: such as the task's name.
-        pieces: text of each response token; "" for a token without text, such as EOS.
-        values: the critic's value after each token; NaN where it has none, as after EOS.
-        start_value: its value before the first token.
-    """
-
-    title: str
-    instruction: str
-    pieces: tuple[str, ...]
-    values: tuple[float, ...]
-    start_value: float
-    td_errors: tuple[float, ...]
-    weights: tuple[float, ...]
-    is_correct: bool
-
-    def __post_init__(self) -> None:
-        lengths = [len(x) for x in (self.pieces, self.values, self.td_errors, self.weights)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"{self.title!r}: pieces, values, td_errors, weights are {lengths}")
-
-
-@dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; the first column names the row."""
+    """Rows of text under a header; the first column labels the row."""
 
     title: str
     header: Sequence[str]
@@ -65,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class ProgramCard:
-    """A program the model wrote, and what its tests said."""
+    """A generated program and the verdict of its tests."""
 
     instruction: str
     source: str
@@ -74,7 +49,7 @@ class ProgramCard:
 
 
 def table_html(table: Table) -> str:
-    """Heading and table; columns of numbers are right-aligned; wide tables scroll."""
+    """Return heading and table; numeric columns are right-aligned, wide tables scroll."""
     columns = range(len(table.header))
     numeric = [all(_NUMBER.fullmatch(row[i].strip()) for row in table.rows) for i in columns]
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in table.header)
@@ -88,7 +63,7 @@ def table_html(table: Table) -> str:
 
 
 def card_html(card: ProgramCard) -> str:
-    """One program with its task and verdict."""
+    """Return one program with its task and verdict."""
     return (
         f'<article class="card"><h3>Task</h3><p class="task">{text(card.instruction)}</p>'
         f'<p class="verdict {_sense(card.passed)}">{_sign(card.passed)} {text(card.verdict)}</p>'
@@ -100,8 +75,8 @@ def card_html(card: ProgramCard) -> str:
 
 
 def heat_bound(traces: Iterable[TokenTrace]) -> float:
-    """One end of the colour scale for all programs: the weight (or its inverse) furthest from 1,
-    but never under 1.5, so that noise stays pale, nor over 10."""
+    """Return the end of the color scale of all programs: the weight (or its inverse) furthest from
+    1, but at least 1.5, so that noise stays pale, and at most 10."""
     factors = [
         max(w, 1 / w) for trace in traces for w in trace.weights if 1e-100 < w < 1e100 and w != 1
     ]
@@ -109,7 +84,7 @@ def heat_bound(traces: Iterable[TokenTrace]) -> float:
 
 
 def pair_html(pair: tuple[TokenTrace, TokenTrace], bound: float) -> str:
-    """Value curves of two programs of one problem over their code, coloured by weight."""
+    """Return the value curves of two programs of one problem, and their code colored by weight."""
     titles = list(dict.fromkeys(trace.title for trace in pair))
     tasks = dict.fromkeys(trace.instruction for trace in pair)
     names = [f"{_word(trace.is_correct)} program" for trace in pair]
@@ -127,7 +102,7 @@ def pair_html(pair: tuple[TokenTrace, TokenTrace], bound: float) -> str:
 
 
 def token_spans(trace: TokenTrace, bound: float) -> str:
-    """The program's text, a `<span>` for each token: its colour the weight, its title the rest."""
+    """Return the program with a `<span>` per token: the color is its weight, the title the rest."""
     spans = []
     for i, piece in enumerate(trace.pieces):
         css = level_class(weight_level(trace.weights[i], bound))
@@ -145,23 +120,25 @@ def _value_chart(pair: tuple[TokenTrace, TokenTrace], names: Sequence[str]) -> s
     for trace, name in zip(pair, names, strict=True):
         n = max(1, len(trace.values))
         values = [trace.start_value, *trace.values]
-        while values and math.isnan(values[-1]):  # none after EOS: no gap worth a remark
+        while values and math.isnan(values[-1]):  # there is none after EOS
             values.pop()
         series[name] = ([100 * i / n for i in range(len(values))], values)
     curve = Curve(
         title="Value along the two programs, token by token",
         x_label="share of the response written (%)",
-        y_label="value: guessed chance of being right",
+        y_label="value",
         series=series,
-        caption="Read from left to right: after every token the critic guesses whether the program "
-        "will be right (1) or wrong (0); a fall shows where it saw a program go wrong.",
+        caption="After every token the critic estimates whether the program will be correct (1) or "
+        "incorrect (0); the line falls where it sees a program go wrong.",
+        x_range=(0, 100),
+        y_range=(0, 1),
+        colours=[f"--{_sense(trace.is_correct)}" for trace in pair],
     )
-    styles = [_sense(trace.is_correct) for trace in pair]
-    return line_chart(curve, styles, x_range=(0, 100), y_range=(0, 1), heading="h4")
+    return line_chart(curve, heading="h4")
 
 
 def _scale(bound: float) -> str:
-    """Legend of the heat map."""
+    """Return the legend of the heat map."""
     steps = "".join(
         f'<span class="{level_class(level)}" title="weight {figure(level_weight(level, bound))}">'
         "</span>"
@@ -169,29 +146,29 @@ def _scale(bound: float) -> str:
     )
     low, high = (f"{level_weight(level, bound):.2g}" for level in (-LEVELS, LEVELS))
     return (
-        f'<p class="scale"><span>Colour of a token, its weight:</span> <span>{low} or less</span> '
+        f'<p class="scale"><span>Color of a token: its weight,</span> <span>{low} or less</span> '
         f'<span class="steps">{steps}</span> <span>{high} or more</span> '
-        "<small>Blue: learnt less; no colour: as usual (1); orange: learnt more.</small></p>"
+        "<small>Blue: below 1, learned less; no color: 1; orange: learned more.</small></p>"
     )
 
 
 def _program(trace: TokenTrace, name: str, bound: float) -> str:
     known = [w for w in trace.weights if math.isfinite(w)]
     mean = sum(known) / len(known) if known else math.nan
-    label = f"{name[0].upper()}{name[1:]}: each token's colour is its weight"
+    label = f"{name[0].upper()}{name[1:]}: each token's color is its weight"
     return (
         f'<figure class="program"><h4 class="{_sense(trace.is_correct)}">'
         f"{_sign(trace.is_correct)} {text(name[0].upper() + name[1:])}</h4>"
         f'<pre class="heat" tabindex="0" role="group" aria-label="{text(label)}">'
         f"<code>{token_spans(trace, bound)}</code></pre>"
         f"{_strongest(trace, bound)}"
-        f"<figcaption>{len(trace.pieces)} tokens, mean weight {figure(mean)}. Rest the pointer on "
+        f"<figcaption>{len(trace.pieces)} tokens, mean weight {figure(mean)}. Hover over "
         "a token for its value, TD error and weight; ↵ marks a line end.</figcaption></figure>"
     )
 
 
 def _strongest(trace: TokenTrace, bound: float) -> str:
-    """The tokens whose weight is furthest from 1, for readers without a pointer."""
+    """Return the tokens with weights furthest from 1, for readers who cannot hover."""
 
     def distance(i: int) -> float:
         weight = trace.weights[i]
@@ -219,7 +196,7 @@ def _strongest(trace: TokenTrace, bound: float) -> str:
 
 
 def _in_context(trace: TokenTrace, i: int, reach: int = 12) -> str:
-    """A token with the text around it, on one line."""
+    """Return a token with the text around it, on one line."""
 
     def flat(value: str) -> str:
         return text(value).replace("\n", "↵")
@@ -261,7 +238,7 @@ def _row(row: Sequence[str], numeric: Sequence[bool]) -> str:
 
 
 def _word(right: bool) -> str:
-    return "right" if right else "wrong"
+    return "correct" if right else "incorrect"
 
 
 def _sense(right: bool) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: no script, no network, readable by a newcomer."""
+"""A self-contained HTML page about a run: no scripts, no network access."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from weighted_mtp.analysis.charts import Curve, line_chart
 from weighted_mtp.analysis.html_parts import (
     ProgramCard,
     Table,
-    TokenTrace,
     card_html,
     heat_bound,
     pair_html,
     table_html,
 )
 from weighted_mtp.analysis.html_style import style_sheet, text
+from weighted_mtp.core.types import TokenTrace
 
 __all__ = ["Curve", "ProgramCard", "Report", "Table", "TokenTrace", "render", "write"]
 
-# The browser itself refuses scripts and the network, whatever a program's text holds.
+# Makes the browser itself block scripts and network access, whatever a program contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _EMPTY = '<p class="empty">Nothing to report yet.</p>'
 _WORDS = (
-    ("Token", "What the model writes in one step: a word, a part of a word, or a single byte."),
+    ("Token", "What the model writes at once: a word, a part of a word, or a single byte."),
     (
         "Value",
-        "A second output of the model, the critic, guesses after each token how likely the "
-        "finished program is to be right: 1 means surely right, 0 surely wrong.",
+        "A second output of the model, the critic, estimates after each token how likely the "
+        "finished program is to be correct: 1 is certainly correct, 0 certainly incorrect.",
     ),
     (
         "TD error",
-        "How much one token changed that guess; for the last token, the outcome (1 or 0) minus "
-        "the guess. TD stands for temporal difference.",
+        "How much one token changed that estimate; for the last token, the outcome (1 or 0) "
+        "minus the estimate. TD stands for temporal difference.",
     ),
     (
         "Weight",
-        "How strongly the model learns to write this token: 1 is as usual, above 1 more, "
-        "below 1 less.",
+        "How strongly the model learns this token: 1 is the same as in plain training, above 1 "
+        "more, below 1 less.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows; empty parts are left out.
+    """Contents of the page; empty parts are left out.
 
     Attributes:
-        summary: (name, value, what it means in one plain sentence).
+        summary: (name, value, meaning in one sentence).
+        facts: (name, value) of how the run was made: date, duration, device, version, …
         curves: line charts, such as losses.
-        pairs: a right and a wrong program of the same problem.
+        pairs: a correct and an incorrect program of the same problem.
         tables: such as pass@1 by family.
         programs: some generated programs with their verdicts.
         settings: the recipe as YAML, folded away.
@@ -59,6 +60,7 @@ class Report:
 
     title: str
     summary: Sequence[tuple[str, str, str]] = ()
+    facts: Sequence[tuple[str, str]] = ()
     curves: Sequence[Curve] = ()
     pairs: Sequence[tuple[TokenTrace, TokenTrace]] = ()
     tables: Sequence[Table] = ()
@@ -68,15 +70,16 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = [
         (key, title, body)
         for key, title, body in (
-            ("summary", "In short", _summary(report)),
+            ("summary", "Summary", _summary(report)),
+            ("run", "This run", _facts(report)),
             ("curves", "Training curves", _curves(report)),
-            ("pairs", "Right and wrong programs, token by token", _pairs(report)),
+            ("pairs", "Correct and incorrect programs, token by token", _pairs(report)),
             ("tables", "Results in detail", "".join(table_html(table) for table in report.tables)),
-            ("programs", "Programs the model wrote", _programs(report)),
+            ("programs", "Generated programs", _programs(report)),
             ("notes", "Notes", _notes(report)),
             ("settings", "Settings", _settings(report)),
         )
@@ -100,7 +103,7 @@ def render(report: Report) -> str:
 
 
 def write(report: Report, path: Path) -> None:
-    """Render into a file, replaced in one move: a reader never meets half a page."""
+    """Render into a file, replaced atomically: no reader sees half a page."""
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -111,7 +114,11 @@ def write(report: Report, path: Path) -> None:
 def _summary(report: Report) -> str:
     if not report.summary:
         return ""
-    return table_html(Table("", ("what", "figure", "what it means"), report.summary))
+    return table_html(Table("", ("figure", "value", "meaning"), report.summary))
+
+
+def _facts(report: Report) -> str:
+    return table_html(Table("", ("property", "value"), report.facts)) if report.facts else ""
 
 
 def _curves(report: Report) -> str:

@@ -1,7 +1,7 @@
-"""What every part of the HTML report shares: safe text, figures, colours, the style sheet.
+"""Shared by all parts of the HTML report: escaped text, numbers, colors, the style sheet.
 
-Colours hold for light and dark screens and for colour-blind readers: no meaning rests on red
-against green, and lines differ in their dashes, verdicts in their sign, too.
+Colors work on light and dark screens and for color-blind readers: no meaning depends on red versus
+green, lines also differ by their dashes and verdicts by their sign.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import math
 from html import escape
 
 LEVELS = 10  # steps of the heat map on either side of weight 1
-SERIES_STYLES = 12
-_DASHES = ("none", "7 4", "2 3")
 
-# For each theme: the ground of code, its text, and the far ends of the heat map.
+# For each theme: background and text of code, and the two ends of the heat map.
 THEMES = {
     "light": {"code": "#f7f7f5", "ink": "#16181d", "below": "#74b0e6", "above": "#f39a3d"},
     "dark": {"code": "#16181c", "ink": "#f1f1ee", "below": "#1f62a3", "above": "#a34f00"},
 }
 
-# Control characters as their pictures; what turns text round or cannot be stored, as U+FFFD.
+# Control characters become their symbols; bidirectional controls and surrogates become U+FFFD.
 _VISIBLE: dict[int, int] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
@@ -35,17 +33,17 @@ _VISIBLE: dict[int, int] = {
 
 
 def visible(value: str) -> str:
-    """Text whose every character can be shown: line ends as newlines, control characters marked."""
+    """Return text that can be displayed: newlines unified, control characters made visible."""
     return value.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def text(value: str) -> str:
-    """Any text, safe between tags and inside a quoted attribute."""
+    """Escape text for use between tags and inside a quoted attribute."""
     return escape(visible(value), quote=True)
 
 
 def figure(value: float, sign: bool = False) -> str:
-    """A number in a few characters; a dash for NaN."""
+    """Format a number in a few characters; a dash for NaN."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -62,7 +60,7 @@ def figure(value: float, sign: bool = False) -> str:
 
 
 def weight_level(weight: float, bound: float) -> int | None:
-    """Step of the heat map, −LEVELS … LEVELS: 0 at weight 1, by the logarithm of the weight.
+    """Return the step of the heat map, −LEVELS … LEVELS: 0 at weight 1, logarithmic.
 
     Args:
         bound: weight, above 1, of the last step; 1/bound is that of the first.
@@ -79,19 +77,19 @@ def weight_level(weight: float, bound: float) -> int | None:
 
 
 def level_weight(level: int, bound: float) -> float:
-    """The weight in the middle of a step."""
+    """Return the weight in the middle of a step."""
     return math.pow(bound, level / LEVELS)
 
 
 def level_class(level: int | None) -> str:
-    """Style-sheet class of a step: `b1` … below 1, `a1` … above, `w0` at 1, `nan`."""
+    """Return the style-sheet class of a step: `b1` … below 1, `a1` … above, `w0` at 1, `nan`."""
     if level is None:
         return "nan"
     return f"a{level}" if level > 0 else f"b{-level}" if level < 0 else "w0"
 
 
 def heat_colour(theme: str, level: int) -> str:
-    """Background of a step as `#rrggbb`, further from the ground the further from 0."""
+    """Return the background of a step as `#rrggbb`, stronger the further from 0."""
     colours = THEMES[theme]
     ground, end = colours["code"], colours["above" if level > 0 else "below"]
     share = 0.12 + 0.88 * abs(level) / LEVELS if level else 0.0
@@ -104,14 +102,37 @@ def heat_colour(theme: str, level: int) -> str:
 
 # --- the style sheet -----------------------------------------------------------------------------
 
-_LIGHT = """
---page:#fbfaf7;--card:#ffffff;--ink:#1d2026;--dim:#5b606b;--edge:#dcdad3;--link:#0b5cad;
---good:#00795a;--bad:#93357d;--c0:#0069b4;--c1:#c24f00;--c2:#007d5c;--c3:#8f3f83;
-"""
-_DARK = """
---page:#111317;--card:#1b1e23;--ink:#eceae4;--dim:#a9adb6;--edge:#353941;--link:#7cb8f5;
---good:#35c797;--bad:#e08bcb;--c0:#62b0f0;--c1:#f58a42;--c2:#3cc79a;--c3:#d98ccb;
-"""
+COLOURS = {
+    "light": {
+        "--page": "#fbfaf7",
+        "--card": "#ffffff",
+        "--ink": "#1d2026",
+        "--dim": "#5b606b",
+        "--edge": "#dcdad3",
+        "--link": "#0b5cad",
+        "--good": "#00795a",
+        "--bad": "#93357d",
+        "--c0": "#0069b4",
+        "--c1": "#c24f00",
+        "--c2": "#007d5c",
+        "--c3": "#8f3f83",
+    },
+    "dark": {
+        "--page": "#111317",
+        "--card": "#1b1e23",
+        "--ink": "#eceae4",
+        "--dim": "#a9adb6",
+        "--edge": "#353941",
+        "--link": "#7cb8f5",
+        "--good": "#35c797",
+        "--bad": "#e08bcb",
+        "--c0": "#62b0f0",
+        "--c1": "#f58a42",
+        "--c2": "#3cc79a",
+        "--c3": "#d98ccb",
+    },
+}
+"""Variables of the style sheet; charts are drawn with the light ones and then refer to them."""
 
 _RULES = """
 *{box-sizing:border-box}
@@ -141,17 +162,13 @@ dd{margin:0 0 .5rem}
 .program{min-width:0}
 .task{white-space:pre-wrap;margin:.2rem 0 .8rem}
 .plot{display:block;width:100%;max-width:600px;height:auto;overflow:visible}
-.plot text{font-size:13px;fill:var(--dim)}
-.plot .grid{stroke:var(--edge);stroke-width:1;fill:none}
-.plot .axis{stroke:var(--dim);stroke-width:1;fill:none}
-polyline{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round}
-circle{fill:currentColor}
+.plot path{stroke-linejoin:round}
 .key{width:28px;height:8px;vertical-align:middle}
+.key path{fill:none;stroke-width:2}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;list-style:none;padding:0;
  margin:.4rem 0 0;font-size:.9rem}
 .good{color:var(--good)}
 .bad{color:var(--bad)}
-.bad polyline{stroke-dasharray:7 4}
 .verdict{font-weight:600}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.93rem;background:var(--card)}
@@ -176,26 +193,22 @@ td mark{background:none;color:inherit;font-weight:700;text-decoration:underline}
 .scale .steps span{width:16px;height:16px}
 details{margin:.6rem 0}
 summary{cursor:pointer}
-@media(max-width:520px){.plot text{font-size:16px}th,td{padding:.3rem .45rem}}
+@media(max-width:520px){th,td{padding:.3rem .45rem}}
 """
 
 
 def style_sheet() -> str:
-    """The whole style sheet of the report."""
-    series = "".join(
-        f".s{i}{{color:var(--c{i % 4})}}.s{i} polyline{{stroke-dasharray:{_DASHES[i // 4]}}}\n"
-        for i in range(SERIES_STYLES)
-    )
-    light, dark = (_theme(name, rest) for name, rest in (("light", _LIGHT), ("dark", _DARK)))
-    return f"{light}@media(prefers-color-scheme:dark){{\n{dark}}}{_RULES}{series}"
+    """Return the whole style sheet of the report."""
+    return f"{_theme('light')}@media(prefers-color-scheme:dark){{\n{_theme('dark')}}}{_RULES}"
 
 
-def _theme(name: str, variables: str) -> str:
+def _theme(name: str) -> str:
     colours = THEMES[name]
+    variables = ";".join(f"{key}:{colour}" for key, colour in COLOURS[name].items())
     own = f"--code:{colours['code']};--code-ink:{colours['ink']};color-scheme:{name}"
     heat = "".join(
         f".{level_class(level)}{{background:{heat_colour(name, level)};color:{colours['ink']}}}\n"
         for level in range(-LEVELS, LEVELS + 1)
         if level
     )
-    return f":root{{{variables.strip()}\n{own}}}\n{heat}"
+    return f":root{{{variables};{own}}}\n{heat}"

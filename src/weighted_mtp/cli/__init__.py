@@ -1,1 +1,3 @@
 """The command line: thin, it reads arguments and calls a pipeline."""
+
+__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""`weighted-mtp convert`: a checkpoint in another layout or number format, or in one piece."""
+"""`weighted-mtp convert`: write a checkpoint in another layout or number format, unsharded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A checkpoint that was read: its weights, and the folder of the files that go with them."""
+    """A checkpoint in memory, and the directory of its tokenizer and other files."""
 
     model: Transformer
     layout: str
@@ -48,23 +48,28 @@ class _Loaded:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Add the options of `convert`."""
     parser.add_argument(
-        "source", type=given_path, metavar="SRC", help="a run, a checkpoint, a model or ORG/NAME"
+        "source",
+        type=given_path,
+        metavar="SRC",
+        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
     )
+    parser.add_argument("destination", type=given_path, metavar="DST", help="directory to write")
     parser.add_argument(
-        "destination", type=given_path, metavar="DST", help="the directory to write"
+        "--to", choices=["native", "hf"], default="native", help="layout (default native)"
     )
-    parser.add_argument("--to", choices=["native", "hf"], default="native", help="layout to write")
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(
-        "--add-heads", type=int, metavar="N", help="N more heads, copies of the last block to train"
+        "--add-heads", type=int, metavar="N", help="add N heads, untrained copies of the last block"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing checkpoint at DST"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, carrying tokenizer files and value head along; 0 when DST is whole."""
+    """Convert, with tokenizer files and value head; return 0 when DST is complete."""
     source: Path = args.source
     destination: Path = args.destination
     dtype = resolve_dtype(args.dtype)
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 config_fields=read_config_fields(found.folder),
             )
     carried = ["the weights"]
-    carried += [f"{args.add_heads} more heads, still untrained"] if args.add_heads else []
+    carried += [f"{args.add_heads} more heads, untrained"] if args.add_heads else []
     carried += ["the tokenizer"] if found.has_tokenizer else []
     carried += ["the value head"] if found.value_head else []
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")
@@ -109,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
-    """Read a model directory, or the model of a run's checkpoint, on the CPU; whole in memory."""
+    """Load a model directory, or the model of a checkpoint, into CPU memory."""
     place = newest_checkpoint(source)
     if is_sharded(place):
         with _put_together(place, dtype) as found:
@@ -130,8 +135,8 @@ def _load(source: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
 
 @contextmanager
 def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Loaded]:
-    """Read a model that several processes have saved in parts; no process group is needed."""
-    verify_checkpoint(checkpoint, always=True)  # or a damaged copy would get sums of its own
+    """Load a sharded model without a process group."""
+    verify_checkpoint(checkpoint, always=True)  # else a damaged copy would get checksums of its own
     adapter = sharded_model(checkpoint).on(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         head = value_head_path(folder) if adapter.value_head is not None else None
@@ -144,4 +149,4 @@ def _put_together(checkpoint: Path, dtype: torch.dtype | None) -> Iterator[_Load
 def _check_apart(source: Path, destination: Path) -> None:
     inside = source.resolve().is_relative_to(destination.resolve())
     if inside and source.resolve() != destination.resolve():
-        raise UserError(f"{destination}: holds the source {source}; choose another destination")
+        raise UserError(f"{destination}: contains the source {source}; choose another destination")

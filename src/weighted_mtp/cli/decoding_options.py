@@ -1,4 +1,4 @@
-"""Options of everything that decodes: `generate` and `evaluate` share them, and their meaning."""
+"""Decoding options, shared by `generate` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How a model is to write.
+    """How to decode.
 
     Attributes:
-        max_new_tokens: None where the command has a default of its own.
-        stops: strings that end a text, besides those of the prompt's own style.
-        speculation: None decodes plainly.
+        max_new_tokens: None for the default of the command.
+        stops: strings that end a text, besides those of the prompt style.
+        speculation: None for one token per forward pass.
     """
 
     max_new_tokens: int | None
@@ -34,10 +34,11 @@ class DecodingOptions:
 def add_decoding_arguments(
     parser: argparse.ArgumentParser, new_tokens: int | None, new_tokens_help: str = ""
 ) -> None:
-    """Add them to a command.
+    """Add the options to a command.
 
     Args:
-        new_tokens, new_tokens_help: the command's default, and what its help says of it.
+        new_tokens: default of the command.
+        new_tokens_help: how its help names the default.
     """
     group = parser.add_argument_group("decoding")
     group.add_argument(
@@ -45,27 +46,43 @@ def add_decoding_arguments(
         type=int,
         default=new_tokens,
         metavar="N",
-        help=f"at most so many tokens each ({new_tokens_help or f'default {new_tokens}'})",
-    )
-    group.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest, P of the whole"
-    )
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
-    group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="drop below P times the likeliest"
+        help=f"most tokens to generate per text ({new_tokens_help or f'default {new_tokens}'})",
     )
     group.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="1, the default, is none"
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) is greedy"
     )
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the smallest set of tokens of total probability P",
+    )
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="sample from the K most likely tokens"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="drop tokens less likely than P times the most likely one",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="penalty on tokens already used (default 1: none)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="ends a text, which does not include it; \\n is a new line, \\t a tab, \\\\ a "
-        "backslash; may be given several times",
+        help="end the text before this string; \\n is a newline, \\t a tab, \\\\ a backslash; "
+        "repeatable",
     )
     group.add_argument(
         "--speculate",
@@ -73,42 +90,42 @@ def add_decoding_arguments(
         const=_ALL,
         default=_AUTO,
         metavar="K",
-        help="the model's heads draft K tokens at a time (no K: as many as it has), which the next "
-        "pass verifies: greedy texts stay the same, sampled ones keep their distribution (default: "
-        "as many as pay, by --adaptive)",
+        help="let the extra heads draft K tokens (no K: one per head) for the next forward pass to "
+        "verify; greedy texts stay the same, sampled ones keep their distribution (default: all "
+        "heads with --adaptive)",
     )
     group.add_argument(
         "--no-speculate",
         dest="speculate",
         action="store_const",
         const=_OFF,
-        help="one token at a time",
+        help="generate one token per forward pass",
     )
     group.add_argument(
         "--adaptive",
         action="store_true",
-        help="draft fewer tokens where drafts are not kept",
+        help="draft fewer tokens where drafts are rejected",
     )
     group.add_argument(
         "--lossy-typical",
         action="store_true",
-        help="LOSSY: keep drafts that are merely likely enough (Medusa's typical acceptance); "
-        "faster, and no longer the text of the model",
+        help="LOSSY: accept drafts that are likely enough (Medusa's typical acceptance); faster, "
+        "but changes the distribution of the texts",
     )
     group.add_argument(
         "--ties",
         default="auto",
         metavar="RULE",
-        help="greedy near-ties: exact (read again; the text depends on nothing but the model), "
-        "fast, or auto (exact in float32, fast in bfloat16; the default)",
+        help="greedy near-ties: exact (recompute, so that the text depends on the model alone), "
+        "fast, or auto (default: exact in float32, fast in bfloat16)",
     )
 
 
 def decoding_options(args: argparse.Namespace) -> DecodingOptions:
-    """What was asked for.
+    """Return the options as given.
 
     Raises:
-        UserError: a value that cannot be, or an option that would do nothing.
+        UserError: a value is out of range, or an option has no effect.
     """
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError("--max-new-tokens must be at least 1")
@@ -125,23 +142,23 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
     except ValueError as error:
         raise UserError(str(error)) from error
     if not all(args.stop):
-        raise UserError("--stop: an empty text would end everything at once; give some")
+        raise UserError("--stop is empty, which would end every text at once; give a string")
     stops = tuple(_unescaped(text) for text in args.stop)
     return DecodingOptions(args.max_new_tokens, sampling, stops, _speculation(args))
 
 
 def check_heads(args: argparse.Namespace, model: Path) -> None:
-    """Refuse `--speculate`, where it was asked for, for a model that has nothing to draft with.
+    """Reject an explicit `--speculate` for a model without extra heads.
 
     Raises:
-        UserError: it has the next-token head alone.
+        UserError: the model has only the next-token head.
     """
     if args.speculate in (_AUTO, _OFF):
         return
     if inspect_checkpoint(model).args.n_future_tokens == 1:
         raise UserError(
-            f"--speculate: {model} has no heads to draft with, only the next-token head; leave "
-            "--speculate away, or give it heads (weighted-mtp convert --add-heads N) and train them"
+            f"--speculate: {model} has only the next-token head and no heads to draft with; remove "
+            "--speculate, or add heads (weighted-mtp convert --add-heads N) and train them"
         )
 
 
@@ -156,7 +173,7 @@ def _speculation(args: argparse.Namespace) -> Speculation | None:
         if not re.fullmatch(r"[+-]?\d+", args.speculate):
             raise UserError(
                 f"--speculate {args.speculate!r}: give a number of heads, or nothing for all; "
-                "the checkpoint goes before it"
+                "put the checkpoint before it"
             )
         heads = int(args.speculate)
         if heads < 1:
@@ -167,5 +184,5 @@ def _speculation(args: argparse.Namespace) -> Speculation | None:
 
 
 def _unescaped(text: str) -> str:
-    """A shell has no easy way to write a new line."""
+    """Replace \\n, \\t and \\\\, since newlines are awkward to type in a shell."""
     return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match.group()], text)

@@ -1,158 +1,242 @@
-"""`weighted-mtp evaluate`: programs judged by running them, written by a checkpoint or given."""
+"""`weighted-mtp evaluate`: judge programs by running them, written by a checkpoint or given."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import chain, zip_longest
 
-from weighted_mtp.cli.decoding_options import (
-    DecodingOptions,
-    add_decoding_arguments,
-    check_heads,
-    decoding_options,
-)
-from weighted_mtp.cli.evaluate_benchmark import add_benchmark_arguments, run_foreign
+from weighted_mtp.analysis.html_report import ProgramCard, Report, Table, write
+from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_file, given_path
-from weighted_mtp.core.model_folder import find_model, results_folder
-from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.evaluation.benchmarks import BENCHMARKS
+from weighted_mtp.core.files import given_name, given_path
+from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.evaluation.benchmarks import BENCHMARKS, MICRO
+from weighted_mtp.evaluation.prompts import TEMPLATE
+from weighted_mtp.evaluation.result_files import Attempt
 from weighted_mtp.evaluation.scores import parse_ks
-from weighted_mtp.micro_tasks import Split
-from weighted_mtp.pipelines.evaluating import decoding_figures
-from weighted_mtp.pipelines.evaluating.micro import (
-    Attempt,
+from weighted_mtp.pipelines.evaluating import (
     EvaluationRequest,
     EvaluationResult,
-    run_evaluation,
-    save_result,
+    decoding_figures,
+    evaluate,
 )
 
-MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions")
-_MICRO_ALONE = ("max_difficulty",)
-_BENCHMARK_ALONE = (
-    *("completions", "problems", "source", "prompt", "timeout", "workers"),
-    *("overwrite", "partial"),
-)
+FAILURES_SHOWN = 200
+_STATUSES = {
+    "passed": "every test passed",
+    "failed": "a test failed, or the output was wrong",
+    "error": "an exception, or not Python",
+    "timeout": "ran out of time",
+    "killed": "out of memory, or ended by a signal",
+    "exited": "exited before the tests ended",
+    "too_long": "never written: the prompt does not fit the model",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `evaluate`."""
+    """Add the options of `evaluate`."""
     parser.add_argument(
-        "path", type=given_path, nargs="?", help="a run, a checkpoint, a model or ORG/NAME"
+        "path",
+        type=given_path,
+        nargs="?",
+        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
     )
     parser.add_argument(
-        "--dataset", default="micro", metavar="NAME", help=f"micro, {', '.join(BENCHMARKS)}"
+        "--dataset",
+        default=MICRO,
+        metavar="NAME",
+        help=f"{MICRO} (default), {', '.join(BENCHMARKS)}",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="micro: test, or compositions that no training row holds; with --source: train, "
-        "validation, test or all (default test)",
+        help="micro: test, compositions that no training row combines, or train (to learn from "
+        "one's own programs); with --source: train, validation, test or all (default test)",
     )
-    parser.add_argument("--n-problems", type=int, help="default: micro 200, else all there are")
     parser.add_argument(
-        "--max-difficulty", type=int, help="hardest micro tasks, 1 to 11 (default: as in training)"
+        "--n-problems", type=int, help="problems to evaluate (default: micro 200, others all)"
+    )
+    parser.add_argument(
+        "--max-difficulty",
+        type=int,
+        help="hardest micro tasks, from 1 to 11 (default: as in training)",
     )
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
-    parser.add_argument("--k", metavar="K,…", help="of pass@k, such as 1,10,100")
-    parser.add_argument("--batch-size", type=int, help="prompts at a time (micro 64, else 16)")
+    parser.add_argument("--k", metavar="K,…", help="k of pass@k, such as 1,10,100")
+    parser.add_argument(
+        "--batch-size", type=int, help="prompts at a time (default: micro 64, else 16)"
+    )
     parser.add_argument("--template", help="prompt template (default: the one of the run)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
-    parser.add_argument("--show", type=int, default=2, help="print this many programs of each kind")
+    parser.add_argument(
+        "--show",
+        type=int,
+        help="print this many programs that pass and that fail (default: micro 2, else 0)",
+    )
     parser.add_argument(
         "--output",
         type=given_path,
-        help="micro: result file (default PATH/evaluation/micro-SPLIT.jsonl); else result folder "
-        "(default PATH/evaluation/NAME)",
+        help="micro: file with all programs and verdicts (PATH/evaluation/micro-SPLIT.jsonl); "
+        "otherwise the results directory (default PATH/evaluation/NAME)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds a program may run (default: 5)"
+    )
+    parser.add_argument("--workers", type=int, help="programs run at a time (default: all cores)")
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="keep the log-probability of each program, for prepare attempts",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start over; without it, an interrupted evaluation resumes",
     )
     add_decoding_arguments(parser, None, "default: micro 256, else 512")
-    add_benchmark_arguments(parser)
+    group = parser.add_argument_group(", ".join(BENCHMARKS))
+    group.add_argument(
+        "--allow-code-execution", action="store_true", help="run programs on this machine"
+    )
+    group.add_argument("--problems", type=given_path, help="problems.SPLIT.jsonl from `prepare`")
+    group.add_argument(
+        "--source", type=given_name, metavar="PATH", help="the published files, as for `prepare`"
+    )
+    group.add_argument(
+        "--prompt",
+        metavar="STYLE",
+        help="humaneval: completion, stripped; mbpp: 3-shot, 0-shot; codecontests: apps; any: "
+        "template (default: template for a run trained with one, else the published style)",
+    )
+    group.add_argument(
+        "--completions",
+        type=given_name,
+        metavar="FILE",
+        help="judge these (task_id and completion or solution) instead of a checkpoint's; or "
+        "`canonical`, `mutants`: the reference solutions, unchanged or with one mistake each",
+    )
+    group.add_argument("--partial", action="store_true", help="FILE may lack problems")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print a table, keep every program."""
-    for name in ("n_problems", "n_samples", "max_difficulty", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    """Evaluate, write a page, and print the figures."""
     options = decoding_options(args)
-    if args.dataset in BENCHMARKS:
-        _refuse(args, _MICRO_ALONE)
-        return run_foreign(args, options)
-    if args.dataset != "micro":
-        known = ", ".join(("micro", *BENCHMARKS))
-        raise UserError(f"unknown data set {args.dataset!r}: choose one of {known}")
-    _refuse(args, _BENCHMARK_ALONE)
-    return _run_micro(args, options)
-
-
-def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
-    """An option that would do nothing is a mistake."""
-    for name in names:
-        if getattr(args, name) not in (None, False):
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} has no meaning for --dataset {args.dataset}")
-
-
-def _run_micro(args: argparse.Namespace, options: DecodingOptions) -> int:
-    split = next((name for name in MICRO_SPLITS if name == (args.split or "test")), None)
-    if args.path is None:
-        raise UserError("give a checkpoint: a run, a checkpoint or a model folder")
-    if split is None:
-        raise UserError(f"--split {args.split!r}: micro tasks have {' and '.join(MICRO_SPLITS)}")
-    if args.template not in (None, *TEMPLATES):
-        raise UserError(f"--template {args.template!r}: choose one of {', '.join(TEMPLATES)}")
-    model = find_model(args.path)
-    check_heads(args, model)
-    folder = results_folder(args.path) / "evaluation"
-    output = args.output or folder / f"{args.dataset}-{split}.jsonl"
-    check_output_file(output, "--output")
-    check_output_file(output.with_suffix(".summary.json"), "--output")
-    result = run_evaluation(
-        EvaluationRequest(
-            path=args.path,
-            n_problems=args.n_problems or 200,
-            n_samples=args.n_samples,
-            ks=parse_ks(args.k, args.n_samples) if args.k is not None else (),
-            sampling=options.sampling,
-            max_new_tokens=options.max_new_tokens or 256,
-            stops=options.stops,
-            speculation=options.speculation,
-            batch_size=args.batch_size or 64,
-            device=args.device,
-            dtype=args.dtype,
-            seed=args.seed,
-            template=args.template,
-            max_difficulty=args.max_difficulty,
-            split=split,
+    ks = None
+    if args.k is not None:
+        ks = parse_ks(args.k, None if args.completions else args.n_samples)
+    given = {**vars(args), **vars(options), "ks": ks}
+    names = [field.name for field in fields(EvaluationRequest)]
+    request = EvaluationRequest(**{name: given[name] for name in names}).resolved()
+    if not request.micro and not args.allow_code_execution:
+        raise UserError(
+            f"--dataset {args.dataset} runs programs that a model, or somebody else, wrote on this "
+            "machine: in a sandbox, but one that leaves files to their permissions; if that is "
+            "fine here, add --allow-code-execution"
         )
-    )
-    show(result, args.show)
-    save_result(result, output)
-    print(f"every program and verdict: {output}")
+    if args.path is not None:
+        check_heads(args, find_model(args.path))
+    result = evaluate(request)
+    page = result.output / "failures.html"
+    write(failures_page(result), page)
+    show(result, (2 if request.micro else 0) if args.show is None else args.show)
+    print(f"every program and verdict: {request.programs_file}   failures: {page}")
     return 0
 
 
 def show(result: EvaluationResult, examples: int) -> None:
-    """Some programs, then the table."""
+    """Print some programs, the table by family, and the figures."""
+    tasks = _instructions(result)
     for passed in (True, False):
-        chosen = [a for a in result.attempts if a.verdict.passed == passed][:examples]
-        for attempt in chosen:
-            print(_program(attempt))
-    print(f"{'family':<16}{'pass@1':>8}{'problems':>10}")
-    for family, (score, count) in result.by_family.items():
-        print(f"{family:<16}{score:>8.1%}{count:>10}")
-    total = sum(count for _, count in result.by_family.values())
-    overall = "–" if result.pass_at_1 is None else f"{result.pass_at_1:.1%}"
-    print(f"{'all':<16}{overall:>8}{total:>10}")
-    for k, found in result.pass_at.items():
-        print(f"pass@{k}: {found}")
-    if result.decoding is not None:
+        for attempt in [a for a in result.attempts if a.passed == passed][:examples]:
+            program = attempt.completion.rstrip()
+            print(f"# {tasks[attempt.task_id]}\n{program}\n# → {_verdict(attempt)}\n")
+    if result.request.micro:
+        overall = (result.pass_at_1 or 0.0, len(result.scores.problems))
+        print(f"{'family':<16}{'pass@1':>8}{'problems':>10}")
+        for family, (score, count) in {**result.by_family, "all": overall}.items():
+            print(f"{family:<16}{score:>8.1%}{count:>10}")
+    for name, value, _ in figures(result):
+        print(f"{name}: {value}")
+    if result.decoding:
         print(decoding_figures.line(result.decoding))
 
 
-def _program(attempt: Attempt) -> str:
-    verdict = attempt.verdict
-    word = "passes its tests" if verdict.passed else f"{verdict.status}: {verdict.detail}"
-    return f"# {attempt.row['instruction']}\n{attempt.completion.rstrip()}\n# → {word}\n"
+def figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
+    """Return (name, figure, meaning)."""
+    scores, benchmark, prompting = result.scores, result.benchmark, result.prompting
+    judged = f"{len(scores.problems)} of {benchmark.total}"
+    if benchmark.left_out:
+        judged += f", {len(benchmark.left_out)} left out"
+    style = prompting.style
+    lines = [
+        ("data set", benchmark.name, "what was evaluated"),
+        ("problems", judged, "evaluated, of all in the data set"),
+        (
+            "prompt",
+            f"template {prompting.template}" if style == TEMPLATE else style,
+            "how the problems were presented",
+        ),
+        ("programs", f"{len(result.attempts):,}", "one or more for each problem"),
+    ]
+    for k, interval in scores.pass_at.items():
+        meaning = (
+            f"probability that one of {k} programs is right" if k > 1 else "programs that are right"
+        )
+        lines.append((f"pass@{k}", str(interval), f"{meaning}; 95 % interval over problems"))
+    return lines + [
+        (status, f"{count:,}", _STATUSES.get(status, ""))
+        for status, count in scores.statuses.items()
+    ]
+
+
+def failures_page(result: EvaluationResult) -> Report:
+    """Return a page with the figures and programs that failed, first one for every problem."""
+    failed = [attempt for attempt in result.attempts if not attempt.passed]
+    shown = spread(failed)[:FAILURES_SHOWN]
+    tasks = _instructions(result)
+    notes = []
+    if len(shown) < len(failed):
+        notes.append(f"{len(shown)} of {len(failed)} failures are shown; attempts.jsonl has all.")
+    rows = [(task, str(n), str(c)) for task, (n, c) in result.scores.problems.items() if c < n]
+    tables = [Table("Problems with failures", ("problem", "programs", "right"), rows)]
+    if result.by_family:
+        families = [(name, f"{s:.1%}", str(n)) for name, (s, n) in result.by_family.items()]
+        tables.insert(0, Table("pass@1 by family", ("family", "pass@1", "problems"), families))
+    decoding = decoding_figures.table(result.decoding) if result.decoding else []
+    return Report(
+        title=f"{result.benchmark.name}: failures",
+        summary=figures(result) + decoding,
+        tables=tables,
+        programs=[
+            ProgramCard(
+                f"{attempt.task_id}, program {attempt.sample + 1}\n{tasks[attempt.task_id]}",
+                attempt.solution,
+                _verdict(attempt),
+                attempt.passed,
+            )
+            for attempt in shown
+        ],
+        notes=notes,
+    )
+
+
+def spread(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Order attempts: the first of every problem, then the second of every problem, and so on."""
+    by_problem: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        by_problem.setdefault(attempt.task_id, []).append(attempt)
+    rounds = zip_longest(*by_problem.values())
+    return [attempt for attempt in chain.from_iterable(rounds) if attempt is not None]
+
+
+def _instructions(result: EvaluationResult) -> dict[str, str]:
+    return {problem.task_id: problem.instruction for problem in result.benchmark.problems}
+
+
+def _verdict(attempt: Attempt) -> str:
+    if attempt.passed:
+        return "passes its tests"
+    return ": ".join(part for part in (attempt.status, attempt.detail) if part)

@@ -1,4 +1,4 @@
-"""`weighted-mtp experiment`: does weighting help? Objectives and controls under one budget."""
+"""`weighted-mtp experiment`: compare objectives and controls under one budget."""
 
 from __future__ import annotations
 
@@ -36,30 +36,45 @@ from weighted_mtp.pipelines.evaluating.experiment import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `experiment`."""
-    parser.add_argument("name", choices=["wmtp"], help="wmtp: all weightings and their controls")
-    parser.add_argument("--preset", default="micro")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=150, help="of every arm")
-    parser.add_argument("--base-steps", type=int, default=500, help="of what they start from")
-    parser.add_argument("--n-problems", type=int, default=200, help="held out, of each split")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    """Add the options of `experiment`."""
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
+        "name", choices=["wmtp"], help="wmtp: all token weightings and their controls"
     )
-    parser.add_argument("--output-dir", type=given_path, help="default runs/experiment-NAME-PRESET")
-    parser.add_argument("--against", help="arm to compare with (default uniform, else baseline)")
+    parser.add_argument("--preset", default="micro", help="scale of all runs (default micro)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default 3)")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated (default: all)")
+    parser.add_argument("--steps", type=int, default=150, help="steps of every arm (default 150)")
+    parser.add_argument(
+        "--base-steps", type=int, default=500, help="steps of the common start (default 500)"
+    )
+    parser.add_argument(
+        "--n-problems", type=int, default=200, help="held-out problems of each split (default 200)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel (default 1)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one option of every recipe; repeatable (weighted-mtp options lists them)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=given_path,
+        help="directory of the runs (default runs/experiment-NAME-PRESET)",
+    )
+    parser.add_argument("--against", help="arm to compare with (default uniform, or baseline)")
     parser.add_argument(
         "--results",
         type=given_path,
         default=Path("docs/RESULTS.md"),
-        help="file the table is written to",
+        help="Markdown file that receives the table (default docs/RESULTS.md)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, then write table and picture."""
+    """Run what is missing, then write tables and picture."""
     for name in ("seeds", "steps", "base_steps", "n_problems", "jobs"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -88,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
-    """One line for each arm, best first. Intervals resample seeds and problems together."""
+    """Return a line for each arm, best first. Intervals resample seeds and problems together."""
     by_arm = group(results)
     tables = {arm: {s: table(part, s) for s in SPLITS} for arm, part in by_arm.items()}
     lines = []
@@ -97,13 +112,13 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
         difference = None
         if arm != against:
             other = tables[against][SPLITS[0]]
-            difference = bounds(paired_difference(first, other, same_problems=True))
+            difference = paired_difference(first, other, same_problems=True)
         lines.append(
             Line(
                 arm,
                 ARMS[arm].about,
                 {
-                    split: bounds(hierarchical_bootstrap(scores, same_problems=True))
+                    split: hierarchical_bootstrap(scores, same_problems=True)
                     for split, scores in tables[arm].items()
                 },
                 difference,
@@ -118,8 +133,8 @@ def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
 
 def compare(
     results: Sequence[ArmResult],
-) -> list[tuple[str, str, str, list[tuple[float, float, float]]]]:
-    """Paired differences between the arms that `COMPARISONS` names, on every split."""
+) -> list[tuple[str, str, str, list[Interval]]]:
+    """Return paired differences between the arms in `COMPARISONS`, on every split."""
     by_arm = group(results)
     return [
         (
@@ -127,10 +142,8 @@ def compare(
             other,
             shows,
             [
-                bounds(
-                    paired_difference(
-                        table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
-                    )
+                paired_difference(
+                    table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
                 )
                 for split in SPLITS
             ],
@@ -141,7 +154,7 @@ def compare(
 
 
 def group(results: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
-    """Results of each arm, by seed."""
+    """Group results by arm, in the order of seeds."""
     by_arm: dict[str, list[ArmResult]] = {}
     for result in sorted(results, key=lambda result: result.seed):
         by_arm.setdefault(result.arm, []).append(result)
@@ -149,20 +162,15 @@ def group(results: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
 
 
 def table(results: Sequence[ArmResult], split: str) -> np.ndarray:
-    """`[seeds, problems]` 0 or 1; every seed was tried on the same problems."""
+    """Return `[seeds, problems]` 0 or 1; every seed has the same problems."""
     problems = sorted(results[0].passed[split])
     return np.array([[float(r.passed[split][p]) for p in problems] for r in results])
 
 
 def _mean_known(values: Sequence[float]) -> float:
-    """The mean of those that are not NaN; NaN without any."""
+    """Average those that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def bounds(interval: Interval) -> tuple[float, float, float]:
-    """Mean, low, high."""
-    return interval.mean, interval.low, interval.high
 
 
 def _picture(args: argparse.Namespace) -> Path:
@@ -172,12 +180,12 @@ def _picture(args: argparse.Namespace) -> Path:
 def write(
     args: argparse.Namespace, request: ExperimentRequest, results: Sequence[ArmResult], against: str
 ) -> None:
-    """The section of the results file, its picture beside it, and the tables on the screen."""
+    """Write a section of the results file and its picture, and print the tables."""
     lines = summarise(results, against)
     title = f"experiment {args.name}, preset {args.preset}"
     picture = _picture(args)
     plot(lines, SPLITS, picture, f"{title}: {request.seeds} seeds, {request.n_problems} problems")
-    told = markdown_table(lines, SPLITS, against)
+    ranked = markdown_table(lines, SPLITS, against)
     compared = comparison_table(compare(results), SPLITS)
     command = command_line(
         *("weighted-mtp", "experiment", args.name, "--preset", args.preset),
@@ -186,7 +194,7 @@ def write(
         *(word for setting in request.settings for word in ("--set", setting)),
     )
     text = f"""
-{told}
+{ranked}
 
 ![pass@1 of every arm]({os.path.relpath(picture, args.results.parent)})
 
@@ -195,19 +203,19 @@ def write(
 Written by `{command}`.
 
 - {request.seeds} seeds; {request.n_problems} greedy programs for each split and seed. Brackets are
-  95 % percentile bootstrap intervals over seeds and problems together, differences paired, in
+  95 % percentile bootstrap intervals over seeds and problems together; differences are paired, in
   percentage points (in the first table on the test split). With few seeds such intervals are too
-  narrow: the spread between seeds is not well known.
+  narrow, because the variance between seeds is poorly estimated.
 - "Right preferred": of held-out pairs of a right and a wrong program of one problem, the share
-  whose right one the model finds likelier (mean, lowest and highest seed; 50 % is guessing).
+  whose right one the model finds likelier (mean, lowest and highest seed; 50 % is chance).
 - Every arm starts from its seed's base ({request.base_steps} steps on right and wrong programs
-  alike, with a critic) and trains for {request.steps} steps of as many rows. Arms on correct
-  programs draw theirs from half of them.
-- Beyond that budget: `verifiable`, `value_only`, `random_matched` and `shuffled` train the value
-  head too (its gradient reaches the trunk if `objective.value.gradient_to_trunk` says so), and
-  `rho1` has the finished `baseline` arm for a reference. `value_only` is `verifiable` with every
-  weight 1.
+  alike, with a critic) and trains for {request.steps} steps of the same number of rows. Arms on
+  correct programs draw them from half of the rows.
+- Beyond that budget: `verifiable`, `value_only`, `random_matched` and `shuffled` also train the
+  value head (its gradient reaches the trunk if `objective.value.gradient_to_trunk` is set), and
+  `rho1` uses the finished `baseline` arm as its reference model. `value_only` is `verifiable` with
+  every weight 1.
 """
     replace_section(args.results, title, text)
-    print(told)
+    print(ranked)
     print(f"\n{compared}\n\ntables and picture: {args.results}, {picture}")

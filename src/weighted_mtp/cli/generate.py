@@ -1,7 +1,7 @@
 """`weighted-mtp generate`: continue prompts with a checkpoint.
 
-Standard output holds texts (with --json: records) and nothing else; the last line on standard error
-says what they took.
+Standard output gets the texts (with --json: records) and nothing else; the last line on standard
+error has time, throughput and acceptance.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_path
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines.evaluating import decoding_figures
 from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
+    check_chat,
     row_seed,
     run_data,
     warn_of_chat_model,
@@ -35,12 +38,12 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class Asked:
-    """One text to write.
+    """A text to generate.
 
     Attributes:
-        number: of the prompt, from 0.
-        sample: among those of the prompt, from 0.
-        ids: the prompt's tokens.
+        number: index of the prompt.
+        sample: index among the texts of the prompt.
+        ids: tokens of the prompt.
     """
 
     number: int
@@ -55,44 +58,57 @@ class Asked:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `generate`."""
+    """Add the options of `generate`."""
     parser.add_argument(
-        "checkpoint", type=given_path, help="a run, a checkpoint, a model or ORG/NAME"
+        "checkpoint",
+        type=given_path,
+        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
     )
     add_prompt_arguments(parser)
     parser.add_argument(
         "--template",
-        choices=[*TEMPLATES, RAW],
-        help="prompt template (default: the one of the run; raw continues the text as it is)",
+        choices=[*TEMPLATE_NAMES, RAW],
+        help="prompt template (default: the one of the run; chat is the chat template of the "
+        "tokenizer; raw continues the text as it is)",
     )
-    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="of each prompt")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="with --template chat: the system message before prompts"
+    )
+    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
     parser.add_argument(
-        "--json", action="store_true", help="a JSON object a line: text, tokens, finish, …"
+        "--json",
+        action="store_true",
+        help="print one JSON object per line: text, tokens, finish, …",
     )
     parser.add_argument(
-        "--logprobs", action="store_true", help="with --json: log-probabilities of the tokens"
+        "--logprobs",
+        action="store_true",
+        help="with --json: add the log-probabilities of the tokens",
     )
     add_decoding_arguments(parser, 256)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the continuations."""
+    """Print the generated texts."""
     options = decoding_options(args)
     for name in ("n_samples", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if args.n_samples > 1 and options.sampling.greedy:
-        raise UserError("--n-samples: greedy texts are all alike; set --temperature above 0")
+        raise UserError("--n-samples: greedy texts are identical; set --temperature above 0")
     if args.logprobs and not args.json:
-        raise UserError("--logprobs goes with --json")
+        raise UserError("--logprobs needs --json")
     prompts = read_prompts(args)
-    find_model(args.checkpoint)  # before its recipe is read: what is no model is told so
+    find_model(args.checkpoint)  # first, for a clear error where there is no model
     check_heads(args, args.checkpoint)
     template = args.template or _template_of(args.checkpoint)
+    if args.system is not None and template != CHAT:
+        raise UserError("--system goes with --template chat")
     warn_of_chat_model(args.checkpoint, template)
+    check_chat(args.checkpoint, template)
     writer = ModelWriter(
         args.checkpoint,
         args.device,
@@ -101,11 +117,11 @@ def run(args: argparse.Namespace) -> int:
         args.dtype,
         options.speculation,
     )
-    asked = _asked(writer, prompts, template, args.n_samples)
+    asked = _asked(writer, prompts, template, args.n_samples, args.system)
     try:
         _print_texts(args, writer, asked, options.stops)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read this has had enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     print(decoding_figures.line(writer.figures.record()), file=sys.stderr)
@@ -113,31 +129,40 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _template_of(path: Path) -> str:
-    """The run's, `raw` for a run on plain text, Alpaca's for a bare model directory."""
+    """Return the template of the run: `raw` after plain text, `alpaca` for a bare model."""
     data = run_data(path)
     return RAW if data.get("source") == "text" else str(data.get("template", "alpaca"))
 
 
 def _asked(
-    writer: ModelWriter, prompts: Sequence[Prompt], template: str, n_samples: int
+    writer: ModelWriter,
+    prompts: Sequence[Prompt],
+    template: str,
+    n_samples: int,
+    system: str | None = None,
 ) -> list[Asked]:
-    """Every text to write, each prompt rendered and tokenised once.
+    """Return every text to generate; each prompt is rendered and tokenized once.
 
     Raises:
-        UserError: a prompt does not fit the model, or has no token.
+        UserError: a prompt is too long for the model, or empty.
     """
     asked = []
     for number, prompt in enumerate(prompts):
+        given: str | list[Message]
         if template == RAW:
-            text = prompt.text + prompt.input
+            given = prompt.text + prompt.input
+        elif template == CHAT:
+            given = [user_turn(prompt.text, prompt.input)]
+            if system is not None:
+                given = [{"role": "system", "content": system}, *given]
         else:
-            text = TEMPLATES[template].render(prompt.text, prompt.input)
-        ids = writer.encode(text)
+            given = TEMPLATES[template].render(prompt.text, prompt.input)
+        ids = writer.encode(given)
         if not ids:
             raise UserError(f"prompt {number + 1} is empty; give at least one character")
         if len(ids) > writer.longest_prompt:
             raise UserError(
-                f"prompt {number + 1} has {len(ids)} tokens, the model's positions leave "
+                f"prompt {number + 1} has {len(ids)} tokens, the model has room for "
                 f"{max(0, writer.longest_prompt)} beside the new ones; shorten it, or lower "
                 "--max-new-tokens"
             )
@@ -148,7 +173,7 @@ def _asked(
 def _print_texts(
     args: argparse.Namespace, writer: ModelWriter, asked: Sequence[Asked], stops: Sequence[str]
 ) -> None:
-    """On a terminal one text comes piece by piece; else texts come whole."""
+    """Stream a single text to a terminal; print several, or into a pipe, as they complete."""
     if len(asked) == 1 and not args.json and sys.stdout.isatty():
         try:
             for piece in _pieces(writer, asked[0], stops):
@@ -169,7 +194,7 @@ def _print_texts(
 
 
 def _pieces(writer: ModelWriter, one: Asked, stops: Sequence[str]) -> Iterator[str]:
-    """The text as it comes."""
+    """Yield the text as it is generated."""
     start = time.monotonic()
     stream = writer.stream(one.ids, one.seed, stops)
     for (piece,) in stream:

@@ -1,4 +1,4 @@
-"""Where the prompts of `weighted-mtp generate` come from: options, a file, standard input."""
+"""Prompts of `weighted-mtp generate`: from options, a file, or standard input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Prompt:
-    """An instruction and its input; with the template `raw` any text."""
+    """An instruction with its input, or any text with the template `raw`."""
 
     text: str
     input: str = ""
@@ -36,32 +36,31 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="an instruction (with --template raw: any text); - is all of standard input; may be "
-        "given several times",
+        help="an instruction (with --template raw: any text); - reads standard input; repeatable",
     )
     parser.add_argument(
         "--prompts",
         type=given_name,
         metavar="FILE",
-        help="a prompt a line: FILE.jsonl holds objects with 'prompt' (or 'instruction', and an "
-        "'input' if there is one), any other file plain text; - is standard input, JSON if it "
+        help="one prompt per line: objects with 'prompt' or 'instruction', and optionally 'input', "
+        "in FILE.jsonl, plain text in any other file; - reads standard input, as JSON if it "
         "begins with {",
     )
 
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:
-    """All prompts, those of `--prompt` first.
+    """Return all prompts, those of `--prompt` first.
 
     Raises:
-        UserError: there is none, standard input is asked for twice, or a line is no prompt.
+        UserError: there is none, standard input is named twice, or a line is not a prompt.
     """
     if [*args.prompt, args.prompts].count(STDIN) > 1:
-        raise UserError("standard input can be read once: give - to one --prompt or to --prompts")
+        raise UserError("standard input can be read only once: use one - in --prompt and --prompts")
     prompts = [Prompt(_whole_stdin() if text == STDIN else text) for text in args.prompt]
     if args.prompts is not None:
         prompts += _of_file(args.prompts)
     if not prompts:
-        empty = f"{args.prompts}: holds no prompt"
+        empty = f"{args.prompts}: contains no prompt"
         raise UserError(empty if args.prompts else "give --prompt TEXT or --prompts FILE")
     return prompts
 
@@ -111,7 +110,7 @@ def _of_record(line: bytes, where: str) -> Prompt:
     more = record.get("input")
     more = "" if more is None else more
     if not isinstance(text, str) or not isinstance(more, str):
-        raise UserError(f"{where}: needs the field 'prompt' or 'instruction', a text")
+        raise UserError(f"{where}: needs a string in the field 'prompt' or 'instruction'")
     refuse_half_pairs({"prompt": text, "input": more}, where)
     return Prompt(text, more)
 

@@ -1,4 +1,4 @@
-"""`weighted-mtp inspect`: say what a checkpoint holds, from its headers."""
+"""`weighted-mtp inspect`: describe a checkpoint from its headers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Add the options of `inspect`."""
     parser.add_argument(
-        "path", type=given_path, metavar="PATH", help="a run, a checkpoint, a model or ORG/NAME"
+        "path",
+        type=given_path,
+        metavar="PATH",
+        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="also read every weight and compare SHA-256 sums"
+        "--verify", action="store_true", help="also read all weights and check SHA-256 sums"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description; 0 when the checkpoint is sound."""
+    """Print the description; return 0 if the checkpoint is sound."""
     info = inspect_checkpoint(args.path, verify=args.verify)
     for name, value in describe(info):
         print(f"{name:<12} {value}")
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
-    """Label and text of each line of the description."""
+    """Return label and text of each line of the description."""
     args = info.args
     given = {key: value for key, value in write_params(args).items() if value is not None}
     if isinstance(args.rope_scaling, RopeFrequencies):

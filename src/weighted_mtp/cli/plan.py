@@ -1,25 +1,16 @@
-"""`weighted-mtp plan`: what a recipe takes of each GPU, and which settings fit."""
+"""`weighted-mtp plan`: estimate a recipe's memory on each GPU, and which settings fit."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
 
 from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import command_line, given_name
-from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing
-from weighted_mtp.pipelines.planning.plan import (
-    CHECKPOINTING,
-    SHARE,
-    Plan,
-    PlanRequest,
-    model_names,
-    plan,
-)
+from weighted_mtp.core.files import given_name
+from weighted_mtp.pipelines.planning.plan import PlanRequest, model_names, plan
+from weighted_mtp.pipelines.planning.text import plan_lines, plan_record
 
 SIZES = "24,40,80"
 
@@ -31,23 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=given_name,
         metavar="NAME|DIR",
-        help=f"a shape ({', '.join(model_names())}), or a checkpoint; default: the recipe's own",
+        help=f"a shape ({', '.join(model_names())}), or a checkpoint (default: that of the recipe)",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="how many, over all nodes (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="for hsdp (default 8)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="number of GPUs over all nodes (default 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, help="size of a node, for hsdp (default 8)"
+    )
     parser.add_argument(
         "--memory",
         default=SIZES,
         metavar="GIB,…",
-        help=f"sizes of GPU to plan for, in GiB, which makers call GB ({SIZES})",
+        help=f"GPU memory sizes to plan for, in GiB (default {SIZES})",
     )
     parser.add_argument(
         "--reference-model",
         type=given_name,
         metavar="NAME|DIR",
-        help="rho1: the model that scores on line",
+        help="rho1: the model that scores batches online",
     )
-    parser.add_argument("--json", action="store_true", help="every choice, for a program")
+    parser.add_argument(
+        "--json", action="store_true", help="print all choices as JSON, for programs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
             reference=args.reference_model,
         )
     )
-    print(
-        json.dumps(as_json(found, sizes), indent=1) if args.json else "\n".join(text(found, sizes))
-    )
+    if args.json:
+        print(json.dumps(plan_record(found, sizes), indent=1))
+    else:
+        print("\n".join(plan_lines(found, sizes)))
     return 0
 
 
@@ -83,158 +81,3 @@ def read_sizes(given: str) -> list[float]:
     if not all(0 < size < math.inf for size in sizes):
         raise UserError(f"--memory {given!r}: give GiB above 0, separated by commas, e.g. {SIZES}")
     return sorted(set(sizes))
-
-
-def text(found: Plan, sizes: Sequence[float]) -> list[str]:
-    """What the recipe's own micro-batch takes, the largest that fits, and what to set."""
-    recipe, counts = found.recipe, found.counts
-    trained = "all" if counts.trained == counts.parameters else _number(counts.trained)
-    rows = _plural(recipe.training.batch_size, "row")
-    lines = [
-        f"{_number(counts.parameters)} parameters, {trained} trained; "
-        f"n = {counts.args.n_future_tokens}, {recipe.objective.name}, "
-        f"{recipe.runtime.compute_dtype}",
-        f"{_plural(found.gpus, 'GPU')}; a step of {rows} of at most {recipe.data.max_length} "
-        "tokens",
-        "",
-        f"GiB on each GPU when it is fullest, in micro-batches of {_plural(found.own, 'row')}:",
-        *_parts_table(found),
-        "",
-        f"Rows in the largest micro-batch that fits ({'/'.join(CHECKPOINTING)} checkpointing):",
-        *_fit_table(found, sizes),
-        "",
-        "To try first:",
-        *(_advice(found, size) for size in sizes),
-        "",
-        f"What fits leaves {1 - SHARE:.0%} free for CUDA, NCCL and fragments.",
-    ]
-    lean = next((choice.changes for choice in found.choices if choice.lean), ())
-    if lean:
-        lines.append(f"lean is {_set(change for change in lean if '.fsdp.' in change)}")
-    return lines
-
-
-def _parts_table(found: Plan) -> list[str]:
-    own = [choice for choice in found.choices if choice.micro_batch_size == found.own]
-    shown = [
-        name
-        for name in own[0].memory.parts
-        if name != "reference" or any(choice.memory.reference for choice in own)
-    ]
-    rows = [["", "checkpointing", *shown, "total", "when"]]
-    for choice in own:
-        sizes = [*(choice.memory.parts[name] for name in shown), choice.memory.total]
-        numbers = map(_gib, sizes)
-        rows.append([choice.way, choice.checkpointing, *numbers, choice.memory.moment])
-    return _aligned(rows, left=(0, 1, len(rows[0]) - 1))
-
-
-def _fit_table(found: Plan, sizes: Sequence[float]) -> list[str]:
-    rows = [["", *(f"{size:g} GiB" for size in sizes)]]
-    for way in dict.fromkeys(choice.way for choice in found.choices):
-        largest = [
-            [_largest(found, way, checkpointing, size) for checkpointing in CHECKPOINTING]
-            for size in sizes
-        ]
-        rows.append([way, *("/".join(f"{rows or '–'}" for rows in cell) for cell in largest)])
-    return _aligned(rows, left=(0,))
-
-
-def _largest(found: Plan, way: str, checkpointing: Checkpointing, size: float) -> int:
-    """Rows in a micro-batch; 0 if not even one fits."""
-    wanted = (way, checkpointing)
-    return max(
-        (
-            choice.micro_batch_size
-            for choice in found.choices
-            if (choice.way, choice.checkpointing) == wanted and choice.fits(size)
-        ),
-        default=0,
-    )
-
-
-def _advice(found: Plan, size: float) -> str:
-    best = found.best(size)
-    if best is not None:
-        changes = _set(best.changes)
-        return f"{size:g} GiB: {changes or 'the recipe as it is'} ({_gib(best.memory.total)} GiB)"
-    least = found.smallest()
-    how = "no" if least.checkpointing == "none" else least.checkpointing
-    words = f"{least.way}, {how} checkpointing, {_plural(least.micro_batch_size, 'row')}"
-    remedies = ["more GPUs", "shorter rows"]
-    if least.memory.reference:
-        remedies.append("stored losses (weighted-mtp prepare reference-losses)")
-    sharded = any(choice.mode in ("fsdp", "hsdp") for choice in found.choices)
-    if sharded and not found.recipe.runtime.fsdp.cpu_offload:
-        parallel = found.recipe.runtime.parallel
-        needed = [] if parallel in ("fsdp", "hsdp") else ["runtime.parallel=fsdp"]
-        remedies.append(_set([*needed, "runtime.fsdp.cpu_offload=true"]))
-    return (
-        f"{size:g} GiB: nothing fits; the least is {_gib(least.memory.total)} GiB "
-        f"({words}). Try {', '.join(remedies[:-1])} or {remedies[-1]}"
-    )
-
-
-def _set(changes: Iterable[str]) -> str:
-    """Options that make these changes, as a shell takes them."""
-    return command_line(*(word for change in changes for word in ("--set", change)))
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _number(count: int) -> str:
-    """6.74 billion, 2.27 million, 4,097."""
-    for scale, word in ((1e9, "billion"), (1e6, "million")):
-        if count >= scale:
-            return f"{count / scale:.2f} {word}"
-    return f"{count:,}"
-
-
-def _gib(size: int) -> str:
-    """One decimal, or two significant ones down to a MiB."""
-    gib = size / 2**30
-    return f"{gib:.2g}" if 0.001 <= gib < 1 else f"{gib:.1f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Columns as wide as they need; those of these numbers to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def as_json(found: Plan, sizes: Sequence[float]) -> dict[str, Any]:
-    """Everything, in bytes."""
-    choices = [
-        {
-            "parallel": choice.mode,
-            "lean": choice.lean,
-            "activation_checkpointing": choice.checkpointing,
-            "micro_batch_size": choice.micro_batch_size,
-            "set": list(choice.changes),
-            "total": choice.memory.total,
-            "moment": choice.memory.moment,
-            **choice.memory.parts,
-            "fits": [size for size in sizes if choice.fits(size)],
-        }
-        for choice in found.choices
-    ]
-    best = {f"{size:g}": found.best(size) for size in sizes}
-    return {
-        "parameters": found.counts.parameters,
-        "trained": found.counts.trained,
-        "gpus": found.gpus,
-        "share": SHARE,
-        "choices": choices,
-        "best": {
-            size: None if choice is None else list(choice.changes) for size, choice in best.items()
-        },
-    }

@@ -1,4 +1,4 @@
-"""`weighted-mtp prepare`: write data sets. Each has an `add_…` and a `run_…` and a line below."""
+"""`weighted-mtp prepare`: write data sets, one sub-command each (the table `KINDS`)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.evaluation.attempt_rows import (
+    AttemptRows,
+    Selection,
+    attempt_rows,
+    results_directory,
+)
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import SPLITS, generate, up_to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One sub-command for each data set."""
+    """Add one sub-command for each data set."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
-    for name, (summary, add, prepare) in KINDS.items():
-        sub = kinds.add_parser(name, help=summary, description=summary.capitalize() + ".")
+    for name, (summary, example, add, prepare) in KINDS.items():
+        sub = kinds.add_parser(name, help=summary, summary=summary, example=example)
         add(sub)
         sub.set_defaults(prepare=prepare)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare what was asked for."""
+    """Run the sub-command."""
     prepare: Callable[[argparse.Namespace], int] = args.prepare
     return prepare(args)
 
@@ -38,18 +44,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_micro(parser: argparse.ArgumentParser) -> None:
-    """Options of `prepare micro`."""
-    parser.add_argument("--n", type=int, required=True, metavar="PROBLEMS")
-    parser.add_argument("--out", type=given_path, required=True, metavar="FILE.jsonl")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument("--correct", type=int, default=1, help="right solutions of each problem")
-    parser.add_argument("--incorrect", type=int, default=1, help="wrong solutions of each problem")
-    parser.add_argument("--max-difficulty", type=int, default=11, help="hardest problems, 1 to 11")
-    parser.add_argument("--families", help="comma-separated labels (default: all)")
-    parser.add_argument("--max-constant", type=int, help="only problems with numbers up to it")
-    parser.add_argument("--plain-names", action="store_true", help="function names without a mark")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE.jsonl")
+    """Add the options of `prepare micro`."""
+    parser.add_argument(
+        "--n", type=int, required=True, metavar="PROBLEMS", help="problems to generate"
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default 0)")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="train", help="splits share no problem (default train)"
+    )
+    parser.add_argument(
+        "--correct", type=int, default=1, help="correct solutions of each problem (default 1)"
+    )
+    parser.add_argument(
+        "--incorrect", type=int, default=1, help="incorrect solutions of each problem (default 1)"
+    )
+    parser.add_argument(
+        "--max-difficulty", type=int, default=11, help="hardest problems, from 1 to 11 (default)"
+    )
+    parser.add_argument("--families", help="problem families, comma-separated (default: all)")
+    parser.add_argument("--max-constant", type=int, help="largest constant in a problem")
+    parser.add_argument(
+        "--plain-names", action="store_true", help="function names without a random suffix"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.jsonl")
 
 
 def run_micro(args: argparse.Namespace) -> int:
@@ -58,9 +78,9 @@ def run_micro(args: argparse.Namespace) -> int:
         if getattr(args, option) < least:
             raise UserError(f"--{option} must be at least {least}")
     if args.correct + args.incorrect == 0:
-        raise UserError("--correct and --incorrect are both 0: there would be no rows")
+        raise UserError("--correct and --incorrect are both 0, which gives no rows; raise one")
     if not 1 <= args.max_difficulty <= 11:
-        raise UserError("--max-difficulty must be 1 to 11")
+        raise UserError("--max-difficulty must be from 1 to 11")
     _check_target(args.out, args.overwrite)
     start = time.monotonic()
     with Sandbox() as judge, Progress(args.n, "problem") as progress:
@@ -83,17 +103,73 @@ def run_micro(args: argparse.Namespace) -> int:
     right = sum(row["is_correct"] for row in rows)
     families = len({row["metadata"]["family"] for row in rows})
     print(
-        f"{len(rows):,} rows ({right:,} right, {len(rows) - right:,} wrong) of {families} families "
-        f"in {time.monotonic() - start:.1f} s: {args.out}"
+        f"{len(rows):,} rows ({right:,} correct, {len(rows) - right:,} incorrect) of {families} "
+        f"families in {time.monotonic() - start:.1f} s: {args.out}"
     )
     return 0
+
+
+# --- attempts --------------------------------------------------------------------------------
+
+
+def add_attempts(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prepare attempts`."""
+    parser.add_argument(
+        "--evaluation",
+        type=given_path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="results directory of evaluate, or its file of micro tasks; repeatable",
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
+    )
+    parser.add_argument(
+        "--per-problem",
+        type=int,
+        default=4,
+        help="most correct, and most incorrect, programs of a problem (default 4)",
+    )
+    parser.add_argument(
+        "--mixed", action="store_true", help="leave out problems that were solved always or never"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.jsonl")
+
+
+def run_attempts(args: argparse.Namespace) -> int:
+    """Turn judged programs into labelled rows."""
+    if args.per_problem < 1:
+        raise UserError("--per-problem must be at least 1")
+    _check_target(args.out, args.overwrite)
+    folders = [results_directory(path) for path in args.evaluation]
+    found = attempt_rows(folders, Selection(args.per_problem, args.mixed, args.seed))
+    if not found.rows:
+        raise UserError("no attempt remains: " + _left_out(found))
+    _write(args.out, found.rows)
+    correct = sum(row["is_correct"] for row in found.rows)
+    problems = len({row["task_id"] for row in found.rows})
+    print(
+        f"{len(found.rows):,} rows ({correct:,} correct, {len(found.rows) - correct:,} incorrect) "
+        f"of {problems:,} problems: {args.out}"
+    )
+    print(f"left out: {_left_out(found)}")
+    return 0
+
+
+def _left_out(found: AttemptRows) -> str:
+    return (
+        f"{found.duplicates:,} duplicates, {found.surplus:,} for balance, {found.unwritten:,} "
+        f"without a program, {found.alike:,} problems solved always or never"
+    )
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
 def _check_target(path: Path, overwrite: bool) -> None:
-    """Refuse a file that is there, or cannot be, before any work is done."""
+    """Reject a file that exists or cannot be written, before any work is done."""
     if os.path.lexists(path) and not path.is_dir() and not overwrite:
         raise UserError(f"{path}: exists; choose another --out, or add --overwrite")
     check_output_file(path, "--out")
@@ -108,9 +184,26 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 Options = Callable[[argparse.ArgumentParser], None]
 Prepare = Callable[[argparse.Namespace], int]
-KINDS: dict[str, tuple[str, Options, Prepare]] = {
-    "micro": ("embedded Python problems with right and wrong solutions", add_micro, run_micro),
-    "reference-losses": ("token losses of a reference model", add_reference, run_reference),
+KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
+    "micro": (
+        "generate embedded Python problems with correct and incorrect solutions",
+        "weighted-mtp prepare micro --n 1000 --incorrect 3 --out rows.jsonl",
+        add_micro,
+        run_micro,
+    ),
+    "reference-losses": (
+        "store the token losses of a reference model, for Rho-1",
+        "weighted-mtp prepare reference-losses --data rows.jsonl --model runs/baseline",
+        add_reference,
+        run_reference,
+    ),
+    "attempts": (
+        "turn the judged programs of an evaluation into labelled rows",
+        "weighted-mtp prepare attempts --evaluation runs/first/evaluation/micro-train.jsonl "
+        "--out attempts.jsonl",
+        add_attempts,
+        run_attempts,
+    ),
     **SOURCE_KINDS,
 }
-"""Sub-commands: summary, options, what runs."""
+"""Sub-commands: summary, example, options, what runs."""

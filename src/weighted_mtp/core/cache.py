@@ -86,7 +86,7 @@ def _found(folder: Path, opened: Callable[[Path], Kept], level: int) -> Kept | N
             _compare(folder)
         return opened(folder)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
-        _log.log(level, "%s: damaged (%s), it is made anew", folder, _brief(error))
+        _log.log(level, "%s: damaged (%s), rebuilding it", folder, _brief(error))
         return None
 
 
@@ -102,7 +102,7 @@ def _alone(folder: Path, what: str) -> Iterator[None]:
     """One process at a time."""
     from multiprocessing import current_process
 
-    from filelock import FileLock, Timeout  # whoever finds the folder does not wait for its import
+    from filelock import FileLock, Timeout  # where the folder exists, its import is not needed
 
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:

@@ -46,7 +46,7 @@ def share_out(
     Args:
         function: can be pickled; sent once to each process.
         workers: 1 stays in this process.
-        died, remedy: what to say if a process dies, and does so for want of memory.
+        died, remedy: what to say if a process dies, for instance when it runs out of memory.
         in_order: of the items; otherwise as they are finished.
 
     Raises:
@@ -69,8 +69,8 @@ def share_out(
             yield from _finished(waiting, in_order)
     except BrokenProcessPool as error:
         raise UserError(
-            f"{died}, perhaps for want of memory ({remedy}), or because the script that runs has "
-            'no `if __name__ == "__main__":`'
+            f"{died}, perhaps because it ran out of memory ({remedy}), or because the script that "
+            'runs has no `if __name__ == "__main__":`'
         ) from error
     except BaseException:  # Ctrl-C too: a piece may take minutes
         ours.close()

@@ -70,7 +70,7 @@ class _Tolerant:
         self._lost = True
         drop_unwritten_output(self._stream)
         note(
-            f"{self._name} cannot be written any more ({error}); the work goes on without it",
+            f"{self._name} cannot be written any more ({error}); the work continues without it",
             logging.WARNING,
         )
 

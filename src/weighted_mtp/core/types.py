@@ -11,21 +11,36 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 IGNORE_INDEX = -100
-"""Label of a position that is no target: prompt and padding (PyTorch's own convention)."""
+"""Label of a position that is not a target: prompt and padding (PyTorch's own convention)."""
 
 DERIVED_FROM = "weighted_mtp_derived_from"
 """In an exported `tokenizer_config.json`: the file that it and `tokenizer.json` are made of."""
 
 
-class Row(TypedDict):
-    """One labelled solution, the unit of every data set (docs/data.md)."""
+class Message(TypedDict):
+    """One turn of a conversation."""
 
+    role: str
+    content: str
+
+
+class _PlainRow(TypedDict):
     instruction: str
     input: str
     output: str
     task_id: str
     is_correct: bool
     metadata: dict[str, Any]
+
+
+class Row(_PlainRow, total=False):
+    """One labelled solution, the unit of every data set (docs/data.md).
+
+    A row has either `instruction`, `input` and `output`, or `messages`, a conversation with at
+    least one answer; the three texts are then empty.
+    """
+
+    messages: list[Message]
 
 
 @dataclass(frozen=True)
@@ -70,3 +85,30 @@ class Judge(Protocol):
     """Runs programs somewhere safe and returns one verdict each, in order."""
 
     def __call__(self, programs: Sequence[Program]) -> list[Verdict]: ...
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What a critic says about one program, token by token.
+
+    Attributes:
+        title: such as the task's name.
+        pieces: text of each response token; "" for a token without text, such as EOS.
+        values: the critic's value after each token; NaN where it has none, as after EOS.
+        start_value: its value before the first token.
+        td_errors, weights: of each token.
+    """
+
+    title: str
+    instruction: str
+    pieces: tuple[str, ...]
+    values: tuple[float, ...]
+    start_value: float
+    td_errors: tuple[float, ...]
+    weights: tuple[float, ...]
+    is_correct: bool
+
+    def __post_init__(self) -> None:
+        lengths = [len(x) for x in (self.pieces, self.values, self.td_errors, self.weights)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"{self.title!r}: pieces, values, td_errors, weights are {lengths}")

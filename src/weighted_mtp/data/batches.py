@@ -23,7 +23,7 @@ class Example(NamedTuple):
 
     Attributes:
         ids: prompt, response and, unless truncated, EOS.
-        prompt_length: tokens at the start that are no targets.
+        prompt_length: tokens at the start that are not targets.
         truncated: the response's end was cut off, so that its last token is not terminal.
         row: index of the row it came from, in its file.
         task_id, is_correct: of that row.
@@ -31,6 +31,8 @@ class Example(NamedTuple):
             model (`[len(ids)]`: under the first alone); None where no objective asks for it.
         inputs: how many of the ids the model reads; the others are targets only. None: all but the
             last.
+        holes: runs of tokens after `prompt_length` that are not targets, as (first, end): what
+            others say between the answers of a conversation.
     """
 
     ids: Sequence[int]
@@ -41,6 +43,7 @@ class Example(NamedTuple):
     is_correct: bool = True
     reference: Tensor | None = None
     inputs: int | None = None
+    holes: Sequence[tuple[int, int]] = ()
 
     @property
     def positions(self) -> int:
@@ -113,6 +116,7 @@ class Batch(NamedTuple):
         correct: `[B]` whose solution is right.
         reference: `[B, S + 1, h]` (or without h) as the examples had it, 0 on padding.
         packing: how the examples lie in `tokens`; None if each has a row of its own.
+        targets: `[B, S, n]` what each head is to predict, once an objective has set it.
     """
 
     tokens: Tensor
@@ -122,6 +126,7 @@ class Batch(NamedTuple):
     correct: Tensor
     reference: Tensor | None = None
     packing: Packing | None = None
+    targets: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -222,6 +227,8 @@ def _row_table(examples: Sequence[Example], S: int, pad_id: int) -> _RowTable:
         end = len(example.ids)
         ids[i, :end] = torch.as_tensor(example.ids)
         labels[i, example.prompt_length : end] = ids[i, example.prompt_length : end]
+        for first, last in example.holes:
+            labels[i, first:last] = IGNORE_INDEX
         if reference is not None and example.reference is not None:
             reference[i, :end] = example.reference
     return _RowTable(

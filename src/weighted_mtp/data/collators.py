@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
+from weighted_mtp.data.tokens.chat import ChatTemplate, conversation, user_turn
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 
 
@@ -39,6 +41,9 @@ TEMPLATES = {
     # Byte-level models pay for every letter of boilerplate.
     "short": PromptTemplate("{instruction}\n>>>\n", "{instruction}\n{input}\n>>>\n"),
 }
+CHAT = "chat"
+TEMPLATE_NAMES = (*TEMPLATES, CHAT)
+"""`chat` is the tokenizer's own chat template."""
 
 
 class AlpacaCollator:
@@ -46,12 +51,17 @@ class AlpacaCollator:
 
     Args:
         tokenizer: its BOS (if any) starts the prompt, its EOS ends the response.
-        template: a name in `TEMPLATES`, or a template of your own.
+        template: a name in `TEMPLATE_NAMES`, or a template of your own. With `chat` a sequence is
+            exactly what the tokenizer's chat template writes, and its answers are the targets.
         max_length: longest sequence in tokens, BOS and EOS counted.
         pad_to_multiple: batches are padded to a multiple of it, so that kernels meet few shapes.
         joint: tokenise prompt and response as one text. A token that straddles the border is then a
             target; generation, which tokenises the prompt alone, never sees it as its prompt ends.
-            By default they are tokenised apart, and no merge crosses the border.
+            By default they are tokenised apart, and no merge crosses the border. A chat template
+            always writes one text.
+
+    Raises:
+        UserError: the tokenizer has no chat template that could be used.
     """
 
     def __init__(
@@ -63,7 +73,15 @@ class AlpacaCollator:
         joint: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = TEMPLATES[template] if isinstance(template, str) else template
+        self.template: PromptTemplate | ChatTemplate
+        self.template_name = template if isinstance(template, str) else repr(template)
+        if isinstance(template, str):
+            self.template = ChatTemplate(tokenizer) if template == CHAT else TEMPLATES[template]
+        else:
+            self.template = template
+        if isinstance(self.template, ChatTemplate):  # tokenizers of one fingerprint may differ here
+            digest = hashlib.sha256(json.dumps(self.template.identity).encode()).hexdigest()
+            self.template_name = f"{CHAT} {digest[:16]}"
         self.max_length = max_length
         self.pad_to_multiple = pad_to_multiple
         self.joint = joint
@@ -71,18 +89,30 @@ class AlpacaCollator:
     @property
     def fingerprint(self) -> str:
         """Equal for collators that make the same sequences of a row."""
-        depends = [self.tokenizer.fingerprint, asdict(self.template), self.max_length, self.joint]
+        template = self.template
+        text = template.identity if isinstance(template, ChatTemplate) else asdict(template)
+        depends = [self.tokenizer.fingerprint, text, self.max_length, self.joint]
         return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
     def encode_prompt(self, instruction: str, input_text: str = "") -> list[int]:
         """Ids of a prompt as generation gives it to the model."""
+        if isinstance(self.template, ChatTemplate):
+            return self.template.encode_prompt([user_turn(instruction, input_text)])
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return bos + self.tokenizer.encode(self.template.render(instruction, input_text))
 
     def encode(self, row: Row, index: int = 0) -> Example:
-        """Tokenise one row."""
+        """Tokenise one row.
+
+        Raises:
+            RowError: it has messages that this template cannot write.
+        """
+        if isinstance(self.template, ChatTemplate):
+            return self._encode_chat(self.template, row, index)
+        if "messages" in row:
+            raise RowError("it has 'messages', which need data.template=chat")
         if self.joint:
-            prompt_length, ids = self._encode_together(row)
+            prompt_length, ids = self._encode_together(self.template, row)
         else:
             prompt = self.encode_prompt(row["instruction"], row["input"])
             prompt_length = len(prompt)
@@ -97,9 +127,20 @@ class AlpacaCollator:
         """Pad examples to a batch, see `pad_batch`."""
         return pad_batch(examples, self.tokenizer.pad_id, self.pad_to_multiple, self.max_length - 1)
 
-    def _encode_together(self, row: Row) -> tuple[int, list[int]]:
+    def _encode_chat(self, template: ChatTemplate, row: Row, index: int) -> Example:
+        ids, answers = template.encode(conversation(row))
+        truncated = answers[-1][1] > self.max_length
+        ids = ids[: self.max_length]
+        ends = [*(start for start, _ in answers[1:]), len(ids)]
+        between = zip((end for _, end in answers), ends, strict=True)
+        holes = [(first, min(last, len(ids))) for first, last in between if first < len(ids)]
+        prompt_length = min(answers[0][0], len(ids))
+        task_id, is_correct = row["task_id"], row["is_correct"]
+        return Example(ids, prompt_length, truncated, index, task_id, is_correct, holes=holes)
+
+    def _encode_together(self, template: PromptTemplate, row: Row) -> tuple[int, list[int]]:
         """How many tokens lie wholly in the prompt, and all of them."""
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        prompt = self.template.render(row["instruction"], row["input"])
+        prompt = template.render(row["instruction"], row["input"])
         ids, ends = self.tokenizer.encode_with_ends(prompt + row["output"])
         return len(bos) + sum(end <= len(prompt) for end in ends), bos + ids

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.input_files import InvalidTextError, open_regular, parse_json
-from weighted_mtp.core.types import Row
+from weighted_mtp.core.input_files import (
+    InvalidTextError,
+    open_regular,
+    parse_json,
+    shown_value,
+)
+from weighted_mtp.core.types import Message, Row
 
 MAX_LINE = 64 << 20
 """Bytes of the longest line that is read, so that a file without line ends stays out of memory."""
@@ -30,6 +35,9 @@ _FIELDS: dict[str, type] = {
     "metadata": dict,
 }
 _DEFAULTS: dict[str, Any] = {"input": "", "is_correct": True}
+_TEXTS = ("instruction", "input", "output")
+ROLES = ("system", "user", "assistant", "tool")
+"""Who may say a message."""
 _NOT_TEXT = {
     b"\x1f\x8b": "compressed by gzip; unpack it first (gunzip FILE)",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (zstd -d FILE)",
@@ -114,7 +122,7 @@ def read_lines(
         size: bytes to read, in whole lines; None reads to the end.
 
     Raises:
-        UserError: a line longer than `MAX_LINE`, or a file that is no text at all.
+        UserError: a line longer than `MAX_LINE`, or a file that is not text.
     """
     number, done = first - 1, 0
     while (size is None or done < size) and (line := file.readline(MAX_LINE + 1)):
@@ -135,8 +143,8 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
     """One JSONL line as a row.
 
     Raises:
-        UserError: not UTF-8, not JSON, not an object, a key given twice, half a surrogate pair, or
-            a field of the wrong type; starts with `where`.
+        UserError: not UTF-8, not JSON, not an object, a key given twice, a lone surrogate, or
+            a field of the wrong type, messages that are not a conversation; starts with `where`.
     """
     try:
         record = parse_json(line.decode("utf-8"), finite=False)
@@ -148,6 +156,13 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
     if not isinstance(record, dict):
         raise UserError(f"{where}: a row is a JSON object, this is {type(record).__name__}")
     row = {"task_id": f"line-{number}", "metadata": {}, **_DEFAULTS, **record}
+    names = list(_FIELDS)
+    if "messages" in record:
+        for name in _TEXTS:
+            if record.get(name):
+                raise UserError(f"{where}: has both 'messages' and {name!r}; remove one of them")
+        row |= {**dict.fromkeys(_TEXTS, ""), "messages": _messages(record["messages"], where)}
+        names.append("messages")
     for name, kind in _FIELDS.items():
         if name not in row:
             raise UserError(f"{where}: the field {name!r} is missing")
@@ -159,8 +174,8 @@ def parse_row(line: bytes, where: str, number: int) -> Row:
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _deeper(row["metadata"], MAX_DEPTH):
         raise UserError(f"{where}: 'metadata' is nested deeper than {MAX_DEPTH} levels")
     if b"\\ud" in line or b"\\uD" in line:  # UTF-8 has no other way to smuggle one in
-        refuse_half_pairs({name: row[name] for name in _FIELDS}, where)
-    return cast(Row, {name: row[name] for name in _FIELDS})
+        refuse_half_pairs({name: row[name] for name in names}, where)
+    return cast(Row, {name: row[name] for name in names})
 
 
 def refuse_half_pairs(fields: Mapping[str, Any], where: str) -> None:
@@ -174,7 +189,7 @@ def refuse_half_pairs(fields: Mapping[str, Any], where: str) -> None:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                f"{where}: the field {name!r} holds half a surrogate pair, which is no text; "
+                f"{where}: the field {name!r} contains a lone surrogate, which is not valid text; "
                 "remove it"
             ) from error
 
@@ -187,6 +202,58 @@ def unreadable(path: Path, error: OSError) -> UserError:
 def no_rows(path: Path) -> UserError:
     """The mistake of a file without rows."""
     return UserError(f"{path}: no rows; one JSON object a line is expected")
+
+
+def _messages(given: Any, where: str) -> list[Message]:
+    """Check a conversation; contents that are lists of text parts are joined.
+
+    Raises:
+        UserError: it is not a list of messages, or nothing can be learned from it.
+    """
+    if not isinstance(given, list):
+        raise UserError(
+            f"{where}: 'messages' should be a list of objects with 'role' and 'content', it is "
+            f"{type(given).__name__}"
+        )
+    messages = [_message(item, f"{where}: message {i}") for i, item in enumerate(given, 1)]
+    turns = [message["role"] for message in messages if message["role"] != "system"]
+    if "assistant" not in turns:
+        raise UserError(f"{where}: 'messages' has no assistant turn, so nothing to learn")
+    if turns[0] != "user":
+        raise UserError(f"{where}: 'messages' begins with the turn of {turns[0]!r}, not of 'user'")
+    return messages
+
+
+def _message(given: Any, where: str) -> Message:
+    if not isinstance(given, dict):
+        raise UserError(
+            f"{where} should be an object with 'role' and 'content', it is {type(given).__name__}"
+        )
+    role, content = given.get("role"), given.get("content")
+    if role not in ROLES:
+        raise UserError(f"{where}: the role {shown_value(role)} is not one of {', '.join(ROLES)}")
+    if isinstance(content, list):
+        content = _joined_parts(content, where)
+    if not isinstance(content, str):
+        raise UserError(f"{where}: 'content' should be text, it is {type(content).__name__}")
+    for key, value in given.items():  # dropping one silently could change what is learned
+        if key not in ("role", "content") and value is not None:
+            raise UserError(
+                f"{where}: the key {key!r:.60} is not supported; a message has 'role' and "
+                "'content' alone"
+            )
+    return {"role": role, "content": content}
+
+
+def _joined_parts(parts: list[Any], where: str) -> str:
+    """The text of a content in parts, `[{"type": "text", "text": …}, …]`."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise UserError(f"{where}: 'content' has a part that is not text; remove it")
+        texts.append(text)
+    return "".join(texts)
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -73,7 +73,7 @@ class RowGroups:
     def take(self, position: int, count: int) -> list[Group]:
         drawn = self.order.take(position, count).tolist()
         groups = ([self.examples[row] for row in rows] for rows in drawn)
-        # A prompt may fill the whole length; a pair is no pair without both.
+        # A prompt may fill the whole length; a pair needs both.
         return [group for group in groups if all(example.has_targets for example in group)]
 
 

@@ -143,7 +143,7 @@ class ReferenceLosses:
             if stored != wanted:
                 raise UserError(
                     f"{path}: these losses were made with another {name} ({_short(stored)}, "
-                    f"training has {_short(wanted)}); make them anew with: {_COMMAND}"
+                    f"training has {_short(wanted)}); build them again with: {_COMMAND}"
                 )
 
     def __len__(self) -> int:

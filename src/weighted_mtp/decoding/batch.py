@@ -1,6 +1,6 @@
 """Rows of any length read together through one preallocated cache.
 
-Prompts are padded on the right and read in one pass. From then on every row goes on at its own
+Prompts are padded on the right and read in one pass. From then on every row continues at its own
 position; what padding and wrong drafts left in the cache is overwritten before any query can see it
 (`kv_cache`). When a quarter of the rows have ended, the others move together.
 
@@ -73,7 +73,7 @@ class Batch:
 
     @property
     def live(self) -> list[Row]:
-        """Rows that go on."""
+        """Rows that are still decoded."""
         return [row for row in self.rows if row.finish is None]
 
     def read(self, drafts: Tensor | None = None) -> Tensor:

@@ -139,7 +139,7 @@ class Stream(Iterator[list[Piece]]):
             ValueError: it has not.
         """
         if self._engine is not None:
-            raise ValueError("the stream goes on; read it to its end first")
+            raise ValueError("the stream has not ended; read it to its end first")
         return [row.completion() for row in self._rows]
 
 

@@ -1,6 +1,6 @@
 """Plain decoding: one token for each row by each forward pass.
 
-A step waits for the device once, to learn the tokens: they decide which rows go on.
+A step waits for the device once, to learn the tokens: they decide which rows continue.
 
 Letters: B batch, V vocabulary.
 """

@@ -33,7 +33,9 @@ Product = Callable[[Tensor], Tensor]
 
 MOST_BYTES = 2 << 30  # of weights that are copied: a copy of a 7B model must be nobody's surprise
 FEWEST_STEPS = 16
-_TRANSPOSED = 1 << 18  # float32 weights up to so many (1 MB) are quicker transposed than in blocks
+_TRANSPOSED = (
+    1 << 18
+)  # float32 weights up to this number (1 MB) are quicker transposed than in blocks
 _SMALL = 4 << 20  # weights: 16 MB in float32, which stay in cache
 _ROWS = 16  # for which oneDNN chooses its blocks; good from 1 to 512
 

@@ -10,8 +10,8 @@ class Report:
     """Counts over one call.
 
     A *step* is one row taking part in one forward pass after its prompt was read; it decides 1 … k
-    tokens (an EOS is one). The first token of a row comes of reading its prompt and is in `tokens`
-    only.
+    tokens (an EOS is one). The first token of a row comes from reading its prompt and is in
+    `tokens` only.
 
     Attributes:
         k: most tokens that a step can decide; 1 in plain decoding.

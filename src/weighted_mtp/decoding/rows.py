@@ -55,7 +55,7 @@ class Row:
     Attributes:
         index: of the prompt.
         tokens: prompt and new tokens; only the newest is not in the cache yet.
-        finish: why it ended; None while it goes on.
+        finish: why it ended; None while it is decoded.
     """
 
     def __init__(self, index: int, prompt: Sequence[int], stopping: Stopping) -> None:
@@ -104,5 +104,5 @@ class Row:
 
     def completion(self) -> Completion:
         """All of it, once the row has ended and its last piece was taken."""
-        assert self.finish is not None, "the row goes on"
+        assert self.finish is not None, "the row has not ended"
         return Completion(self.new, self._pieces, self.logprobs, self.finish)

@@ -27,7 +27,7 @@ class Sampling:
         top_p: keep the smallest set of likeliest tokens whose probability reaches it (Holtzman et
             al. 2020, arXiv 1904.09751); 1 keeps all.
         seed: the same seed (and row seeds) gives the same text.
-        top_k: keep so many of the likeliest tokens; None keeps all.
+        top_k: keep this many of the likeliest tokens; None keeps all.
         min_p: drop tokens less likely than `min_p` times the likeliest (Nguyen et al. 2024,
             arXiv 2407.01082); 0 drops none.
         repetition_penalty: logits of tokens in the prompt or the text so far are divided by it

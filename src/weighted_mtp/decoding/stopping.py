@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 Decode = Callable[[Sequence[int]], str]
-_INCOMPLETE = "\ufffd"  # what decoders show for bytes that are no character, yet or ever
+_INCOMPLETE = "\ufffd"  # what decoders show for bytes that are not (yet) a character
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Stopping:
     """What ends a row.
 
     Attributes:
-        max_new_tokens: at most so many tokens for each row.
+        max_new_tokens: at most this many tokens per row.
         eos_id: ends a row; it is not part of the result. Several ids where any of them does.
         strings: the text ends before the first of them; the tokens with the one that completed it.
         decode: tokens to text, a tokenizer's; needed for `strings` and wherever text is wanted.

@@ -1,7 +1,7 @@
 """Judging drafts: which of them stay, and the token that follows them. Pure functions.
 
 A window holds a row's newest token and its drafts; p is the first head's distribution after each.
-p[j] judges draft j, and the token after a drafts comes of p[a], so W distributions decide up to W
+p[j] judges draft j, and the token after a drafts comes from p[a], so W distributions decide up to W
 tokens. A row may take part in less than the whole window: `limit` tokens at most.
 
 Letters: B batch, W window, V vocabulary.

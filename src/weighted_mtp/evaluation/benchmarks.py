@@ -1,6 +1,7 @@
-"""Problems to evaluate on: HumanEval, MBPP and CodeContests, as `weighted-mtp prepare` reads them.
+"""Problems to evaluate on: micro tasks, and HumanEval, MBPP and CodeContests as `weighted-mtp
+prepare` reads them.
 
-Every problem there is, is loaded: what cannot be judged is named in `Benchmark.left_out`.
+Every problem is loaded; those that cannot be judged are listed in `Benchmark.left_out`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.data.prepare.work import Job, convert_unit
+from weighted_mtp.evaluation.sandbox.host import Sandbox
+from weighted_mtp.micro_tasks import Family, Split, generate
 
+MICRO = "micro"
+MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions", "train")
 BENCHMARKS = ("humaneval", "mbpp", "codecontests")
 STYLES = ("completion", "asserts", "stdio")
 CASE_KINDS = ("public", "private", "generated")
@@ -30,17 +35,17 @@ ALL_SPLITS = "all"
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem, whatever data set it comes from (a line of `problems.SPLIT.jsonl`).
+    """One problem of any data set (a line of `problems.SPLIT.jsonl`).
 
     Attributes:
-        style: `completion` (the answer goes on after the instruction), `asserts` (the answer is the
+        style: `completion` (the answer continues the instruction), `asserts` (the answer is the
             program), or `stdio` (a program that reads and prints).
         instruction, input: as in the training rows.
         tests: statements run after the program.
         setup: code that runs before the tests.
-        cases: of `stdio`: what is read, and what must be printed.
-        entry_point: the function that the tests call, "" where there is none.
-        canonical: the reference answer, None where there is none.
+        cases: for `stdio`, pairs of input and expected output.
+        entry_point: the function that the tests call, "" if there is none.
+        canonical: the reference answer, None if there is none.
     """
 
     task_id: str
@@ -59,10 +64,10 @@ class Benchmark:
     """A data set to evaluate on.
 
     Attributes:
-        name: one of `BENCHMARKS`.
+        name: `micro`, or one of `BENCHMARKS`.
         problems: in the order of the data set.
-        left_out: task_id and why, of problems that cannot be judged.
-        total: problems there were before `first` took some.
+        left_out: task_id and reason of problems that cannot be judged.
+        total: number of problems before `first` selected some.
     """
 
     name: str
@@ -72,13 +77,36 @@ class Benchmark:
 
     @property
     def digest(self) -> str:
-        """Equal for equal problems."""
+        """A hash of all problems."""
         text = json.dumps([asdict(problem) for problem in self.problems])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def first(self, count: int | None) -> Benchmark:
-        """The first `count` problems; None takes all."""
+        """Keep the first `count` problems; None keeps all."""
         return Benchmark(self.name, self.problems[:count], self.left_out, self.total)
+
+
+def micro_benchmark(count: int, seed: int, split: Split, families: Sequence[Family]) -> Benchmark:
+    """Draw micro tasks; those of every split but `train` no training has seen.
+
+    Raises:
+        UserError: the families have fewer problems.
+    """
+    with Sandbox() as judge:
+        rows = generate(count, seed, judge, split, families=families)
+    problems = [
+        Problem(
+            task_id=row["task_id"],
+            style="asserts",
+            instruction=row["instruction"],
+            input=row["input"],
+            tests=tuple(row["metadata"]["tests"]),
+            entry_point=row["metadata"]["entry_point"],
+            canonical=row["output"],
+        )
+        for row in rows
+    ]
+    return Benchmark(MICRO, tuple(problems), total=len(problems))
 
 
 def load_benchmark(
@@ -87,13 +115,13 @@ def load_benchmark(
     """Read every problem of a data set.
 
     Args:
-        problems: a file `problems.SPLIT.jsonl` of `weighted-mtp prepare`.
-        source: in its place what `prepare --source` takes; None is the package's own file where
-            there is one (HumanEval).
-        split: of a source: `test` by default, `all` for every one.
+        problems: a file `problems.SPLIT.jsonl` written by `weighted-mtp prepare`.
+        source: instead, what `prepare --source` takes; None is the file shipped with the package
+            if there is one (HumanEval).
+        split: of a source: `test` by default, `all` for every split.
 
     Raises:
-        UserError: no such data set, file or split, or a record that cannot be used.
+        UserError: the data set, file or split does not exist, or a record cannot be used.
     """
     if name not in BENCHMARKS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(BENCHMARKS)}")
@@ -104,7 +132,7 @@ def load_benchmark(
             f"{name}: give --problems FILE (problems.SPLIT.jsonl, which `weighted-mtp prepare "
             f"{name}` writes) or --source PATH (the published files)"
         )
-    found = _of_file(problems) if problems else _of_source(name, source, split or "test")
+    found = read_records(problems) if problems else _of_source(name, source, split or "test")
     kept: dict[str, Problem] = {}
     left_out = []
     for where, record in found:
@@ -112,7 +140,7 @@ def load_benchmark(
         if name == "mbpp" and not problem.tests:
             raise UserError(
                 f"{where}: {problem.task_id!r:.60} is of the style {problem.style!r}, and MBPP's "
-                "prompts show statements as tests: this is a file for another --dataset"
+                "prompts show statements as tests: the file belongs to another --dataset"
             )
         refuse_half_pairs(asdict(problem), where)
         if problem.task_id in kept:
@@ -123,15 +151,19 @@ def load_benchmark(
         else:
             left_out.append((problem.task_id, reason))
     if not kept:
-        raise UserError(f"{problems or source or name}: holds no problem that can be judged")
+        raise UserError(f"{problems or source or name}: contains no problem that can be judged")
     return Benchmark(name, tuple(kept.values()), tuple(left_out), len(kept))
 
 
 Found = Iterator[tuple[str, Mapping[str, Any]]]
 
 
-def _of_file(path: Path) -> Found:
-    """Every record of a JSONL file, with its place."""
+def read_records(path: Path) -> Found:
+    """Read a JSONL file: (place for messages, record) of every line.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
     try:
         with open_regular(path) as file:
             for number, line in read_lines(file, path):
@@ -145,7 +177,7 @@ def _of_file(path: Path) -> Found:
 
 
 def _of_source(name: str, source: str | None, split: str) -> Found:
-    """Every problem of one split of a published data set."""
+    """Read every problem of one split of a published data set."""
     read = open_input(SOURCES[name], source, None, None, None, {})
     others: dict[str, int] = {}
     found = False
@@ -173,10 +205,10 @@ def _of_source(name: str, source: str | None, split: str) -> Found:
 
 
 def _problem(record: Mapping[str, Any], where: str) -> Problem:
-    """A record as a `Problem`.
+    """Convert a record.
 
     Raises:
-        UserError: a field is missing or of another type.
+        UserError: a field is missing or has the wrong type.
     """
     style = _text(record, "style", where)
     if style not in STYLES:
@@ -209,10 +241,10 @@ def _problem(record: Mapping[str, Any], where: str) -> Problem:
 
 
 def _cases(tests: Any, where: str) -> Iterable[tuple[str, str]]:
-    """What is read and what is to be printed, public tests first."""
+    """Pairs of input and expected output, public tests first."""
     complaint = (
-        f"{where}: the field 'tests' should hold public, private and generated pairs of input and "
-        "output"
+        f"{where}: the field 'tests' should contain public, private and generated pairs of input "
+        "and output"
     )
     if not isinstance(tests, dict):
         raise UserError(complaint)
@@ -238,7 +270,7 @@ def _text(record: Mapping[str, Any], name: str, where: str, default: str | None 
 
 
 def _unjudgeable(record: Mapping[str, Any], problem: Problem) -> str | None:
-    """Why no program can be judged by this problem; None if it can."""
+    """Say why no program can be judged on this problem; None if it can."""
     if record.get("input_file") or record.get("output_file"):
         return "reads or writes files in place of standard input and output"
     if problem.style == "stdio" and not any(printed.strip() for _, printed in problem.cases):
@@ -247,7 +279,8 @@ def _unjudgeable(record: Mapping[str, Any], problem: Problem) -> str | None:
 
 
 def _can_fail(tests: Sequence[str]) -> bool:
-    """Whether tests that run assert or raise anything; True for what is no Python: that fails."""
+    """Whether the tests that run assert or raise anything; True if they are not Python: such tests
+    always fail."""
     try:
         tree = ast.parse("\n".join(tests))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -265,9 +298,9 @@ def _nodes(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:
 
 
 def _checks(node: ast.AST) -> bool:
-    """Whether a node can end tests: `assert` of something that may be false, `raise`, or a call of
+    """Whether a node can fail a test: an `assert` that may be false, `raise`, or a call of
     `assertEqual`, `fail`, `exit` and the like."""
-    if isinstance(node, ast.Assert):  # a tuple in parentheses with its message is always true
+    if isinstance(node, ast.Assert):  # `assert (condition, message)` is always true
         named = any(isinstance(part, ast.Name) for part in ast.walk(node.test))
         return named and not isinstance(node.test, ast.Tuple)
     if isinstance(node, ast.Call):

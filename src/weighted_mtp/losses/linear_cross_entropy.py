@@ -5,12 +5,12 @@ nothing but the softmax p_i of the row:
 
     dL/dh_i = s_i · Wᵀ(p_i − e_{y_i})        dL/dW = Σ_i s_i · (p_i − e_{y_i}) h_iᵀ
 
-so both are computed chunk by chunk while the logits of the chunk are at hand, in the forward pass
+so both are computed chunk by chunk in the forward pass, while the logits of the chunk are in memory
 (the idea of Liger-Kernel, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009). Peak memory
 is one chunk of logits and one gradient of W, however many rows there are.
 
-Precision: for a confident row p_y is close to 1, and p_y − 1 loses its digits: in bfloat16 p moves
-in steps of 2⁻⁸ there, in float32 of 2⁻²⁴. So the softmax is taken over the other classes alone:
+Precision: for a confident row p_y is close to 1, and p_y − 1 loses its digits: bfloat16 has steps
+of 2⁻⁸ there, float32 of 2⁻²⁴. So the softmax is taken over the other classes alone:
 with q_j = p_j / (1 − p_y) for j ≠ y and the log-odds g = z_y − log Σ_{j≠y} exp(z_j),
 
     p − e_y = σ(−g) · (q − e_y)             CE = −log σ(g)
@@ -23,7 +23,7 @@ Letters: N rows, C rows in a chunk, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def fused_linear_cross_entropy(
     scale: Tensor,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_i scale_i · CE(hidden_i · weightᵀ, target_i), without holding the logits.
+    """Compute Σ_i scale_i · CE(hidden_i · weightᵀ, target_i) without holding all logits.
 
     Rows whose scale is zero are skipped: they cost nothing, and their target may be anything.
 
@@ -68,12 +68,20 @@ def fused_linear_cross_entropy(
     if chunk_rows is None:
         chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
     graph = torch.is_grad_enabled()
-    wanted = (graph and hidden.requires_grad, graph and weight.requires_grad)
+    plan = _Plan(chunk_rows, graph and hidden.requires_grad, graph and weight.requires_grad)
     with torch.autocast(device_type, enabled=False):
         loss, ce, hit = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch
-            hidden, weight, targets, scale.detach(), chunk_rows, wanted
+            hidden, weight, targets, scale.detach(), plan
         )
     return loss, ce, hit
+
+
+class _Plan(NamedTuple):
+    """How to compute: rows of logits held at a time, and which gradients are needed."""
+
+    chunk_rows: int
+    hidden_gradient: bool
+    weight_gradient: bool
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
@@ -86,24 +94,26 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         scale: Tensor,
-        chunk_rows: int,
-        wanted: tuple[bool, bool],  # which of hidden and weight need a gradient
+        plan: _Plan,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         W = weight.to(hidden.dtype)
         V, D = W.shape
         scale = scale.to(wide)
         rows = scale.nonzero().squeeze(1)  # [R] the rows that count
-        # Gradients are built from scales of at most 1 and multiplied by the largest at the end,
-        # so that 1/(tokens of a step) never meets a 16-bit number.
+        # Gradients are built from scales of at most 1 and multiplied by the largest at the end:
+        # 1/(tokens of a step) may underflow in a 16-bit number.
         largest = scale.abs().max() if rows.numel() else scale.new_ones(())
         relative = scale / largest
 
         ce, hit = torch.zeros_like(scale), torch.zeros_like(scale, dtype=torch.bool)
-        grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
-        grad_weight = torch.zeros(V, D, dtype=wide, device=W.device) if wanted[1] else None
-        buffer = torch.empty(min(chunk_rows, rows.numel()), V, dtype=W.dtype, device=W.device)
-        for chunk in torch.split(rows, chunk_rows):
+        grad_hidden = torch.zeros_like(hidden) if plan.hidden_gradient else None
+        grad_weight = None
+        if plan.weight_gradient:
+            grad_weight = torch.zeros(V, D, dtype=wide, device=W.device)
+        held = min(plan.chunk_rows, rows.numel())
+        buffer = torch.empty(held, V, dtype=W.dtype, device=W.device)
+        for chunk in torch.split(rows, plan.chunk_rows):
             h, y = hidden[chunk], targets[chunk]  # [C, D], [C]
             logits = torch.mm(h, W.t(), out=buffer[: len(chunk)])  # [C, V]
             ce[chunk], hit[chunk], others = _residual_and_cross_entropy_(logits, y, wide)
@@ -128,7 +138,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             grad_hidden = (grad_hidden * factor).to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _residual_and_cross_entropy_(

@@ -113,7 +113,7 @@ def _shuffled(count: int, rng: Random) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One point of a family's space. Names and wording are no part of its identity."""
+    """One point of a family's space. Names and wording are not part of its identity."""
 
     family: Family
     params: Params

@@ -17,7 +17,7 @@ from weighted_mtp.micro_tasks.packing import Outcome, run_packed
 AT_ONCE = 500
 """Problems between two reports of progress."""
 ROUNDS = 4
-"""How often a problem is asked for more mutants while its wrong solutions are no near misses."""
+"""How often a problem is asked for more mutants while its wrong solutions are not near misses."""
 
 
 def generate(

@@ -1,1 +1,3 @@
 """Models. They know nothing of distribution, data or training."""
+
+__all__ = ["meta_mtp"]

@@ -7,10 +7,10 @@ RUN/checkpoints/step-00000300/
     optimizer.pt  rng-0.pt …             (one generator state for each rank)
     trainer.json                         step, world size, state of objective and trainer
     sums.json                            SHA-256 of these files, and of the model's metadata.json
-    COMPLETE                             written last; without it the directory is no checkpoint
+    COMPLETE                             written last; without it the directory is not a checkpoint
 
 Where every process holds a part of the model (fsdp), `sharded_checkpoints` has `shards/` and
-`skeleton/` in the place of `optimizer.pt` and `model/`; the last checkpoint of a run has both.
+`skeleton/` instead of `optimizer.pt` and `model/`; the last checkpoint of a run has both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +34,11 @@ from weighted_mtp.core.model_folder import MARKER, complete_checkpoints
 from weighted_mtp.core.sums import SUMS, verifying
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.checkpoints import save_native, value_head_path
+from weighted_mtp.models.meta_mtp.checkpoints import save_huggingface, save_native
+from weighted_mtp.models.meta_mtp.layouts.huggingface import VALUE_HEAD_FILE
+from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
+from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
+from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
 from weighted_mtp.pipelines.checkpointing.sums import checkpoint_sums, store_sums
 from weighted_mtp.pipelines.training.optimization import Optimizer, Optimizers
 from weighted_mtp.runtime import distributed
@@ -42,6 +46,7 @@ from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
 
 _LARGEST_BATCH = 2**24
+Layout = Literal["native", "hf"]
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -189,35 +194,55 @@ def drop_old(run_dir: Path, keep_last: int, keep_steps: Collection[int]) -> None
 
 
 def _remove(checkpoint: Path) -> None:
-    """Its marker first: what is half deleted is no checkpoint."""
+    """Its marker first: a half-deleted directory is not a checkpoint."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def save_tokenizer(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, folder: Path) -> None:
+def save_tokenizer(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write the tokenizer's files, those of the model's own folder unchanged, and the generation
     settings that came with the model."""
     folder.mkdir(parents=True)
-    if not adapter.side_files.has_tokenizer:
+    if tokenizer is not None and not adapter.side_files.has_tokenizer:
         tokenizer.save(folder)
     adapter.side_files.write(folder)
 
 
-def save_model(adapter: MetaLlamaMTPAdapter, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the weights in native layout, with tokenizer, value head and generation settings."""
+def save_model(
+    adapter: MetaLlamaMTPAdapter,
+    tokenizer: Tokenizer | None,
+    directory: Path,
+    layout: Layout = "native",
+    overwrite: bool = False,
+) -> None:
+    """Write the weights, with tokenizer, value head and generation settings.
+
+    Raises:
+        UserError: `directory` exists (or, with `overwrite`, is not a checkpoint).
+    """
+    if layout not in get_args(Layout):
+        raise UserError(f"layout {layout!r} is not one of {', '.join(get_args(Layout))}")
+    model, fields = adapter.transformer, adapter.side_files.config_fields
     with tempfile.TemporaryDirectory() as name:
         folder, head = Path(name) / "tokenizer", None
         save_tokenizer(adapter, tokenizer, folder)
         files = sorted(folder.iterdir())
         if adapter.value_head is not None:
-            head = Path(name) / value_head_path(directory).name
+            head = Path(name) / VALUE_HEAD_FILE
             adapter.value_head.save_checkpoint(head)
-        save_native(
-            adapter.transformer,
+        if layout == "hf":
+            write_json(Path(name) / CONFIG_FIELDS, dict(fields))
+            derived = Path(name) / "derived"
+            derived.mkdir()
+            files, fields = hf_side_files(Path(name), model.args.vocab_size, derived)
+        write = save_native if layout == "native" else save_huggingface
+        write(
+            model,
             directory,
             tokenizer_files=files,
+            overwrite=overwrite,
             value_head_file=head,
-            config_fields=adapter.side_files.config_fields,
+            config_fields=fields,
         )
 
 

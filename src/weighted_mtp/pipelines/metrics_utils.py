@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.input_files import check_regular, read_json_lines
+from weighted_mtp.core.input_files import check_regular
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.run_records import map_values, read_metrics
 
+__all__ = ["MetricsFile", "heads_in_words", "in_words", "read_metrics", "shown"]
 log = get_logger(__name__)
 
 
@@ -47,14 +49,15 @@ def heads_in_words(summary: dict[str, Any]) -> str:
 
 
 class MetricsFile:
-    """`metrics.jsonl` of a run: one object a line, each with `kind` and `step`. A figure that is
-    not finite is `null` there, for JSON has no NaN."""
+    """`metrics.jsonl` of a run: one object per line, each with `kind`, `step`, and the seconds
+    `elapsed` since the process began. Figures that are not finite are null: JSON has no NaN."""
 
     def __init__(self, path: Path) -> None:
         if path.exists():
             check_regular(path)
         self.path = path
         self._warned = self._cut = False
+        self._started = time.monotonic()
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Append one record. One that cannot be written is dropped with a warning, the first time.
@@ -62,7 +65,8 @@ class MetricsFile:
         Raises:
             UserError: the run directory is gone, so that nothing can be saved.
         """
-        line = _line({"kind": kind, "step": step, **figures})
+        elapsed = round(time.monotonic() - self._started, 3)
+        line = _line({"kind": kind, "step": step, **figures, "elapsed": elapsed})
         try:
             # One unbuffered write: what a full disk cuts off is the end of this record alone.
             with self.path.open("ab", buffering=0) as file:
@@ -76,7 +80,7 @@ class MetricsFile:
                     f"after the last checkpoint is saved (step {step})"
                 ) from error
             if not self._warned:
-                log.warning("%s: cannot be written (%s); training goes on", self.path, error)
+                log.warning("%s: cannot be written (%s); training continues", self.path, error)
             self._warned = True
 
     def rewind(self, step: int) -> None:
@@ -89,56 +93,10 @@ class MetricsFile:
         partial.replace(self.path)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a metrics file (the last line of a killed run may be cut). A `null` is
-    NaN, and so are the bare NaN of files written before."""
-    records = []
-    for record in read_json_lines(path)[0]:
-        kind, step = record.get("kind"), record.get("step")
-        if isinstance(kind, str) and isinstance(step, int) and not isinstance(step, bool):
-            records.append(_each(record, lambda x: math.nan if x is None else x))
-    return records
-
-
-def curve(records: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[Any]]:
-    """Steps and values of one figure."""
-    chosen = [r for r in records if r["kind"] == kind and key in r]
-    return [r["step"] for r in chosen], [r[key] for r in chosen]
-
-
-def number(value: Any) -> float:
-    """A figure; NaN for one that is missing or null."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def head_figures(record: Mapping[str, Any], key: str) -> list[float]:
-    """A figure of every head; none if it is missing or null."""
-    values = record.get(key)
-    return [number(value) for value in values] if isinstance(values, list) else []
-
-
-def heads_curve(
-    records: Sequence[dict[str, Any]], kind: str, key: str
-) -> tuple[list[int], list[list[float]]]:
-    """Steps and the figures of every head, where there are some."""
-    found = [(r["step"], head_figures(r, key)) for r in records if r["kind"] == kind]
-    found = [(step, values) for step, values in found if values]
-    return [step for step, _ in found], [values for _, values in found]
-
-
 def _line(record: dict[str, Any]) -> str:
     """Strict JSON, a line."""
 
     def strict(x: Any) -> Any:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
-    return json.dumps(_each(record, strict), allow_nan=False) + "\n"
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A figure, or those of a list or mapping at any depth, changed."""
-    if isinstance(value, dict):
-        return {key: _each(below, change) for key, below in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_each(below, change) for below in value]
-    return change(value)
+    return json.dumps(map_values(record, strict), allow_nan=False) + "\n"

@@ -156,7 +156,7 @@ def speaking_up(step: Callable[[], int]) -> Iterator[None]:
         sys.stderr.write(
             f"rank {rank()} of {world_size()}, step {step()}: has taken {seconds:.0f} s; if NCCL's "
             "watchdog ends this process now, another one ended, hangs or is slow: its own output "
-            "says why; go on with --resume\n"
+            "says why; continue with --resume\n"
         )
         sys.stderr.flush()
 
@@ -231,8 +231,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
-    """Say which process lost the others, and in which step, where an exchange fails inside.
+def report_lost_rank(step: Callable[[], int] | None = None) -> Iterator[None]:
+    """Report which process lost the others, and in which step, where an exchange fails inside.
 
     Args:
         step: None before the first one and after the last.
@@ -250,7 +250,7 @@ def naming_the_step(step: Callable[[], int] | None = None) -> Iterator[None]:
         raise UserError(
             f"rank {rank()} of {processes}, {when}: another process ended, or did not answer "
             f"within runtime.timeout_minutes ({one_line(error, 200)}); its own "
-            "output says why; the last complete checkpoint is untouched: go on with --resume"
+            "output says why; the last complete checkpoint is untouched: continue with --resume"
         ) from error
 
 

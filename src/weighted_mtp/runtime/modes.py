@@ -19,7 +19,7 @@ from weighted_mtp.runtime.parallel import Fill, Parallel
 
 
 def check_mode(config: RuntimeConfig, world_size: int, per_node: int | None = None) -> None:
-    """Before anything is read: does the mode go with so many processes?
+    """Check, before anything is read, that the mode works with this number of processes.
 
     Args:
         per_node: processes of a node; None: as torchrun says.

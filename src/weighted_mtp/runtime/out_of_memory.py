@@ -39,5 +39,5 @@ def naming_remedies(step: Callable[[], int], device: torch.device) -> Iterator[N
             "training.activation_checkpointing=selective or full, a smaller "
             "training.micro_batch_size, shorter rows (data.max_length), runtime.parallel=fsdp; "
             "weighted-mtp plan tells what fits; "
-            "checkpoints are untouched: go on with --resume --set KEY=VALUE"
+            "checkpoints are untouched: continue with --resume --set KEY=VALUE"
         ) from error

@@ -51,7 +51,7 @@ class PeakMemory:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to count anew, on CUDA; a process's own peak stays."""
+    """Reset the counter, on CUDA; a process's own peak stays."""
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.reset_peak_memory_stats(device)

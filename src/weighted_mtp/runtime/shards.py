@@ -61,7 +61,7 @@ class Writer:
         self._group: dist.ProcessGroup | None = None
 
     def begin(self, tensors: Mapping[str, Tensor], folder: Path) -> Future[Any]:
-        """Copy the tensors to the CPU, then write them while the caller goes on. Every process
+        """Copy the tensors to the CPU, then write them while the caller continues. Every process
         calls this; the future is done once all of them have written."""
         self._group = self._group or distributed.another_group()
         begun = async_save(dict(tensors), storage_writer=_Writer(folder), process_group=self._group)
@@ -92,6 +92,20 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
     entries = _Reader(folder).read_metadata().state_dict_metadata
     return {
         name: entry.size
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def stored_formats(folder: Path) -> dict[str, torch.dtype]:
+    """Number formats of the stored tensors, by name.
+
+    Raises:
+        OSError, ValueError: as for `stored_shapes`.
+    """
+    entries = _Reader(folder).read_metadata().state_dict_metadata
+    return {
+        name: entry.properties.dtype
         for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
@@ -146,12 +160,12 @@ class _Reader(FileSystemReader):
             except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
                 raise ValueError(f"{INDEX}: {error}") from error
         if not isinstance(metadata, Metadata):
-            raise ValueError(f"{INDEX}: is no index of tensors")
+            raise ValueError(f"{INDEX}: is not an index of tensors")
         try:
             _check_files(metadata, Path(self.path))
             for name, entry in metadata.state_dict_metadata.items():
                 if not isinstance(entry, TensorStorageMetadata):
-                    raise ValueError(f"{INDEX}: is no index of tensors")
+                    raise ValueError(f"{INDEX}: is not an index of tensors")
                 _check_chunks(name, entry, metadata)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"{INDEX}: {error}") from error

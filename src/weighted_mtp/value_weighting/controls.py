@@ -1,4 +1,4 @@
-"""What weighting must beat: weights of the same spread that know nothing about the tokens.
+"""Controls for token weighting: weights of the same spread that know nothing about the tokens.
 
 Randomness is counter-based: the number at (seed, step, row, position) is a hash of these four, so
 it does not depend on how a step is cut into micro-batches and ranks, nor on the device.
@@ -20,12 +20,12 @@ _FACTOR_2 = 0x94D049BB133111EB
 
 
 def counter_uniform(seed: int, step: int, rows: Tensor, length: int) -> Tensor:
-    """Uniform numbers, each a function of (seed, step, row, position) alone.
+    """Draw uniform numbers, each a function of (seed, step, row, position) alone.
 
     Args:
         seed: of the run; any integer, taken modulo 2^64.
         step: of the optimizer; likewise.
-        rows: `[B]` int64, a number for each row that is its own within the step.
+        rows: `[B]` int64, a number for each row, unique within the step.
         length: positions.
 
     Returns:
@@ -36,7 +36,7 @@ def counter_uniform(seed: int, step: int, rows: Tensor, length: int) -> Tensor:
     key = _mix(key ^ rows)  # [B], where the row's own SplitMix64 stream starts
     position = torch.arange(1, length + 1, device=rows.device)
     bits = _mix(key[:, None] + position * _signed(_GAMMA))
-    # 52 bits and a half: all of it fits into a float64, so that 1 is never reached by rounding.
+    # 52 bits plus one half fit into a float64 exactly, so rounding never gives 1.
     return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
 
 
@@ -48,7 +48,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Unsigned shift; `>>` alone repeats the sign."""
+    """Shift as unsigned; `>>` alone repeats the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -58,7 +58,7 @@ def _signed(x: int) -> int:
 
 
 def shuffle_weights(weights: Tensor, loss_mask: Tensor, uniform: Tensor) -> Tensor:
-    """Each row's weights, permuted among the row's own masked positions.
+    """Permute each row's weights among the row's own masked positions.
 
     Args:
         weights: `[B, S]`; not read off the mask.
@@ -71,7 +71,7 @@ def shuffle_weights(weights: Tensor, loss_mask: Tensor, uniform: Tensor) -> Tens
     """
     mask = loss_mask.bool()
     places = (~mask).byte().argsort(dim=1, stable=True)  # masked positions come first, in order
-    order = uniform.masked_fill(~mask, math.inf).argsort(dim=1, stable=True)  # and here by lot
+    order = uniform.masked_fill(~mask, math.inf).argsort(dim=1, stable=True)  # and here at random
     drawn = weights.detach().gather(1, order)
     return torch.zeros_like(drawn).scatter_(1, places, drawn).masked_fill_(~mask, 0)
 
@@ -84,7 +84,7 @@ def random_matched_weights(
     min_weight: float,
     max_weight: float,
 ) -> Tensor:
-    """Random weights within bounds that have the given mean and spread as they are.
+    """Draw random weights within bounds with the given mean and spread.
 
     Clamping after drawing would change both. Where mean ± √3 · std lies within the bounds the
     weights are uniform there. Elsewhere they take two values, mean − a with probability b/(a + b)
@@ -112,11 +112,11 @@ def random_matched_weights(
     reach = math.sqrt(3.0) * std
     even = mean + reach * (2 * uniform - 1)
 
-    # Without room below or above std is 0, and these are 0/0: `even` is taken then.
+    # With no room below or above, std is 0 and these are 0/0; `even` is used then.
     a = std.maximum(std * std / above).minimum(below)
     b = std * std / a
     two_valued = torch.where(uniform < b / (a + b), mean - a, mean + b)
 
     fits = (reach <= below) & (reach <= above)
-    weights = torch.where(fits, even, two_valued).clamp(min_weight, max_weight)  # of rounding
+    weights = torch.where(fits, even, two_valued).clamp(min_weight, max_weight)  # rounding
     return weights.to(uniform.dtype).masked_fill(~loss_mask.bool(), 0)

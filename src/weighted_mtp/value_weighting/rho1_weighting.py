@@ -27,7 +27,7 @@ Mode = Literal["signed", "absolute", "difficult"]
 
 Count = TypeVar("Count", int, Tensor)
 
-_BASE = 10**6  # decimals taken at a time; leaves room for counts up to 9 · 10^12 in 64 bits
+_BASE = 10**6  # six decimals at a time leave room for counts up to 9 · 10^12 in 64 bits
 
 
 def kept_count(count: Count, k_percent: float) -> Count:
@@ -67,7 +67,7 @@ def kept_count(count: Count, k_percent: float) -> Count:
 
 
 def reference_per_head(reference: Tensor, n: int) -> Tensor:
-    """`[B, L, n]` from `[B, L]` or `[B, L, h]`: head k's column, or the first one if k > h."""
+    """Return `[B, L, n]` from `[B, L]` or `[B, L, h]`: head k's column, or the first if k > h."""
     if reference.ndim == 2:
         reference = reference.unsqueeze(2)
     missing = max(0, n - reference.shape[2])
@@ -76,7 +76,7 @@ def reference_per_head(reference: Tensor, n: int) -> Tensor:
 
 
 def align_reference(reference: Tensor, n: int, length: int) -> Tensor:
-    """The reference's loss on the token each head predicts, aligned as the targets are.
+    """Align the reference's loss on the token each head predicts as the targets are aligned.
 
     Args:
         reference: at position j the reference's loss on x_j: `[B, L]` of its first head, or
@@ -110,7 +110,7 @@ def compute_mtp_selective_weights(
 
     Args:
         policy_ce: `[B, S, n]`; anything, NaN too, where not valid.
-        reference_ce: `[B, S, n]` from `align_reference`, likewise; None in mode "difficult" alone.
+        reference_ce: `[B, S, n]` from `align_reference`, likewise; None only in mode "difficult".
         valid: `[B, S, n]` bool, the targets to choose from.
         k_percent: share kept, in (0, 1].
         mode: see `Mode`.
@@ -159,9 +159,13 @@ def _highest(score: Tensor, valid: Tensor, count: Tensor) -> Tensor:
 
 
 def rho1_sums(
-    weights: Tensor, policy_ce: Tensor, reference_ce: Tensor | None, valid: Tensor
+    weights: Tensor,
+    policy_ce: Tensor,
+    reference_ce: Tensor | None,
+    valid: Tensor,
+    per_row: bool = False,
 ) -> Tensor:
-    """What `rho1_stats` is made of: add them over micro-batches and ranks.
+    """Sum what `rho1_stats` needs; sums are additive over micro-batches and ranks.
 
     Args:
         weights: `[B, S, n]` 0 or 1, as `compute_mtp_selective_weights` gives them.
@@ -170,22 +174,23 @@ def rho1_sums(
         valid: `[B, S, n]` bool.
 
     Returns:
-        `[n, 5]` float64 per head: valid tokens, kept tokens, Σ excess over the valid, Σ excess
-        over the kept, Σ policy loss over the kept.
+        `[n, 5]` float64 per head (`[B, n, 5]` if `per_row`): valid tokens, kept tokens, Σ excess
+        over the valid, Σ excess over the kept, Σ policy loss over the kept.
     """
-    rows = []
+    dims, heads = (1,) if per_row else (0, 1), []
     for head in range(valid.shape[2]):
         here = valid[..., head]
         kept = here & (weights[..., head] > 0)
         policy = policy_ce[..., head].detach().double()
         excess = policy if reference_ce is None else policy - reference_ce[..., head].detach()
         sums = [excess.where(here, 0), excess.where(kept, 0), policy.where(kept, 0)]
-        rows.append(torch.stack([x.sum(dtype=torch.float64) for x in (here, kept, *sums)]))
-    return torch.stack(rows)
+        terms = [x.sum(dims, dtype=torch.float64) for x in (here, kept, *sums)]
+        heads.append(torch.stack(terms, -1))
+    return torch.stack(heads, -2)
 
 
 def rho1_stats(sums: Tensor) -> dict[str, float]:
-    """What was kept, over all heads and, with `_head_k` appended, per head.
+    """Compute what was kept, over all heads and, with `_head_k` appended, per head.
 
     Args:
         sums: `[n, 5]` from `rho1_sums`.

@@ -1,6 +1,6 @@
 """Statistics of TD errors and of token weights.
 
-Sums are float64 and add up over micro-batches and ranks; what is made of them does not.
+Sums are float64 and additive over micro-batches and ranks; the figures made of them are not.
 
 Letters: B batch, S sequence, δ TD error (or advantage), w weight, N number of response tokens.
 """
@@ -8,18 +8,18 @@ Letters: B batch, S sequence, δ TD error (or advantage), w weight, N number of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def td_moments(td_errors: Tensor, loss_mask: Tensor) -> Tensor:
-    """N, Σδ, Σδ² over the mask: `[3]` float64."""
+def td_moments(td_errors: Tensor, loss_mask: Tensor, per_row: bool = False) -> Tensor:
+    """N, Σδ, Σδ² over the mask: `[3]` float64, or `[B, 3]` for each row."""
     mask = loss_mask.bool()
     errors = torch.where(mask, td_errors, 0.0).double()
-    return torch.stack([mask.sum().double(), errors.sum(), errors.square().sum()])
+    return _sums([mask.double(), errors, errors.square()], per_row)
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def moments_mean_std(moments: Tensor) -> tuple[Tensor, Tensor]:
 class TDStatsEMA:
     """Running mean and spread of TD errors: exponential averages of E[δ] and E[δ²] over steps.
 
-    Each step counts the same, however many tokens it had. The average of a constant 1 runs along;
+    Each step counts the same, however many tokens it had. The average of a constant 1 is kept too;
     dividing by it corrects the bias of starting at 0 (Kingma & Ba 2014, arXiv 1412.6980). Read
     `mean` and `std` before `update`, or a step is whitened by statistics that contain it; update
     once per optimizer step, with the moments of all its micro-batches and ranks, in training only.
@@ -62,38 +62,49 @@ class TDStatsEMA:
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Take in a step's `[3]` moments. A step without tokens, or not finite, changes nothing."""
+        """Add a step's `[3]` moments. A step without tokens, or not finite, changes nothing."""
         old = self._average.to(moments.device)
         new = self.decay * old + (1 - self.decay) * moments.to(old.dtype) / moments[0]
         usable = (moments[0] > 0) & moments.isfinite().all()
         self._average = torch.where(usable, new, old)
 
     def state_dict(self) -> dict[str, float]:
-        """The averages, before the correction, as plain numbers; the decay is the constructor's."""
+        """Return the averages before the correction, as plain numbers (without the decay)."""
         names = ("weight", "mean", "second_moment")
         return dict(zip(names, self._average.tolist(), strict=True))
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from a `state_dict`; a KeyError if it is none."""
+        """Continue from a `state_dict`; raise KeyError if it is not one."""
         averages = [state["weight"], state["mean"], state["second_moment"]]
         self._average = torch.tensor(averages, dtype=torch.float64)
 
 
 @torch.no_grad()
-def weight_sums(weights: Tensor, loss_mask: Tensor, min_weight: float, max_weight: float) -> Tensor:
-    """N, Σw, Σw², Σ w·ln w, N(w ≤ min), N(w ≥ max) over the mask: `[6]` float64.
+def weight_sums(
+    weights: Tensor,
+    loss_mask: Tensor,
+    min_weight: float,
+    max_weight: float,
+    per_row: bool = False,
+) -> Tensor:
+    """N, Σw, Σw², Σ w·ln w, N(w ≤ min), N(w ≥ max) over the mask: `[6]` float64, or `[B, 6]` for
+    each row.
 
     The bounds apply to the weights as they are: sum before renormalising to count what was clipped.
     """
     mask = loss_mask.bool()
     low, high = mask & (weights <= min_weight), mask & (weights >= max_weight)
     w = torch.where(mask, weights, 0.0).double()
-    counts = [x.sum().double() for x in (mask, low, high)]
-    return torch.stack([counts[0], w.sum(), w.square().sum(), w.xlogy(w).sum(), *counts[1:]])
+    return _sums([mask.double(), w, w.square(), w.xlogy(w), low.double(), high.double()], per_row)
+
+
+def _sums(terms: Sequence[Tensor], per_row: bool) -> Tensor:
+    """Sum each of the `[B, S]` terms, over all or for each row: `[terms]` or `[B, terms]`."""
+    return torch.stack([x.sum(-1) if per_row else x.sum() for x in terms], -1)
 
 
 def weight_stats(sums: Tensor) -> dict[str, float]:
-    """Figures from `[6]` weight sums; all NaN if they count nothing.
+    """Compute figures from `[6]` weight sums; all NaN if they count nothing.
 
     Returns:
         mean, std; effective_sample_size (Σw)² / (N·Σw²), the share of tokens that carry the weight,

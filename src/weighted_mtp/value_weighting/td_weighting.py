@@ -7,8 +7,8 @@ V_j is the value of the state *after* token j, so δ_j is what choosing token j 
 tokens are those where the mask is true, T is the last of a row. GAE: Schulman et al. 2015, arXiv
 1506.02438; exponential weights: Peng et al. 2019, arXiv 1910.00177.
 
-Everything a tensor function returns is detached (but `compute_value_loss`), and computed in float32
-(float64 for float64 input). Values that no formula asks for may be anything, NaN too.
+What a tensor function returns is detached (except for `compute_value_loss`) and computed in float32
+(float64 for float64 input). Values that no formula reads may be anything, NaN included.
 
 Letters: B batch, S sequence, j token, T last response token, R reward, V value, w weight.
 """
@@ -35,6 +35,7 @@ from weighted_mtp.value_weighting.td_statistics import (
 
 __all__ = [
     "TDStatsEMA",
+    "advantages_of",
     "build_weights",
     "compute_advantages",
     "compute_td_errors",
@@ -113,10 +114,15 @@ def discounted_sum(td_errors: Tensor, discount: float) -> Tensor:
         raise ValueError(f"discount {discount} is not in [0, 1]")
     total = _wide(td_errors).clone()
     reach = 1
-    while reach < total.shape[1]:  # the product is a copy: no element is read after it was changed
+    while reach < total.shape[1]:  # the product is a copy, so the in-place sum reads old values
         total[:, :-reach].add_(discount**reach * total[:, reach:])
         reach *= 2
     return total
+
+
+def advantages_of(td_errors: Tensor, loss_mask: Tensor, discount: float) -> Tensor:
+    """A_j `[B, S]` from δ `[B, S]`, 0 off the mask; `discount` is γλ."""
+    return torch.where(loss_mask.bool(), discounted_sum(td_errors, discount), 0.0)
 
 
 @torch.no_grad()
@@ -133,7 +139,7 @@ def compute_advantages(
     Other arguments and errors are those of `compute_td_errors`.
     """
     errors = compute_td_errors(value_logits, rewards, loss_mask, gamma, truncated)
-    return torch.where(loss_mask.bool(), discounted_sum(errors, gamma * lam), 0.0)
+    return advantages_of(errors, loss_mask, gamma * lam)
 
 
 @torch.no_grad()
@@ -145,9 +151,9 @@ def compute_td_targets(
     lam: float = 0.95,
     truncated: Tensor | None = None,
 ) -> Tensor:
-    """What V_{j−1} should have been, V_{j−1} + A_j, stored at position j − 1; 0 where nothing is.
+    """V_{j−1} + A_j, the target of V_{j−1}, stored at position j − 1; 0 where there is none.
 
-    With γ = λ = 1 it is R, but for rounding. A response token at position 0 has no state before it,
+    With γ = λ = 1 it is R, up to rounding. A response token at position 0 has no state before it,
     hence no target. The last state of a truncated row has its own value as target: no error.
     Arguments and errors are those of `compute_advantages`.
 
@@ -168,7 +174,7 @@ def compute_value_loss(
     value_clip: float | None = None,
     huber_delta: float | None = None,
 ) -> Tensor:
-    """(V_t − target_t)² of every state t before a response token, 0 elsewhere; differentiable.
+    """Compute (V_t − target_t)² of every state t before a response token, 0 elsewhere.
 
     Args:
         value_logits: `[B, S, 1]`.
@@ -176,10 +182,10 @@ def compute_value_loss(
         loss_mask: `[B, S]` true on response tokens; state t counts where t + 1 is one.
         value_clip: how far a target may lie from the present value. (PPO's max of a clipped and an
             unclipped loss would do nothing here, where each forward pass has one update.)
-        huber_delta: the distance beyond which the square goes on as a straight line (Huber 1964).
+        huber_delta: the distance beyond which the squared loss becomes linear (Huber 1964).
 
     Returns:
-        `[B, S]`.
+        `[B, S]`, differentiable in `value_logits`.
 
     Raises:
         ValueError: a clip or delta that is not positive, or shapes that do not fit.
@@ -244,9 +250,9 @@ def whiten(
 
 @torch.no_grad()
 def renormalise(weights: Tensor, loss_mask: Tensor, mean: Tensor | float | None = None) -> Tensor:
-    """Weights `[B, S]` divided by their mean over the mask, or by a given one; 0 off the mask.
+    """Divide weights `[B, S]` by their mean over the mask, or by a given one; 0 off the mask.
 
-    A mean of 0 (no token, or all weights 0) divides nothing.
+    Where the mean is 0 (no token, or all weights 0) they stay as they are.
     """
     mask = loss_mask.bool()
     kept = torch.where(mask, _wide(weights), 0.0)
@@ -259,11 +265,11 @@ def renormalise(weights: Tensor, loss_mask: Tensor, mean: Tensor | float | None 
 def schedule(
     progress: float, start: float, end: float, hold: float, shape: Literal["linear", "cosine"]
 ) -> float:
-    """A setting that stays at `start` until `progress` is `hold`, then moves to `end` at 1.
+    """Keep a setting at `start` until `progress` is `hold`, then move it to `end` at 1.
 
     Args:
-        progress: share of the training done; outside [0, 1] it is at the nearer end.
-        hold: in [0, 1]; 1 never moves.
+        progress: share of the training done; outside [0, 1] it is clamped.
+        hold: in [0, 1]; with 1 the setting never moves.
 
     Raises:
         ValueError: a hold outside [0, 1], or an unknown shape.
@@ -281,7 +287,7 @@ def schedule(
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 stays; anything else becomes float32."""
+    """Keep float64; convert anything else to float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 

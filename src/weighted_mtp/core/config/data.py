@@ -13,12 +13,19 @@ from weighted_mtp.core.config.text import TextConfig
 
 
 class MicroConfig(Section):
-    """Which embedded problems to generate (micro_tasks/).
+    """Embedded micro tasks to generate when `data.source` is `micro`.
 
     Attributes:
-        families: their labels; None takes all of at most `max_difficulty`.
-        max_constant: only problems whose numbers are no larger.
-        marked_names: function names end in a random mark that must be copied from the instruction.
+        families: problem families by label; null uses all up to `max_difficulty`.
+        max_constant: largest constant that may occur in a problem; null sets no limit.
+        marked_names: end each function name in a random suffix that the model must copy from the
+            instruction.
+        max_difficulty: hardest problems to generate, from 1 to 11.
+        n_problems: training problems to generate.
+        n_validation: held-out problems to generate.
+        correct_per_problem: correct solutions of each problem.
+        incorrect_per_problem: incorrect solutions of each problem.
+        seed: seed of the generator.
     """
 
     families: tuple[str, ...] | None = None
@@ -33,17 +40,25 @@ class MicroConfig(Section):
 
 
 class DataConfig(Section):
-    """What to train and validate on.
+    """Training and validation data.
 
     Attributes:
-        cache_dir: where prepared rows and tokens are kept between runs (core/cache.py).
-        max_length: tokens of a row, or of a window of text.
-        joint: tokenise prompt and response as one text, see `AlpacaCollator`.
-        packing: put several rows into one of `max_length`, none seeing another;
-            `training.micro_batch_size` then counts packed rows. The loss is the same.
-        workers: processes that make batches ahead of the training.
-        processes: that convert and tokenise, once; None takes one a core where that pays.
-        pad_to_multiple: batches are padded to a multiple of so many positions.
+        source: embedded micro tasks, JSONL rows, or running text.
+        train: JSONL file of training rows.
+        validation: JSONL file of held-out rows; null trains without validation.
+        cache_dir: directory where prepared rows and tokens are cached between runs; null uses
+            the default cache directory.
+        template: prompt template put around instruction and input; `chat` is the tokenizer's own
+            chat template.
+        max_length: maximum length of a row, or of a window of text, in tokens.
+        joint: tokenize prompt and response as one text instead of separately.
+        packing: concatenate rows up to `max_length` with attention kept within each row;
+            `training.micro_batch_size` then counts packed rows. The loss does not change.
+        workers: background processes per rank that build batches; 0 builds them in the training
+            process.
+        processes: processes that convert and tokenize the data before training; null uses one per
+            CPU core where that is faster.
+        pad_to_multiple: pad batches to a multiple of this many tokens.
     """
 
     source: Literal["micro", "jsonl", "text"] = "jsonl"
@@ -53,7 +68,7 @@ class DataConfig(Section):
     text: TextConfig = TextConfig()
     cache_dir: Path | None = None
     sampling: SamplingConfig = SamplingConfig()
-    template: Literal["alpaca", "short"] = "alpaca"
+    template: Literal["alpaca", "short", "chat"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
     joint: bool = False
     packing: bool = False
@@ -69,6 +84,8 @@ class DataConfig(Section):
             )
         if self.source == "text" and not self.packing:
             raise ValueError("data.source text is read in packed windows: set data.packing=true")
+        if self.template == "chat" and self.joint:
+            raise ValueError("data.joint has no effect with data.template chat; take it away")
         for key in ("train", "validation", "sampling", "joint") if self.source == "text" else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no effect with data.source text; take it away")

@@ -2,18 +2,17 @@
 
     recipe (the objective, settings for 7B)  <  preset (another scale)  <  --set section.key=value
 
-A preset may hold a mapping `pipelines`: the entry of the recipe's pipeline goes on top of the rest.
+A preset may contain a mapping `pipelines`: the entry of the recipe's pipeline overrides the rest.
 
-Unknown keys are refused with the nearest known one. The resolved recipe is saved with every run.
+Unknown keys are rejected with the nearest known one. The resolved recipe is saved with every run.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -22,24 +21,29 @@ from weighted_mtp.core.config.data import DataConfig
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.config.sections import (
-    OBJECTIVES,
     CriticStage,
     ModelConfig,
     ObjectiveConfig,
     PipelineName,
+    ReferenceStage,
     TokenizerConfig,
     TrainingConfig,
 )
-from weighted_mtp.core.errors import UserError, refuse_credentials
+from weighted_mtp.core.config.suggestions import suggest_key
+from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
-"""What versions did that had no such key, where it is not today's default."""
+"""What versions without such a key did, where it differs from today's default."""
 
 
 class Recipe(Section):
-    """Everything a training run depends on."""
+    """A training run: everything it depends on.
+
+    Attributes:
+        pipeline: which training to run; it decides which objectives are possible.
+    """
 
     pipeline: PipelineName
     objective: ObjectiveConfig
@@ -49,6 +53,18 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     critic_stage: CriticStage | None = None
+    reference_stage: ReferenceStage | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_stage_for_a_named_reference(cls, values: Any) -> Any:
+        """A preset may bring the stage; a named reference replaces it."""
+        try:
+            rho1 = values["objective"]["rho1"]
+            named = rho1.get("reference") or rho1.get("reference_model")
+        except (KeyError, TypeError, AttributeError):
+            return values
+        return {**values, "reference_stage": None} if named else values
 
     @model_validator(mode="after")
     def _cuts_evenly(self) -> Recipe:
@@ -69,68 +85,95 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Recipe:
-        name, known = self.objective.name, OBJECTIVES[self.pipeline]
-        if name not in known:
-            raise ValueError(
-                f"objective.name {name} does not run in the {self.pipeline} pipeline, which takes "
-                f"{', '.join(known)}"
-            )
         if self.data.source == "text" and self.pipeline not in ("baseline", "ntp"):
             raise ValueError(
-                f"data.source text has no right and wrong, nor stored losses: it does not go with "
-                f"the {self.pipeline} pipeline, but with baseline and ntp"
+                f"data.source text has no correct and incorrect rows, nor stored losses: it does "
+                f"not go with the {self.pipeline} pipeline, but with baseline and ntp"
             )
         if self.critic_stage is not None and self.pipeline != "verifiable":
-            raise ValueError(f"critic_stage has no place in the {self.pipeline} pipeline")
+            raise ValueError(f"critic_stage does not go with the {self.pipeline} pipeline")
+        if self.reference_stage is not None and self.pipeline != "rho1":
+            raise ValueError(f"reference_stage does not go with the {self.pipeline} pipeline")
         return self
 
     def to_yaml(self) -> str:
-        """The recipe as text that `load_recipe_file` reads back."""
+        """Return the recipe as YAML that `load_recipe_file` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def available(folder: Path = RECIPES) -> list[str]:
-    """Names of the shipped recipes (or, given `RECIPES / "presets"`, presets)."""
+    """Return the names of the shipped recipes (given `RECIPES / "presets"`, of the presets)."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_recipe(recipe: str, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Merge a recipe (a shipped name or a YAML file), a preset and `section.key=value` overrides.
+def load_recipe(
+    recipe: str | Path | Recipe, preset: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Merge a recipe, a preset and `section.key=value` overrides.
+
+    Example:
+        >>> load_recipe("baseline", "micro", ["training.steps=100"]).training.steps
+        100
+
+    Args:
+        recipe: a shipped name, a YAML file, or a recipe to change.
 
     Raises:
         UserError: no such recipe or preset, bad YAML, an unknown key or a value out of range.
     """
-    merged = _read_yaml(_find(recipe, RECIPES, "recipe"))
+    name = str(recipe.pipeline if isinstance(recipe, Recipe) else recipe)
+    if isinstance(recipe, Recipe):
+        merged = recipe.model_dump(mode="json")
+    else:
+        merged = _read_yaml(_find(name, RECIPES, "recipe"))
     if preset is not None:
         scale = _read_yaml(_find(preset, RECIPES / "presets", "preset"))
         special = scale.pop("pipelines", None) or {}
         merged = _merge(merged, scale)
         merged = _merge(merged, special.get(merged.get("pipeline"), None) or {})
-    where = f"recipe {recipe}" + (f" with preset {preset}" if preset else "")
+    where = f"recipe {name}" + (f" with preset {preset}" if preset else "")
     return _validate(_override(merged, overrides), where)
 
 
 def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a resolved recipe, as a run directory keeps it. It names every key, so one that is
-    missing did not exist yet: the run did what is now `_FORMER`.
+    """Read a resolved recipe from a run directory. It names every key, so one that is missing did
+    not exist in the version that wrote it: `_FORMER` has what that version did.
 
     Raises:
         UserError: as for `load_recipe`.
     """
     saved = _read_yaml(path)
     objective = saved.get("objective")
-    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is no resolved recipe
+    if isinstance(objective, Mapping) and "rho1" in objective:  # else it is not a resolved one
         saved = _merge(_FORMER, saved)
     return _validate(_override(saved, overrides), str(path))
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str], where: str) -> Recipe:
+    """Change settings of a recipe.
+
+    Args:
+        where: names the recipe in messages.
+
+    Raises:
+        UserError: as for `load_recipe`.
+    """
+    if not overrides:
+        return recipe
+    return _validate(_override(recipe.model_dump(mode="json"), overrides), where)
 
 
 def _find(name: str, folder: Path, what: str) -> Path:
     if name in available(folder):
         return folder / f"{name}.yaml"
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
+    path, known = Path(name), available(folder)
+    hint = did_you_mean(path.stem if path.suffix in (".yaml", ".yml") else name, known)
+    if path.suffix in (".yaml", ".yml"):
+        if hint and not path.exists():
+            raise UserError(f"{path}: cannot be read (No such file or directory){hint}")
+        return path
     raise UserError(
-        f"no {what} {name!r}; shipped ones: {', '.join(available(folder))}; or give a .yaml file"
+        f"no {what} {name!r}{hint}; shipped ones: {', '.join(known)}; or give a .yaml file"
     )
 
 
@@ -176,7 +219,7 @@ def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` as `--set` takes it: a path such as `a #1` is quoted for YAML."""
+    """Return `key=value` as `--set` takes it; a path such as `a #1` is quoted for YAML."""
     text = str(value)
     try:
         same = parse_yaml(text) == text
@@ -200,19 +243,38 @@ def _refuse_credentials(value: Any, key: str) -> None:
 
 def _validate(config: dict[str, Any], where: str) -> Recipe:
     _refuse_credentials(config, "")
+    return validate_section(Recipe, config, where)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def validate_section(
+    section: type[AnySection], values: Mapping[str, Any], where: str, key: str = ""
+) -> AnySection:
+    """Validate the values of a section, which stands at `key` of a recipe ("": it is the recipe).
+
+    Raises:
+        UserError: unknown keys or bad values; `where` begins the message, which names all of them.
+    """
     try:
-        return Recipe.model_validate(config)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, section, key) for problem in error.errors()]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], section: type[Section], above: str) -> str:
     place = [str(part) for part in problem["loc"]]
-    key = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_at(place[:-1]), n=1)
-        return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    key = ".".join([above, *place] if above else place)
+    if problem["type"] == "unknown_key":
+        if above:  # the options of an objective
+            near = did_you_mean(place[-1], list(section.model_fields))
+            return f"unknown key {key}{near}"
+        return "; ".join(
+            f"unknown key {'.'.join(each)}{suggest_key(each)}"
+            for each in _leaves(place, problem["input"])
+        )
     if problem["type"] == "missing":
         return f"missing key {key}"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -223,17 +285,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{key}: {message}, got {shown_value(problem['input'])}"
 
 
-def _keys_at(place: Sequence[str]) -> list[str]:
-    """Keys of the section at a place; names in a mapping and numbers in a list are passed over."""
-    section: Any = Recipe
-    for part in place:
-        field = section.model_fields.get(part)
-        section = section if field is None else _section_in(field.annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    """The section in `Section | None`, `dict[str, Section]`, …; None if there is none."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+def _leaves(place: list[str], value: Any) -> list[list[str]]:
+    """Keys of the settings below an unknown section; its own key if it has many or none."""
+    if not isinstance(value, Mapping):
+        return [place]
+    found = [leaf for name, below in value.items() for leaf in _leaves([*place, str(name)], below)]
+    return found if 0 < len(found) <= 5 else [place]

@@ -10,20 +10,19 @@ from weighted_mtp.core.config.section import PositiveInt, Section, Seed
 
 
 class FSDPConfig(Section):
-    """How `runtime.parallel` fsdp and hsdp shard the model. None of it changes what is learnt, but
-    for rounding where a format is bfloat16.
+    """Sharding settings of `runtime.parallel` fsdp and hsdp; they change results only by rounding.
 
     Attributes:
-        param_dtype: of the blocks' weights as they are gathered and used; the part that each
-            process keeps is float32. bfloat16 halves what is sent; compute_dtype must be it too.
-        reduce_dtype: of gradients as they are summed over processes. With `reduce_gradients: step`
-            the micro-batches of a step are added in it too, so use float32 where there are many.
-        reshard_after_forward: let a block's weights go after its forward pass and gather them
-            again for its backward pass; False takes more memory and sends less.
-        reduce_gradients: once a step, for which every process keeps a whole gradient while it has
-            several micro-batches; or after each of them, which keeps its part alone.
-        cpu_offload: weights, gradients and optimizer in the host's memory.
-        shard_size: under hsdp, how many processes share one copy of the weights; None: those of a
+        param_dtype: format in which block weights are gathered and used; each rank's own shard is
+            float32. bfloat16 halves communication and requires `runtime.compute_dtype` bfloat16.
+        reduce_dtype: format in which gradients are summed over ranks and, with `reduce_gradients`
+            step, over micro-batches; use float32 where there are many.
+        reshard_after_forward: free a block's gathered weights after its forward pass and gather
+            them again for backward; false uses more memory and less communication.
+        reduce_gradients: once per step, which keeps a full gradient on every rank, or after every
+            micro-batch, which keeps only the rank's shard.
+        cpu_offload: keep weights, gradients and optimizer state in host memory.
+        shard_size: ranks that share one copy of the weights with hsdp; null for the ranks of a
             node.
     """
 
@@ -36,15 +35,20 @@ class FSDPConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Where it runs.
+    """Device, processes and number formats.
 
     Attributes:
-        parallel: how several processes hold the model: ddp gives each a whole copy, fsdp a part,
-            hsdp each node (or `fsdp.shard_size` processes) a copy in parts. One process has it all.
-        timeout_minutes: how long a process waits for the others before it gives up.
-        tf32: on CUDA, multiply float32 matrices with ten bits of mantissa, several times faster.
-        deterministic: only kernels that give the same bits each time; what has none is an error.
-            Slower on CUDA; on the CPU a run is repeatable anyway.
+        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `mps`, `cuda` or `cuda:N`.
+        parallel: how several processes hold the model: ddp replicates it, fsdp shards it, hsdp
+            shards it within groups of `runtime.fsdp.shard_size` ranks. Unused by a single process.
+        timeout_minutes: minutes a process waits for the others before it stops.
+        compute_dtype: number format of forward and backward passes.
+        seed: seed of initial weights, row order and controls.
+        threads: CPU threads per process; null for the default of PyTorch.
+        compile: compile transformer blocks with `torch.compile`.
+        tf32: on CUDA, multiply float32 matrices in TF32 (10-bit mantissa), several times faster.
+        deterministic: use only kernels that give the same bits every time, and fail where there
+            are none. Slower on CUDA; CPU runs are repeatable anyway.
     """
 
     device: str = "auto"

@@ -34,8 +34,12 @@ Weights = dict[str, NonNegativeFloat]
 
 
 class Range(Section):
-    """Numbers x with at_least <= x < below (half-open: ranges that meet share no number); a side
-    left out is open."""
+    """A half-open range of numbers: at_least <= x < below.
+
+    Attributes:
+        at_least: lower bound, inclusive; null for none.
+        below: upper bound, exclusive; null for none.
+    """
 
     at_least: float | None = None
     below: float | None = None
@@ -50,12 +54,12 @@ class Range(Section):
 
 
 class Bin(Section):
-    """Rows of like difficulty, by exactly one of three.
+    """A named group of rows of similar difficulty; set exactly one of the three.
 
     Attributes:
-        labels: difficulties by name; the only way for labels that are not numbers.
-        difficulty_number: a range of difficulties that are numbers; other rows do not fit.
-        cf_rating: a range of Codeforces ratings; rows without one do not fit.
+        labels: difficulty labels; the only way to select labels that are not numbers.
+        difficulty_number: range of numeric difficulties; other rows do not match.
+        cf_rating: range of Codeforces ratings; rows without a rating do not match.
     """
 
     labels: tuple[Label, ...] | None = None
@@ -64,10 +68,11 @@ class Bin(Section):
 
 
 class Stage(Section):
-    """A part of the training, from the end of the stage before to `until` (1: the end).
+    """A stage of the curriculum; it starts where the previous one ends.
 
     Attributes:
-        weights: of the bins, in proportion; a bin that is not named has none.
+        until: end of the stage as a fraction of training; 1 for the last stage.
+        weights: relative weight of each bin; bins not named have weight 0.
     """
 
     until: Annotated[float, Field(gt=0, le=1)]
@@ -82,20 +87,23 @@ DEFAULT_STAGES = (
 
 
 class SamplingConfig(Section):
-    """How rows are drawn from those the objective learns from.
+    """How training rows are drawn from those that the objective uses.
 
     Attributes:
-        strategy: `uniform`: every row once an epoch. `balanced`: correct and incorrect rows at
-            `correct_fraction`. `difficulty`: bins in proportion to `weights`. `curriculum`: bins
-            in proportion to the weights of the stage that the training is in.
-        n_samples: rows (pairs, where the objective takes pairs) in an epoch; None for as many as
-            there are (`balanced`: as the rarer kind allows).
-        bins: by name; None for `low`, `medium` and `high`, thirds of the rows by numeric difficulty
-            or Codeforces rating.
-        weights: of the bins, in proportion; None for equal ones. `other` holds what fits no bin.
-        stages: of the curriculum, in order; None for `DEFAULT_STAGES`.
-        length_balanced_pairs: prefer pairs of similar length, the correct solution the longer one
-            as often as the shorter one.
+        strategy: `uniform` draws every row once per epoch, `balanced` correct and incorrect rows by
+            `correct_fraction`, `difficulty` bins by `weights`, `curriculum` bins by the weights of
+            the current stage.
+        n_samples: rows (or pairs, for pairwise losses) per epoch; null for all there are
+            (`balanced`: as many as the rarer kind allows).
+        correct_fraction: fraction of correct rows with strategy `balanced`.
+        bins: bins by name; null for `low`, `medium` and `high`: thirds of the rows by numeric
+            difficulty or Codeforces rating.
+        weights: relative weight of each bin; null for equal weights. `other` is the rows that match
+            no bin.
+        stages: stages of the curriculum, in order; null for three default stages from mostly `low`
+            to mostly `high`.
+        length_balanced_pairs: prefer pairs of similar length, with the correct solution longer as
+            often as shorter.
     """
 
     strategy: Literal["uniform", "balanced", "difficulty", "curriculum"] = "uniform"

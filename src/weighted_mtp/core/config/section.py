@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -11,12 +13,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from weighted_mtp.core.errors import did_you_mean
 from weighted_mtp.core.urls import REMEDY, holds_credentials
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -49,8 +54,11 @@ def remote_url(url: str) -> str:
 RemoteURL = Annotated[str, AfterValidator(remote_url)]
 
 
+_S = TypeVar("_S", bound="Section")
+
+
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes after it was read."""
+    """Part of a recipe. Rejects unknown keys and is immutable once validated."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -75,6 +83,19 @@ class Section(BaseModel):
                 raise PydanticCustomError("boolean", "Input should be true or false")
         return value
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest(cls: type[_S], values: Any, handler: ModelWrapValidatorHandler[_S]) -> _S:
+        """Add the nearest key or choice to pydantic's own message about an unknown one."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            problems = error.errors()
+            if not any(problem["type"] in _GUESSED for problem in problems):
+                raise
+            details = [_with_suggestion(cls, problem) for problem in problems]
+            raise ValidationError.from_exception_data(error.title, details) from None
+
     @model_validator(mode="before")
     @classmethod
     def _no_empty_path(cls, values: Any) -> Any:
@@ -85,6 +106,25 @@ class Section(BaseModel):
                 message = f"{name} is empty; give a path, or null for none"
                 raise PydanticCustomError("empty_path", "{message}", {"message": message})
         return values
+
+
+_GUESSED = ("extra_forbidden", "literal_error")
+
+
+def _with_suggestion(section: type[Section], problem: Mapping[str, Any]) -> InitErrorDetails:
+    """Rebuild an error of `section`, with a suggestion where there is one to make."""
+    from weighted_mtp.core.config.suggestions import suggest_key  # imports all sections
+
+    kind, message = problem["type"], problem["msg"]
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        kind, message = "choice", message + did_you_mean(str(problem["input"]), choices)
+    elif kind == "extra_forbidden":
+        kind = "unknown_key"
+        message = "unknown key" + suggest_key((str(problem["loc"][-1]),), section)
+    context = {"message": message}
+    custom = PydanticCustomError(kind, "{message}", context)
+    return InitErrorDetails(type=custom, loc=problem["loc"], input=problem["input"])
 
 
 def _scalar_kinds(annotation: Any) -> set[Any]:

@@ -1,10 +1,9 @@
-"""The sections of a recipe: typed, strict, frozen (merging and reading them is `config.py`)."""
+"""The sections of a recipe: typed, strict, frozen (`recipe.py` reads and merges them)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -18,22 +17,24 @@ from weighted_mtp.core.config.section import (
 )
 
 PipelineName = Literal["baseline", "ntp", "critic", "verifiable", "rho1"]
-ObjectiveName = Literal[
-    "baseline", "ntp", "uniform", "critic", "verifiable", "random_matched", "shuffled", "rho1"
-]
-OBJECTIVES: Mapping[PipelineName, tuple[ObjectiveName, ...]] = {
-    "baseline": ("baseline", "uniform"),
-    "ntp": ("ntp", "uniform"),
-    "critic": ("critic",),
-    "verifiable": ("verifiable", "random_matched", "shuffled"),
-    "rho1": ("rho1",),
-}
-"""What each pipeline may optimise; the controls run where what they control runs."""
 
 
 class Architecture(Section):
-    """Shape of a model trained from scratch (the fields of `ModelArgs`; the vocabulary is the
-    tokenizer's)."""
+    """Shape of a model trained from scratch; the vocabulary size comes from the tokenizer.
+
+    Attributes:
+        dim: model width.
+        n_layers: transformer blocks, prediction heads included.
+        n_heads: attention heads.
+        n_kv_heads: key/value heads; null for as many as attention heads.
+        n_future_tokens: prediction heads, the next-token head included.
+        multiple_of: round the feed-forward width up to a multiple of this.
+        ffn_dim_multiplier: factor of the feed-forward width; null for 1.
+        norm_eps: epsilon of RMSNorm.
+        rope_theta: base of the rotary frequencies.
+        max_seq_len: nominal context length in tokens; the model has twice as many positions.
+        tie_embeddings: share the weights of embedding and unembedding.
+    """
 
     dim: PositiveInt
     n_layers: Annotated[PositiveInt, Field(le=10_000)]
@@ -49,11 +50,14 @@ class Architecture(Section):
 
 
 class ModelConfig(Section):
-    """Where the weights come from: a checkpoint, or random ones of a given shape.
+    """Initial weights: a checkpoint, or random ones of a given shape.
 
     Attributes:
-        max_seq_len, rope_theta: in the place of a checkpoint's own, to train on longer rows than it
-            was made for. A model has twice `max_seq_len` positions.
+        path: run, checkpoint, model directory, or ORG/NAME on the Hugging Face hub.
+        init_std: standard deviation of random initial weights.
+        max_seq_len: replaces the checkpoint's own nominal context length, in tokens, to train on
+            longer rows; the model has twice as many positions.
+        rope_theta: replaces the checkpoint's own base of the rotary frequencies.
     """
 
     path: Path | None = None
@@ -80,31 +84,41 @@ class ModelConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """`auto` takes the tokenizer stored in the checkpoint; the others name one. `micro` is shipped
-    with the micro tasks."""
+    """Tokenizer of the model.
+
+    Attributes:
+        kind: `auto` uses the tokenizer stored with the checkpoint, `micro` a small BPE shipped with
+            the package.
+        path: file or directory of the tokenizer, or anything that `model.path` accepts; null for
+            the one of `model.path`.
+    """
 
     kind: Literal["auto", "bytes", "micro", "sentencepiece", "huggingface"] = "auto"
     path: Path | None = None
 
 
 class ValueConfig(Section):
-    """The value head and how it learns.
+    """Value head and its training.
 
     Attributes:
-        loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) (critic only).
-        coef: factor of the value loss beside the language-model loss (verifiable).
-        lam: λ of the targets; with gamma 1, 1 is Monte Carlo: every state's target is the reward.
-        clip: how far a target may lie from the present value. huber: where squares become lines.
-        learning_rate: of the value head; None takes training's.
-        trunk: what a critic trains besides its head: nothing, the `top_blocks` last blocks of the
-            next-token path, or all of it.
-        lm_coef: factor of the language-model loss on `lm_rows` while a critic is trained (from
-            scratch its trunk has to learn to read first); 0 runs no prediction head at all.
-        gradient_to_trunk: whether the value loss reaches the trunk; None: in the critic yes, in
-            verifiable no.
-        max_pairs_per_problem: for the pairwise loss.
-
-    `trunk`, `top_blocks` and the `lm_` settings are the critic's alone (also as a first stage).
+        head_type: linear layer, or MLP.
+        loss: `mse` to the TD targets, or `pairwise` −log σ(V̄⁺ − V̄⁻) over pairs of a problem
+            (critic only).
+        coef: factor of the value loss, added to the language-model loss (verifiable).
+        gamma: discount factor of the value targets.
+        lam: λ of the value targets; with gamma 1, 1 is Monte Carlo: every target is the reward.
+        clip: maximum distance of a target from the current value; null for no limit.
+        huber: error at which the squared loss becomes linear; null for squared everywhere.
+        learning_rate: learning rate of the value head; null for `training.learning_rate`.
+        trunk: what a critic trains besides the head: nothing, the last `top_blocks` blocks of the
+            next-token path, or everything (critic only, also as a first stage).
+        top_blocks: blocks trained with `trunk` top (critic only).
+        lm_coef: factor of the language-model loss on `lm_rows` during critic training; from
+            scratch, the trunk has to learn to read. 0 runs no prediction head (critic only).
+        lm_rows: rows of the language-model loss (critic only).
+        gradient_to_trunk: propagate the value loss into the trunk; null for true in the critic and
+            false in verifiable.
+        max_pairs_per_problem: maximum pairs of one problem per epoch with the pairwise loss.
     """
 
     head_type: Literal["linear", "mlp"] = "linear"
@@ -127,10 +141,18 @@ class TDConfig(Section):
     """Token weights from the critic's TD errors: clamp(exp(A / beta), min_weight, max_weight).
 
     Attributes:
-        lam: λ of the advantages A. final_lam: where it moves to, after `lam_hold` of the training,
-            along `lam_shape`; None keeps it.
-        whiten: bring A to mean 0 and spread 1, by the batch's statistics or by running ones.
-        renormalise: bring the weights to mean 1.
+        gamma: discount factor of the advantages A.
+        lam: λ of the advantages A (GAE).
+        final_lam: λ at the end of training; null keeps `lam`.
+        lam_hold: fraction of training before λ starts to change.
+        lam_shape: shape of the change of λ.
+        beta: temperature; smaller values spread the weights more.
+        min_weight: smallest token weight.
+        max_weight: largest token weight.
+        whiten: normalize A to mean 0 and standard deviation 1, by the statistics of the batch or by
+            an exponential moving average.
+        ema_decay: decay of the moving average of `whiten` ema, per step.
+        renormalise: scale the weights to mean 1.
     """
 
     gamma: UnitInterval = 1.0
@@ -156,14 +178,18 @@ class TDConfig(Section):
 
 
 class Rho1Config(Section):
-    """Which tokens Rho-1 keeps, and where the reference's losses come from.
+    """Token selection by Rho-1: excess loss over a reference model.
 
     Attributes:
-        reference_heads: what head k is compared with: the reference's own head k (`same`; heads
-            that the reference does not have are compared as by `next`), or its next-token loss on
-            the same token.
-        reference: stored losses (`weighted-mtp prepare reference-losses`).
-        reference_model: a checkpoint that scores every batch online instead.
+        k_percent: fraction of tokens to keep; 0.6 keeps 60 %.
+        mode: rank tokens by loss minus reference loss, by its absolute value, or by the loss alone
+            (`difficult`, without a reference).
+        first_head_always: train the next-token head on every token.
+        reference_heads: compare head k with the reference's own head k (`same`; heads that the
+            reference lacks are compared as by `next`), or with its next-token loss on the same
+            token (`next`).
+        reference: file of stored reference losses, from `weighted-mtp prepare reference-losses`.
+        reference_model: run, checkpoint or model that scores each batch during training instead.
     """
 
     k_percent: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -175,22 +201,27 @@ class Rho1Config(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is optimised.
+    """What is optimized.
 
     Attributes:
-        rows: which rows are learnt from; None is the objective's own choice.
-        heads: how many heads are trained; None means all the model has.
-        head_weights: c_k of each head in the loss; None means 1/n each.
-        final_head_weights: what they become, linearly over the training; None keeps them.
-        head_curriculum: `forward` adds heads one by one, `reverse` drops them, at the fractions of
-            the training given by `head_fractions` (one for each head after the first; None spreads
-            them evenly). The active heads share the sum of all c_k in proportion to theirs, so
-            that the size of the loss does not depend on how many are active.
-        scope: what batch statistics and selections are taken over: one forward pass on all ranks,
-            or the whole optimizer step (exact however it is cut, for one scoring pass more).
+        name: objective that runs in the pipeline: a shipped one, one of an installed package, or
+            code of your own as FILE.py:CLASS or MODULE:CLASS (training imports and runs it).
+        options: settings of an objective from outside, which defines them.
+        rows: rows to learn from; null for the default of the objective.
+        heads: prediction heads to train; null for all of the model.
+        head_weights: coefficient c_k of each head in the loss; null for 1/n each.
+        final_head_weights: coefficients at the end of training, reached linearly; null keeps
+            `head_weights`.
+        head_curriculum: `forward` adds heads one by one, `reverse` removes them. The coefficients
+            of the active heads are rescaled to the sum of all.
+        head_fractions: fraction of training at which each head after the first is added or removed;
+            null for even spacing.
+        scope: compute batch statistics and token selection over one forward pass on all ranks, or
+            over the whole optimizer step, which needs an additional scoring pass.
     """
 
-    name: ObjectiveName
+    name: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
     rows: Literal["correct", "all"] | None = None
     heads: PositiveInt | None = None
     head_weights: tuple[float, ...] | None = None
@@ -204,11 +235,15 @@ class ObjectiveConfig(Section):
 
 
 class CriticStage(Section):
-    """Train a critic first, in the same command; what is not given is as in the main stage, but
-    for best checkpoints and early stopping, which that one has alone.
+    """First stage of the verifiable pipeline: train a critic in the same command. Other settings
+    are those of the main stage, without best checkpoints and early stopping.
 
     Attributes:
-        lam: λ of the critic's targets; 1 is Monte Carlo, as in the critic recipe.
+        steps: optimizer steps of the critic.
+        lam: λ of the critic's value targets; 1 is Monte Carlo.
+        learning_rate: learning rate of the critic; null for `training.learning_rate`.
+        final_learning_rate: learning rate at the end of the stage; null for
+            `training.final_learning_rate`.
     """
 
     steps: PositiveInt
@@ -217,30 +252,69 @@ class CriticStage(Section):
     final_learning_rate: NonNegativeFloat | None = None
 
 
+class ReferenceStage(Section):
+    """First stage of the rho1 pipeline: train the reference in the same command, by the `baseline`
+    objective on correct rows. Other settings are those of the main stage, without best checkpoints
+    and early stopping. A reference that is named takes the place of the stage.
+
+    Attributes:
+        steps: optimizer steps of the reference's training.
+        learning_rate: peak learning rate of the reference; null for the main stage's.
+        final_learning_rate: learning rate of its last step; null for the main stage's.
+    """
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat | None = None
+    final_learning_rate: NonNegativeFloat | None = None
+
+
 class EarlyStopping(Section):
-    """Stop when the monitored figure has not improved by `min_delta` for `patience` validations."""
+    """Stop when the monitored figure no longer improves.
+
+    Attributes:
+        patience: validations without improvement after which training stops.
+        min_delta: smallest change that counts as an improvement.
+    """
 
     patience: PositiveInt
     min_delta: NonNegativeFloat = 0.0
 
 
 class TrainingConfig(Section):
-    """The loop. Batch sizes count rows; `batch_size` is one optimizer step over all ranks.
+    """Training loop and optimizer.
 
     Attributes:
-        schedule: from `learning_rate`, where the warm-up ends, to `final_learning_rate`, which the
-            last step uses exactly; `constant` stays at `learning_rate` and has no final rate. The
-            formulas are in `pipelines.optimization.learning_rate`.
-        decay_fraction: of the `wsd` schedule (warm-up, stable, decay): the share that decays, of
-            the steps after the warm-up. The last step has the final rate however small it is.
-        monitor: the validation figure by which checkpoints are best and training stops early.
-        max_skipped_steps: steps with a loss or gradient that is not finite are skipped, up to this.
-        activation_checkpointing: compute the blocks again in the backward pass instead of storing
-            them: `full` all, `selective` what is cheap to compute for its size. Older recipes say
-            false (`none`) and true (`full`).
-        trackers: where metrics go besides metrics.jsonl.
-        remote: URL of a directory (s3://BUCKET/NAME, gs://…, any that fsspec knows) to which
-            checkpoints are copied too, and from which --resume fetches what is newer there.
+        steps: optimizer steps.
+        batch_size: rows per optimizer step, over all ranks and micro-batches.
+        micro_batch_size: rows per forward pass on one rank.
+        learning_rate: learning rate at the end of the warm-up.
+        final_learning_rate: learning rate of the last step; unused by schedule `constant`.
+        schedule: decay of the learning rate after the warm-up; wsd is warm-up, stable, decay.
+        warmup_fraction: fraction of the steps in which the learning rate rises from 0.
+        decay_fraction: fraction of the steps after the warm-up in which `wsd` decays.
+        adapt: train everything that the objective trains (`full`), or the extra prediction heads
+            and the value head alone, with the trunk frozen (`heads`).
+        frozen_dtype: format of frozen matrices where compute_dtype is bfloat16: `auto` is
+            bfloat16 if they are stored in it, else float32. bfloat16 rounds them, in the saved
+            checkpoints too.
+        optimizer: AdamW, or Muon for matrices with AdamW for the rest.
+        betas: AdamW coefficients of the moving averages of gradient and squared gradient.
+        weight_decay: decoupled weight decay.
+        clip_norm: maximum norm of the gradient.
+        loss_chunk_rows: tokens per chunk of the fused loss; null for chunks of 64 MiB of logits.
+        activation_checkpointing: recompute block activations in the backward pass: `full` all of
+            them, `selective` those that are cheap for their size. true means full, false none.
+        validate_every: steps between validations.
+        save_every: steps between checkpoints.
+        keep_last: most recent checkpoints to keep.
+        keep_best: best checkpoints to keep, by `monitor`.
+        monitor: validation figure that decides which checkpoints are best and when to stop early.
+        monitor_mode: whether a lower or a higher figure is better.
+        max_skipped_steps: steps with a non-finite loss or gradient to skip before the run stops.
+        log_every: steps between training records in metrics.jsonl.
+        trackers: experiment trackers that receive the metrics of metrics.jsonl too.
+        remote: URL of a directory (s3://BUCKET/NAME, gs://…, or any that fsspec supports) to which
+            checkpoints are copied, and from which --resume fetches newer ones.
     """
 
     steps: PositiveInt = 1000
@@ -251,6 +325,8 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_fraction: Fraction = 0.03
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    adapt: Literal["full", "heads"] = "full"
+    frozen_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1

@@ -11,15 +11,16 @@ from weighted_mtp.core.config.section import Fraction, Section
 
 
 class TextConfig(Section):
-    """Running text, read as packed windows (data/tokens/corpus.py, data/tokens/windows.py).
+    """Running text, read as packed windows when `data.source` is `text`.
 
     Attributes:
-        path: a folder, a file, or `python-stdlib`: the running Python's own standard library.
-        validation_path: text held out; without it, `validation_fraction` of the documents of `path`
-            is, chosen by a hash of what is in them.
-        key: the text field of JSONL lines, the text column of Parquet and Arrow files.
-        suffixes: of the files read from a folder; None takes all that are known.
-        separator: the line between two documents of a text file; None makes a file one document.
+        path: directory or file; `python-stdlib` is the standard library of the running Python.
+        validation_path: directory or file of held-out text; null holds out
+            `validation_fraction` of the documents of `path`.
+        key: field of JSONL lines, or column of Parquet and Arrow files, that contains the text.
+        suffixes: suffixes of the files read from a directory; null reads all supported ones.
+        separator: line that separates the documents of a text file; null makes a file one document.
+        validation_fraction: fraction of documents held out, chosen by a hash of their content.
     """
 
     path: Literal["python-stdlib"] | Path = "python-stdlib"

@@ -13,7 +13,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.datasets import MAX_LINE, file_digest, unreadable
 
 UNIT_BYTES = 16 << 20
-"""About so many bytes of a JSONL file are one unit."""
+"""Approximate bytes of a JSONL file in one unit."""
 UNIT_ROWS = 2000
 """Rows of an Arrow file that are one unit; of a Parquet file it is a row group."""
 FORMS = {
@@ -165,7 +165,7 @@ def open_arrow(path: Path) -> Any:
 def damaged(path: Path | str, what: str, error: Exception) -> UserError:
     """The mistake of a file that is broken, or never was what its name says."""
     return UserError(
-        f"{path}: not {what}, or damaged ({' '.join(str(error).split())[:160]}); copy it anew"
+        f"{path}: not {what}, or damaged ({' '.join(str(error).split())[:160]}); copy it again"
     )
 
 

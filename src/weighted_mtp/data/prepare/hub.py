@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, read as a stream: `hub:OWNER/NAME`, `hub:OWNER/NAME:CONFIG`.
 
-The revision is resolved to a commit first, so that a command that was stopped goes on with the
+The revision is resolved to a commit first, so that a command that was stopped resumes with the
 same data. Scripts that a data set may bring are never run.
 """
 
@@ -112,5 +112,5 @@ def _taken(stream: Iterable[Any], name: str, split: str, done: int) -> Iterator[
     except Exception as error:  # as above, and any of the formats' readers
         raise UserError(
             f"{name}: the stream of {split} broke off after record {done} "
-            f"({' '.join(str(error).split())[:200]}); the same command goes on there"
+            f"({' '.join(str(error).split())[:200]}); the same command resumes there"
         ) from error

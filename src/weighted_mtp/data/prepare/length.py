@@ -22,7 +22,7 @@ class LengthLimit:
 
     Attributes:
         tokenizer: `bytes`, `micro`, or the path of a tokenizer (a folder, or a SentencePiece file).
-        template: a name in `collators.TEMPLATES`.
+        template: a name in `collators.TEMPLATE_NAMES`.
     """
 
     tokenizer: str
@@ -52,20 +52,24 @@ class TokenCounter:
     """Counts the tokens of rows; the prompt of one problem is tokenised once."""
 
     def __init__(self, limit: LengthLimit) -> None:
-        from weighted_mtp.data.collators import TEMPLATES, AlpacaCollator
+        from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, AlpacaCollator
 
-        if limit.template not in TEMPLATES:
-            raise UserError(f"--template {limit.template}: not one of {', '.join(TEMPLATES)}")
+        if limit.template not in TEMPLATE_NAMES:
+            raise UserError(f"--template {limit.template}: not one of {', '.join(TEMPLATE_NAMES)}")
         if limit.max_length < 2:
             raise UserError(f"--max-length {limit.max_length}: must be at least 2")
         self._tokenizer = load_named_tokenizer(limit.tokenizer)
         self._collator = AlpacaCollator(self._tokenizer, limit.template, sys.maxsize)
         self._prompt: tuple[str, str] | None = None
         self._around = 0
-        self.fingerprint = self._tokenizer.fingerprint
+        self._adds_up = limit.template != CHAT
+        known_by = self._tokenizer if self._adds_up else self._collator
+        self.fingerprint = known_by.fingerprint
 
     def __call__(self, row: Row) -> int:
         """Tokens of the sequence that training would see, were it never cut."""
+        if not self._adds_up or "messages" in row:
+            return len(self._collator.encode(row).ids)
         prompt = (row["instruction"], row["input"])
         response = len(self._tokenizer.encode(row["output"]))
         if prompt != self._prompt:  # prompt and response are tokenised apart: lengths add up

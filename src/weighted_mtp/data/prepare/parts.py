@@ -1,4 +1,4 @@
-"""Finished units on disk, so that a command that was killed goes on where it stopped.
+"""Finished units on disk, so that a command that was killed resumes where it stopped.
 
 `DIR/.parts` holds `manifest.json` (what is prepared, from what, in which units), and for every unit
 `NAME.SPLIT.rows`, `.problems` and `.codes`, `NAME.rejected`, and last `NAME.done`, which counts
@@ -42,7 +42,7 @@ class Workspace:
         return found if is_ours and {"identity", "plan"} <= found.keys() else None
 
     def begin(self, identity: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Start anew: remember what is prepared, forget the parts of anything else."""
+        """Start over: record what is prepared and delete the parts of anything else."""
         for path in self.folder.iterdir():
             if path.name != "lock":
                 path.unlink()
@@ -200,5 +200,5 @@ def unwritable(folder: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
     return UserError(
         f"{folder}: cannot be written ({reason}); make room or choose another --out. The same "
-        "command goes on where it stopped"
+        "command resumes where it stopped"
     )

@@ -24,6 +24,6 @@ def run_tasks(
         tasks,
         workers,
         died="a worker process died",
-        remedy="the same command with fewer --workers goes on where this one stopped",
+        remedy="the same command with fewer --workers resumes where this one stopped",
         in_order=False,
     )

@@ -1,4 +1,4 @@
-"""Prepare a data set: convert every unit, put the parts together, say what came of it."""
+"""Prepare a data set: convert every unit, put the parts together, report the outcome."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PrepareRequest:
 def prepare(request: PrepareRequest) -> dict[str, Any]:
     """Write `SPLIT.jsonl`, `problems.SPLIT.jsonl`, `rejected.jsonl` and `summary.json`.
 
-    A command that was stopped goes on with the units that are missing. Files appear in `out` only
+    A command that was stopped resumes with the units that are missing. Files appear in `out` only
     once they are complete.
 
     Returns:
@@ -131,7 +131,7 @@ def check_target(workspace: Workspace, identity: Mapping[str, Any], overwrite: b
         if other:
             raise UserError(
                 f"{out}: an unfinished command prepared this folder with another "
-                f"{' and '.join(other)}; repeat that one, or add --overwrite to start anew"
+                f"{' and '.join(other)}; repeat that one, or add --overwrite to start over"
             )
         return
     there = [path.name for path in _results(out)]

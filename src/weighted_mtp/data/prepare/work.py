@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.prepare.files import Unit
 from weighted_mtp.data.prepare.length import LengthLimit, counter
 from weighted_mtp.data.prepare.reading import Entry, decode, entries, excerpt
 from weighted_mtp.data.prepare.source import BadRecordError, Outcome, Place
 from weighted_mtp.data.prepare.sources import SOURCES
+from weighted_mtp.data.rows.columns import texts
 
 UNKNOWN_SPLIT = "unknown"
 """Where bad records are counted whose split nobody can tell."""
@@ -176,12 +178,15 @@ def convert_unit(job: Job, task: Task) -> Iterator[Converted]:
 
 
 def row_code(row: Row) -> int:
-    """64 bits: 63 of a hash of instruction, input and output, and whether the row is right. Two
-    rows that differ in the last bit only contradict each other.
+    """64 bits: 63 of a hash of instruction, input, output and messages, and whether the row is
+    right. Two rows that differ in the last bit only contradict each other.
 
     Among 4 million rows two different ones share a hash with probability 10⁻⁶.
     """
-    text = "\0".join((row["instruction"], row["input"], row["output"]))
+    parts = [row["instruction"], row["input"], row["output"]]
+    for message in row.get("messages", ()):
+        parts += [message["role"], message["content"]]
+    text = "\0".join(parts)
     number = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
     return number >> 1 << 1 | row["is_correct"]
 
@@ -197,15 +202,17 @@ def _converted(job: Job, unit: Unit, outcome: Outcome) -> Converted:
     split = unit.split or outcome.split or SOURCES[job.source].default_split or UNKNOWN_SPLIT
     try:
         for row in outcome.rows:  # before a tokenizer counts them
-            "".join((row["instruction"], row["input"], row["output"])).encode()
+            "".join(texts(row)).encode()
         if job.limit is not None:
             outcome = _within(job.limit, outcome)
         rows = [_encode(row) + "\n" for row in outcome.rows]
         problem = "" if outcome.problem is None else _encode(outcome.problem) + "\n"
         for line in (*rows, problem):
             line.encode()
+    except RowError as error:  # of a chat template
+        raise BadRecordError(str(error)) from error
     except UnicodeEncodeError as error:
-        raise BadRecordError("holds half a surrogate pair, which is no text") from error
+        raise BadRecordError("contains a lone surrogate, which is not valid text") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRecordError(f"cannot be written as JSON ({error})") from error
     return Converted(split, outcome, rows, [row_code(row) for row in outcome.rows], problem)

@@ -29,8 +29,10 @@ COLUMNS = {
     "difficulty": "string",
     "cf_rating": "float32",
     "length": "int32",
+    "messages": "string",
 }
-"""Of an Arrow file: the fields of a row, `metadata` as JSON text, and what is sampled by."""
+"""Of an Arrow file: the fields of a row, `metadata` and `messages` as JSON text (empty for a row
+without messages), and what is sampled by."""
 _SMALL: dict[str, type] = {
     "is_correct": np.bool_,
     "problem": np.int32,
@@ -57,9 +59,16 @@ def to_table(rows: Sequence[Row], schema: Any) -> Any:
         "metadata": [_encode(row["metadata"]) for row in rows],
         "difficulty": [difficulty(row["metadata"]) for row in rows],
         "cf_rating": [cf_rating(row["metadata"]) for row in rows],
-        "length": [len(r["instruction"]) + len(r["input"]) + len(r["output"]) for r in rows],
+        "length": [sum(map(len, texts(row))) for row in rows],
+        "messages": [_encode(row["messages"]) if "messages" in row else "" for row in rows],
     }
     return pa.table(columns, schema=schema)
+
+
+def texts(row: Row) -> tuple[str, ...]:
+    """All text of a row: instruction, input and output, or the contents of its messages."""
+    said = (message["content"] for message in row.get("messages", ()))
+    return (row["instruction"], row["input"], row["output"], *said)
 
 
 def difficulty(metadata: dict[str, Any]) -> str | None:

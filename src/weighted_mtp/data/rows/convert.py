@@ -228,7 +228,8 @@ def _ask(process: subprocess.Popen[str], span: Span, out: Path) -> int:
         reply = json.loads(process.stdout.readline())
     except (BrokenPipeError, ValueError) as error:
         raise UserError(
-            f"{span.path}: a process that read it died, perhaps for want of memory; try again"
+            f"{span.path}: a process that read it died, perhaps because it ran out of memory; try "
+            "again"
         ) from error
     if "wrong" in reply:
         raise UserError(reply["wrong"])
@@ -239,7 +240,7 @@ def _ask(process: subprocess.Popen[str], span: Span, out: Path) -> int:
 
 def _serve() -> None:
     """Be a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us will end us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends us
     for line in sys.stdin:
         job = json.loads(line)
         try:

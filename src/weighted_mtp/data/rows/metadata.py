@@ -25,7 +25,7 @@ class Metadata:
         difficulties: the labels as text. A label is a category: CodeContests' "B" is not "A" + 1.
         difficulty_number: `[N]` float32, NaN unless the difficulty is a number (micro tasks: 1–11).
         cf_rating: `[N]` float32 Codeforces rating, NaN where there is none.
-        length: `[N]` int32 characters of instruction, input and output together.
+        length: `[N]` int32 characters of instruction, input and output, or of all messages.
     """
 
     is_correct: np.ndarray[Any, np.dtype[np.bool_]]

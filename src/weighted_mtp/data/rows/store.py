@@ -27,12 +27,12 @@ from weighted_mtp.data.datasets import file_digest, unreadable
 from weighted_mtp.data.rows.columns import read_metadata, write_metadata
 from weighted_mtp.data.rows.metadata import Indices, Metadata
 
-FORMAT = "weighted-mtp rows v1"
+FORMAT = "weighted-mtp rows v2"
 HASHED_BYTES = 64 << 20
 """Files below it are known by their content, larger ones by place, size and time of change."""
 _TABLE, _METADATA = "table.json", "metadata.arrow"
 _STREAMED = 500
-_FIELDS = ("instruction", "input", "output", "task_id", "is_correct", "metadata")
+_FIELDS = ("instruction", "input", "output", "task_id", "is_correct", "metadata", "messages")
 
 
 def open_rows(path: Path, cache_dir: Path | None = None, workers: int | None = None) -> RowStore:
@@ -168,10 +168,10 @@ class RowStore(Sequence[Row]):
 
 
 def _row(columns: list[Any], at: int) -> Row:
-    instruction, input_text, output, task_id, is_correct, metadata = (
+    instruction, input_text, output, task_id, is_correct, metadata, messages = (
         x[at].as_py() for x in columns
     )
-    return {
+    row: Row = {
         "instruction": instruction,
         "input": input_text,
         "output": output,
@@ -179,6 +179,9 @@ def _row(columns: list[Any], at: int) -> Row:
         "is_correct": is_correct,
         "metadata": json.loads(metadata),
     }
+    if messages:
+        row["messages"] = json.loads(messages)
+    return row
 
 
 # --- the cache -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.sampling.problems import Problems, starts
 
 LONGER, TIE, SHORTER = range(3)
-_VARIETY = 2  # a class offers this many times the pairs of a pass, where there are so many
+_VARIETY = 2  # a class offers this many times the pairs of a pass, where there are that many
 _SURPLUS = 4  # third word of the seed: apart from those of other draws
 
 Lengths = np.ndarray[Any, np.dtype[np.int32]]

@@ -21,7 +21,7 @@ class Part:
     """A part of the training.
 
     Attributes:
-        start, stop: positions, in groups since the training began; no stop: it goes on for ever.
+        start, stop: positions, in groups since the training began; without stop it never ends.
         shares: of the bins; not all 0.
     """
 
@@ -147,7 +147,7 @@ def _binned(
         Part(start, end, tuple(as_written(stage.weights.get(name, 0)) for name in sources))
         for start, end, stage in zip([0, *ends], ends, stages, strict=False)
     ]
-    parts.append(Part(total, None, parts[-1].shares))  # should the training go on
+    parts.append(Part(total, None, parts[-1].shares))  # if training continues
     size = config.n_samples or sum(len(source) for source in sources.values())
     for part in parts:
         _check_shares(dict(zip(sources, part.shares, strict=True)), size)

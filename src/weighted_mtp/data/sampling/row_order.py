@@ -56,11 +56,12 @@ class RowOrder:
       that is short is used up, the other takes turns as above.
     - `difficulty`, `curriculum`: every bin its share of each stage within the epoch, by largest
       remainders; two rows of a bin are drawn equally often, or one of them once more. Position p
-      is in the first stage with p / total < `until`; beyond `total` the last stage goes on.
+      is in the first stage with p / total < `until`; beyond `total` the last stage continues.
 
     Except in a full `uniform` epoch, a bin is walked in one fixed order, from where the epoch
-    before left off, and each stage's draws of an epoch are mixed anew. Each time round, pairs are
-    those of the next epoch of `draw_pairs`, so an epoch that spans two rounds may hold one twice.
+    before left off, and each stage's draws of an epoch are shuffled again. Each time round,
+    pairs are those of the next epoch of `draw_pairs`, so an epoch that spans two rounds may hold
+    one twice.
 
     Args:
         candidates: rows that may be drawn, each once, e.g. the correct ones.

@@ -148,7 +148,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _unusable(text: str) -> str:
-    """Why a text is no document; "" if it is one."""
+    """Why a text is not a document; "" if it is one."""
     if not text:
         return "empty"
     if "\0" in text:
@@ -156,7 +156,7 @@ def _unusable(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return "with half a surrogate pair"
+        return "with a lone surrogate"
     return ""
 
 

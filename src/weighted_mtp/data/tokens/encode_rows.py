@@ -6,16 +6,18 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import RowError, UserError
 from weighted_mtp.core.processes import share_out
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Example
+from weighted_mtp.data.datasets import read_lines
+from weighted_mtp.data.rows.columns import texts as all_texts
 from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, spelled_ends
@@ -27,8 +29,8 @@ _PART = 256
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
 """Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct`, `spelled` (see
-`spelled_ends`) `[n]`; `ids` and `names` of all of them, one after the other; `offsets` and
-`name_offsets` `[n]`, where in those each row ends.
+`spelled_ends`) `[n]`; `ids`, `names` and `holes` (first and end of each) of all of them, one after
+the other; `offsets`, `name_offsets` and `hole_offsets` `[n]`, where in those each row ends.
 """
 
 
@@ -65,7 +67,7 @@ def encode_rows(
     parts a process are in memory.
 
     Raises:
-        UserError: a process died.
+        UserError: a process died, or a row cannot be encoded.
     """
     encode = partial(_encode, store, encoder)
     parts = (wanted[i : i + _PART] for i in range(0, len(wanted), _PART))
@@ -82,10 +84,17 @@ def encode_rows(
 
 
 def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
-    texts, numbers, ends = store.rows(rows), rows.tolist(), spelled_ends(encoder.tokenizer)
-    spelled = [any(e in r["instruction"] + r["input"] + r["output"] for e in ends) for r in texts]
-    examples = [encoder.encode(text, row) for text, row in zip(texts, numbers, strict=True)]
+    found, numbers, ends = store.rows(rows), rows.tolist(), spelled_ends(encoder.tokenizer)
+    spelled = [any(end in text for text in all_texts(row) for end in ends) for row in found]
+    examples = []
+    for row, number in zip(found, numbers, strict=True):
+        try:
+            examples.append(encoder.encode(row, number))
+        except RowError as error:
+            line = _line_of(store.path, number)
+            raise UserError(f"{store.path}, line {line}: {error}") from error
     names = [example.task_id.encode() for example in examples]
+    holes = [hole for example in examples for hole in example.holes]
     ids = np.fromiter(chain.from_iterable(e.ids for e in examples), np.int64)
     dtype = id_type(encoder.tokenizer)
     if ids.size and not 0 <= ids.min() <= ids.max() <= np.iinfo(dtype).max:
@@ -101,6 +110,14 @@ def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
         "truncated": np.array([e.truncated for e in examples]),
         "spelled": np.array(spelled),
         "correct": np.array([e.is_correct for e in examples]),
+        "holes": np.fromiter(chain.from_iterable(holes), np.int32),
+        "hole_offsets": np.cumsum([2 * len(e.holes) for e in examples]),
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.cumsum([len(name) for name in names]),
     }
+
+
+def _line_of(path: Path, row: int) -> int | str:
+    """The line of a row in its file, in which some lines may be blank."""
+    with path.open("rb") as file:
+        return next(islice((number for number, _ in read_lines(file, path)), row, None), "?")

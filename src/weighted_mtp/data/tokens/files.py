@@ -31,6 +31,7 @@ _KNOWN = (
     "merges.txt",
     "vocab.txt",
 )
+_CHAT = "chat_template.jinja"
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CODE = "def f(a, b):\n\tif a:\n        return  b  # x\n\n"
 log = get_logger(__name__)
@@ -97,6 +98,36 @@ class TokenizerFiles:
                 if text is not None:
                     found[role] = text
         return found
+
+    def chat_template(self) -> tuple[str, Path] | None:
+        """The Jinja text of the chat template that transformers would take, and the file that
+        contains it; None where there is none.
+
+        Raises:
+            UserError: it is not text.
+        """
+        path = self.folder / _CHAT
+        if _CHAT in self.contents:
+            try:
+                return self.contents[_CHAT].decode("utf-8"), path
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it so") from error
+        found, path = self.json(CONFIG).get("chat_template"), self.folder / CONFIG
+        if isinstance(found, list):  # several by name
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+            if found is None:
+                raise UserError(f"{path}: its chat templates have none named 'default'; name one")
+        if found is not None and not isinstance(found, str):
+            raise UserError(f"{path}: chat_template must be text, it is {type(found).__name__}")
+        return None if found is None else (found, path)
+
+    def template_variables(self) -> dict[str, str]:
+        """Names of special tokens that a chat template may use: `{"eos_token": "</s>", …}`."""
+        extra = self.json(CONFIG).get("extra_special_tokens")
+        named = extra.items() if isinstance(extra, dict) else ()
+        texts = {name: text for name, token in named if (text := _content(token)) is not None}
+        return {**texts, **{f"{role}_token": text for role, text in self.named().items()}}
 
     def special(self) -> set[str]:
         """Every token that a config calls special, whether for a role or not."""

@@ -65,6 +65,11 @@ class HuggingFaceTokenizer:
         self._load(files)
         check_round_trip(lambda text: self.decode(self.encode(text)), folder / _FILE)
 
+    @property
+    def files(self) -> TokenizerFiles:
+        """What it was loaded from."""
+        return self._files
+
     def __getstate__(self) -> TokenizerFiles:
         return self._files
 
@@ -142,6 +147,8 @@ class HuggingFaceTokenizer:
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         self.fingerprint = "huggingface-" + digest[:16]
         self._prefixes = _metaspace_prefix(own["pre_tokenizer"])
+        added = {token["content"] for token in state["added_tokens"]}
+        self._names, self._not_added = hidden, [hidden[x] for x in private if x not in added]
         self._backend: Any = backend
 
     def encode(self, text: str) -> list[int]:
@@ -159,6 +166,48 @@ class HuggingFaceTokenizer:
     def encode_continuation(self, text: str) -> list[int]:
         ids: list[int] = self._unprefixed.encode(well_formed(text), add_special_tokens=False).ids
         return ids
+
+    def encode_with_control(
+        self, text: str, control: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of `text` in which some stretches are control tokens; nothing is added to it.
+
+        Args:
+            control: where in `text` the names of control tokens stand that mean these tokens, in
+                order. Elsewhere a name is text, as it is for `encode`.
+
+        Returns:
+            The ids, and where in `text` each begins and ends. One that covers nothing goes with
+            the character that follows.
+        """
+        parts: list[str] = []
+        places: list[int] = []  # of each character that the backend sees
+        done = 0
+        for start, end in control:
+            name = self._names[text[start:end]]
+            parts += [text[done:start], name]
+            places += [*range(done, start), *[start] * len(name)]
+            done = end
+        parts.append(text[done:])
+        places += range(done, len(text) + 1)
+        found = self._with_control.encode(well_formed("".join(parts)), add_special_tokens=False)
+        return found.ids, [
+            (places[a], max(places[b], min(places[a] + 1, len(text)))) for a, b in found.offsets
+        ]
+
+    @cached_property
+    def _with_control(self) -> Any:
+        """The backend, with those control tokens findable that tokenizer.json keeps as plain
+        vocabulary."""
+        if not self._not_added:
+            return self._backend
+        from tokenizers import AddedToken
+
+        backend = self._backend.from_str(self._backend.to_str())
+        backend.add_special_tokens(
+            [AddedToken(x, special=True, normalized=False) for x in self._not_added]
+        )
+        return backend
 
     def _prefix_is_lost(self, text: str) -> bool:
         """Whether the tokenizer would not put its space before this text, because it begins with

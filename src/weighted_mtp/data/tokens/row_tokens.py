@@ -31,7 +31,7 @@ from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
 from weighted_mtp.data.tokens.encode_rows import Columns, Encoder, RowSource, encode_rows
 
-FORMAT = "weighted-mtp tokenised rows v2"
+FORMAT = "weighted-mtp tokenised rows v3"
 _META = "rows.json"
 _TYPES = {
     "rows": np.int64,  # [N] number of the row in its file
@@ -41,6 +41,8 @@ _TYPES = {
     "correct": np.bool_,  # [N]
     "name_offsets": np.int64,  # [N + 1] where its task_id begins
     "names": np.uint8,  # task_ids in UTF-8, one after the other
+    "hole_offsets": np.int64,  # [N + 1] where its holes begin
+    "holes": np.int32,  # first and end of each, one after the other
 }
 _SHOWN = 10_000
 _log = get_logger(__name__)
@@ -109,13 +111,14 @@ class TokenisedRows:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder}: these tokenised rows are damaged or gone ({error}); start again to "
-                "have them made anew"
+                "have them rebuilt"
             ) from error
         self.rows: Indices = columns["rows"]
         self._ids, self._offsets = columns["ids"], columns["offsets"]
         self._prompt_lengths = columns["prompt_lengths"]
         self._truncated, self._correct = columns["truncated"], columns["correct"]
         self._names, self._name_offsets = columns["names"], columns["name_offsets"]
+        self._holes, self._hole_offsets = columns["holes"], columns["hole_offsets"]
 
     def __reduce__(self) -> tuple[type[TokenisedRows], tuple[Path]]:
         return TokenisedRows, (self.folder,)
@@ -138,6 +141,7 @@ class TokenisedRows:
             raise KeyError(f"row {row} is not among the {len(self):,} tokenised of {self.source}")
         start, end = self._offsets[place : place + 2].tolist()
         first, last = self._name_offsets[place : place + 2].tolist()
+        holes = self._holes[slice(*self._hole_offsets[place : place + 2].tolist())].tolist()
         return Example(
             self._ids[start:end].tolist(),
             int(self._prompt_lengths[place]),
@@ -145,6 +149,7 @@ class TokenisedRows:
             int(row),
             self._names[first:last].tobytes().decode(),
             bool(self._correct[place]),
+            holes=tuple(zip(holes[::2], holes[1::2], strict=True)),
         )
 
     @cached_property
@@ -221,7 +226,7 @@ def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> tuple[
     """Append every part to the files; returns how many rows were cut, and how many spell BOS or
     EOS."""
     start, truncated, spelled = time.monotonic(), 0, 0
-    ends = {"offsets": 0, "name_offsets": 0}
+    ends = dict.fromkeys(("offsets", "name_offsets", "hole_offsets"), 0)
     with ExitStack() as opened:
         files = {
             name: opened.enter_context((folder / f"{name}.bin").open("wb"))

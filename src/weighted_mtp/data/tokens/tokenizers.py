@@ -71,7 +71,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Ids of `text` where it goes on after other text.
+        """Ids of `text` as a continuation of other text.
 
         Some tokenizers put a space before every text (Llama 2: "▁"); here it stays away. For text p
         that ends with a newline, `encode(p) + encode_continuation(r)` decodes to `p + r`.
@@ -144,7 +144,7 @@ def make_tokenizer(kind: str, path: Path | None = None) -> Tokenizer:
     return HuggingFaceTokenizer(path)
 
 
-def load_tokenizer(model_dir: Path) -> Tokenizer:
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     """The tokenizer stored with a checkpoint, in `tokenizer/` or beside the weights. `model_dir`
     may be all that `find_model` takes.
 

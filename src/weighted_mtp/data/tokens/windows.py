@@ -4,9 +4,9 @@ Letters: S = length − 1 positions of a window, n heads.
 
 Window i predicts from the stream's positions i·S … (i + 1)·S − 1, every one of them: nothing is
 padded. It is cut into pieces, one for each document it touches. A piece stands alone: attention
-sees nothing before it and positions restart at 0. Where its document goes on behind the window, the
-piece has up to n tokens more, which are targets only, so that no head loses its tail; they are the
-inputs of the next window.
+sees nothing before it and positions restart at 0. Where its document continues after the window,
+the piece has up to n tokens more, which are targets only, so that no head loses its tail; they are
+the inputs of the next window.
 
 Over all windows, a document of L tokens is predicted thus: head k at position t predicts the token
 t + k, once, for every 0 ≤ t and t + k < L. In other words, head k predicts every token but the

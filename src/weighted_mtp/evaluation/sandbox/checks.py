@@ -1,8 +1,7 @@
-"""What the tests' own text says about how they are to be run.
+"""Derive from the text of the tests how they must be run.
 
-A program may define names that tests use, raise what ends a loop, or change what it is given. Where
-that would let a wrong program pass, the text of the tests decides what was meant, never the
-program.
+A program may define names that tests use, raise what ends a loop, or change its arguments. Where
+that would let a wrong program pass, the text of the tests decides what is meant, never the program.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PYTHONS = frozenset(vars(builtins)) | sys.stdlib_module_names
 HELPER, KEEP = "__sandbox_helper__", "__sandbox_keep__"
 FILE = "<tests>"
 PREDICATES = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint"}
-"""Methods that tell something and change nothing."""
+"""Methods that read and change nothing."""
 
 
 class Checks:
@@ -28,7 +27,7 @@ class Checks:
 
     Attributes:
         tree: what is run.
-        guarded: whether they use a name of the program that is no name of Python's: such a name of
+        guarded: whether they use a name of the program that is not a Python name: such a name of
             Python's then means Python's.
         wraps: Python's functions, with those of its names that are used in their arguments.
         classes: names that are used as classes are.
@@ -117,14 +116,14 @@ class Checks:
 
 
 class _Rewrite:
-    """Makes assertions see through helpers and arguments that the program has in its hands."""
+    """Rewrites assertions so that the program cannot influence them by helpers and arguments."""
 
     def __init__(self, tests: Checks) -> None:
         self._tests = tests
         self.done = False
 
     def __call__(self, statements: list[Any]) -> list[Any]:
-        """The statements to run in place of these."""
+        """Return the statements to run in place of these."""
         found: list[Any] = []
         for place, node in enumerate(statements):
             if isinstance(node, ast.Assert):

@@ -1,9 +1,9 @@
-"""What an object of the program says of itself when the tests compare it.
+"""Compare objects of the program with what the tests expect.
 
-An object may define what it equals. Shown the expected answer it could say "yes" to anything, so
-it never is: it has to name, before, the one value of a kind that it equals, and the tests compare
-that. Of two objects of the program one is also compared with a copy whose attributes are all
-others: a comparison that does not notice compares nothing.
+An object may define what it equals. If it were shown the expected answer it could say "yes" to
+anything, so it has to name, beforehand, the one value of each kind that it equals, and the tests
+compare that. If both are objects of the program, one is also compared with a copy whose attributes
+all differ: a comparison that does not notice the difference is not believed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Odd:
 
 
 def claim(value: Any, name: str) -> tuple[Any, ...]:
-    """The value of a kind that an object equals, or nothing."""
+    """Return the value of a kind that an object claims to equal, if any."""
     kind = _CLAIMED[name]
     for candidate in _candidates(value, kind):
         if type(candidate) is kind and not is_mirror(value):
@@ -35,7 +35,7 @@ def claim(value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _candidates(value: Any, kind: Any) -> Iterator[Any]:
-    """Values that an object may equal: what it can be turned into, and what it holds."""
+    """Yield values that an object may equal: its conversions and its contents."""
     if kind is type(None):
         yield None
     if isinstance(value, kind):

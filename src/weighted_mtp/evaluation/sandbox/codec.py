@@ -1,9 +1,9 @@
-"""Values as both sides of the line know them: data by content, everything else by number.
+"""Encode values for the other side: data by content, everything else by number.
 
-A container that can change gets a number too. Both sides keep their own copy of it, and every
-message says what has changed in those of the sender, so that an argument changed in place, an
-attribute that is the same list as another, and a result that is one of the arguments are what they
-would be in one process. The side of the tests says which it no longer needs.
+A mutable container gets a number too. Both sides keep a copy of it, and every message lists the
+changes of the sender's copies, so that an argument changed in place, an attribute that is the same
+list as another, and a result that is one of the arguments behave as in one process. The side of the
+tests reports which containers it no longer needs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from weighted_mtp.evaluation.sandbox.values import (
 from weighted_mtp.evaluation.sandbox.wire import FORGED, GoneError
 
 MAX_SHARED, MAX_PARTS = 300, 200_000
-"""Containers that are kept in step, and the entries of one."""
+"""Maximum number of synchronized containers, and of the entries of one."""
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values"}
 _VIEWS[type({}.items())] = "items"
 
 
 class Shared:
-    """A container of which each side has a copy, and what was in it at the last message."""
+    """A container of which each side has a copy, and its contents at the last message."""
 
     __slots__ = ("kept", "seen", "tag", "value")
 
@@ -42,7 +42,7 @@ class Shared:
         self.seen: tuple[Any, ...] | None = None
 
     def changed(self) -> bool:
-        """Whether its contents are others than at the last message."""
+        """Whether its contents have changed since the last message."""
         return self.seen is not None and not KINDS[self.tag].same(self.value, self.seen)
 
 
@@ -67,25 +67,25 @@ class Codec:
         raise NotImplementedError
 
     def unsay(self, number: int) -> None:
-        """Take back a number of `refer`: the message was not sent."""
+        """Withdraw a number of `refer`: the message was not sent."""
         raise NotImplementedError
 
     def mine(self, number: int) -> Any:
-        """The object of this side that the other calls by this number."""
+        """Return the object of this side with this number."""
         raise NotImplementedError
 
     def theirs(self, number: int, description: Any) -> Any:
-        """What stands for an object of the other side."""
+        """Return the mirror of an object of the other side."""
         raise NotImplementedError
 
     def standard(self, module: str, name: str) -> Any:
-        """A function of the standard library."""
+        """Return a function of the standard library."""
         raise NotImplementedError
 
     # --- messages --------------------------------------------------------------------------------
 
     def number(self) -> int:
-        """A number that nothing has yet."""
+        """Return an unused number."""
         self._next += 2
         return self._next - 2
 
@@ -130,13 +130,13 @@ class Codec:
             raise GoneError(FORGED) from error
 
     def forget(self, number: int) -> None:
-        """Keep a container in step no longer."""
+        """Stop synchronizing a container."""
         shared = self._shared.pop(number, None)
         if shared is not None and self._shared_ids.get(id(shared.value)) == number:
             del self._shared_ids[id(shared.value)]
 
     def unneeded(self) -> list[int]:
-        """Containers that this side has no other use for; they are forgotten here."""
+        """Return containers that this side no longer uses, and forget them."""
         found = [
             number
             for number, shared in self._shared.items()
@@ -153,7 +153,7 @@ class Codec:
     # --- encoding --------------------------------------------------------------------------------
 
     def encode(self, value: Any) -> Any:
-        """A value as JSON's own types: text and small numbers as they are, the rest as a list."""
+        """Encode a value as JSON types: text and small numbers unchanged, the rest as a list."""
         kind = type(value)
         if value is None or kind in (bool, float, str) or (kind is int and -SMALL < value < SMALL):
             return value
@@ -209,10 +209,10 @@ class Codec:
     # --- decoding --------------------------------------------------------------------------------
 
     def decode(self, data: Any) -> Any:
-        """The value that `encode` wrote on the other side.
+        """Decode what `encode` wrote on the other side.
 
         Raises:
-            GoneError: nothing that `encode` writes.
+            GoneError: this is not output of `encode`.
         """
         try:
             return self._decode(data)
@@ -280,7 +280,7 @@ class Codec:
         shared.seen = kind.parts(shared.value)
 
     def adopt(self, number: int, value: Any, tag: str, parts: Any) -> None:
-        """Keep an object of the other side that is a container too in step with it."""
+        """Synchronize an object of the other side that is also a container."""
         self._fill(self._share(number, value, tag, kept=True), parts)
 
 

@@ -1,7 +1,7 @@
-"""The directory of a worker, which is deleted with it, or by the next start where both were killed.
+"""The directory of a worker, deleted with it, or by the next start if both were killed.
 
-A file in it is locked by the worker and by the process that started it. The kernel gives the lock
-up when both have ended, however they did: that is what proves a directory to be left over.
+The worker and the process that started it lock a file in it. The kernel releases the lock when both
+have ended, however they ended, which proves that a directory is left over.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _LOCK = "in-use"
 
 
 def make_directory() -> tuple[str, int]:
-    """Create a directory; return it and the descriptor that keeps its lock.
+    """Create a directory; return it and the descriptor that holds its lock.
 
     Raises:
-        OSError: there is no room, or no directory for temporary files.
+        OSError: the disk is full, or there is no directory for temporary files.
     """
     directory = tempfile.mkdtemp(prefix=PREFIX)
     lock = -1
     try:
-        os.chmod(directory, 0o711)  # whoever a program becomes must get to its own part
+        os.chmod(directory, 0o711)  # a program's own user must reach its directory
         new = os.path.join(directory, f"{_LOCK}.new")
         lock = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(new, os.path.join(directory, _LOCK))  # under this name it is always locked
+        os.rename(new, os.path.join(directory, _LOCK))  # a file of this name is always locked
     except OSError:
         if lock >= 0:
             os.close(lock)
@@ -45,14 +45,14 @@ def make_directory() -> tuple[str, int]:
 
 
 def remove_directory(directory: str) -> None:
-    """Delete a worker's directory, as far as that is possible."""
+    """Delete a worker's directory as far as possible."""
     with suppress(OSError):
         empty(directory)
         os.rmdir(directory)
 
 
 def remove_left_over() -> list[str]:
-    """Delete the directories of this user's workers that ended without doing so; return them."""
+    """Delete the directories that this user's killed workers left; return them."""
     parent = tempfile.gettempdir()
     removed = []
     with suppress(OSError):
@@ -65,13 +65,13 @@ def remove_left_over() -> list[str]:
 
 
 def _is_left_over(directory: str) -> bool:
-    """Whether this is a directory of ours whose lock nobody holds."""
+    """Whether this is a worker's directory whose lock is free."""
     try:
         found = os.lstat(directory)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return False
         lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # none, or not ours to open: no proof
+    except OSError:  # missing, or not ours to open: no proof
         return False
     try:
         held = os.fstat(lock)

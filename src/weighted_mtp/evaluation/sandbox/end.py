@@ -1,4 +1,4 @@
-"""How a confined child is ended, with everything it started."""
+"""End a confined child and everything it started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 STILL_RUNNING = -1
-"""A child's wait status where it had to be killed."""
+"""Wait status of a child that had to be killed."""
 
 
 def descendants() -> list[int]:
@@ -28,7 +28,7 @@ def descendants() -> list[int]:
 
 
 def kill_all(pid: int, alone: bool) -> None:
-    """Kill a child and whatever it started, wherever that has hidden."""
+    """Kill a child and everything it started, even in other sessions."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if alone:  # all processes of the namespace but this one
@@ -45,14 +45,14 @@ def kill_all(pid: int, alone: bool) -> None:
 
 
 def reap() -> None:
-    """Collect every child that has ended."""
+    """Reap every child that has ended."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def end(pid: int, patience: float, alone: bool) -> int:
-    """Wait for a child a little while, then kill what is left; return its wait status."""
+    """Wait briefly for a child, then kill what is left; return its wait status."""
     deadline = time.monotonic() + patience
     ended, status = os.waitpid(pid, os.WNOHANG)
     while not ended and time.monotonic() < deadline:

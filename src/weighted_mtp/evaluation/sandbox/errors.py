@@ -1,4 +1,4 @@
-"""Exceptions across the line: their class, arguments, attributes and causes."""
+"""Transfer exceptions between the two processes: class, arguments, attributes and causes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weighted_mtp.evaluation.sandbox.values import ERRORS, TYPES
 from weighted_mtp.evaluation.sandbox.wire import FORGED, GoneError
 
 MAX_TEXT = 2000
-"""Characters kept of an exception's text."""
+"""Maximum length of an exception's text."""
 _LINKS = ("__cause__", "__context__")
 
 
 class Codec(Protocol):
-    """Of values (`codec.py`, which encodes exceptions by what is here)."""
+    """The codec of values (`codec.py`, which uses this module for exceptions)."""
 
     def encode(self, value: Any) -> Any: ...
     def decode(self, data: Any) -> Any: ...
@@ -23,7 +23,7 @@ class Codec(Protocol):
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """An exception as a message: the names of its classes, nearest first, and its text."""
+    """Describe an exception: the names of its classes, nearest first, and its text."""
     try:
         text = str(error)[:MAX_TEXT]
     except BaseException:
@@ -33,10 +33,10 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 
 def rebuild_error(message: dict[str, Any]) -> BaseException:
-    """The built-in exception nearest to a described one, under its own name, with its text.
+    """Rebuild the built-in exception nearest to a described one, with its name and text.
 
     Raises:
-        GoneError: no such description.
+        GoneError: this is not such a description.
     """
     names, text = message["raised"], message["text"]
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
@@ -49,7 +49,7 @@ def rebuild_error(message: dict[str, Any]) -> BaseException:
 
 
 def encode_error(codec: Codec, error: BaseException, depth: int = 3) -> list[Any]:
-    """Encode an exception, with what caused it."""
+    """Encode an exception with its causes."""
     kind = type(error)
     more: dict[str, Any] = {}
     data: list[Any]
@@ -73,7 +73,7 @@ def encode_error(codec: Codec, error: BaseException, depth: int = 3) -> list[Any
 
 
 def decode_error(codec: Codec, data: list[Any]) -> BaseException:
-    """The exception that `encode_error` wrote."""
+    """Decode what `encode_error` wrote."""
     error: BaseException
     if data[1] is None:
         error = codec.decode(data[2])
@@ -88,7 +88,7 @@ def decode_error(codec: Codec, data: list[Any]) -> BaseException:
 
 
 def standard_error(names: list[str]) -> type[BaseException]:
-    """A class of exceptions of the standard library, or else the built-in one it is derived from.
+    """Return an exception class of the standard library, or the built-in one it derives from.
 
     Args:
         names: the built-in class; of one that is not built-in, module and name.
@@ -101,7 +101,7 @@ def standard_error(names: list[str]) -> type[BaseException]:
 
 
 def new_error(kind: type[BaseException], args: list[Any]) -> BaseException:
-    """An exception with these arguments; a class that wants others is not asked."""
+    """Make an exception; a constructor that does not accept these arguments is bypassed."""
     if kind in TYPES:
         try:
             return kind(*args)

@@ -1,4 +1,4 @@
-"""The files that a confined child sees, and how its own are deleted."""
+"""The files that a confined child sees, and the deletion of its own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from weighted_mtp.evaluation.sandbox import kernel as kernel
 
 MAX_STORED = "size=64m,nr_inodes=4096,mode=700"
 CLEAR_TIME = 1.0
-"""Seconds for deleting what a program left; the rest goes after the next one."""
+"""Seconds for deleting what a program left; the rest is deleted after the next program."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
 def library_paths() -> list[str]:
-    """Directories and files that Python needs to import its standard library."""
+    """List directories and files that Python needs to import its standard library."""
     standard = os.path.dirname(os.path.abspath(os.__file__))
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"]
     paths += [os.path.join(sys.base_prefix, "lib"), standard, "/usr/share/zoneinfo"]
@@ -33,13 +33,13 @@ def library_paths() -> list[str]:
 
 
 def installed_packages(paths: Iterable[str]) -> list[str]:
-    """Directories of packages that are no part of Python: some hold the answers to benchmarks."""
+    """List directories of installed packages: some contain the answers to benchmarks."""
     patterns = ("python3*/site-packages", "python3*/dist-packages", "site-packages")
     return [found for path in paths for pattern in patterns for found in glob(f"{path}/{pattern}")]
 
 
 def change_root(root: str) -> None:
-    """See nothing but the standard library, a few devices and an empty /tmp from now on.
+    """Restrict the file system to the standard library, a few devices and an empty /tmp.
 
     Raises:
         OSError: the kernel does not permit it.
@@ -66,20 +66,20 @@ def change_root(root: str) -> None:
     kernel.mount("none", root + "/tmp", "tmpfs", tidy, MAX_STORED)
     os.chroot(root)
     os.chdir("/")
-    with open(os.__file__, "rb"):  # or nothing could be imported
+    with open(os.__file__, "rb"):  # fail now if nothing could be imported
         pass
 
 
 PROGRAM, WORK = "program.py", "work"
-"""A program's source and its working directory, in the directory that is made for it."""
+"""Names of a program's source and working directory, in its own directory."""
 
 
 class Workspace:
-    """The place where one program after another works, each in a new directory.
+    """Provides one program after another with a new working directory.
 
     Args:
-        base: holds the directories; no program may keep a change to it.
-        owner: the user that programs become, or None if they stay the present user.
+        base: contains the directories; no program's change to it may persist.
+        owner: the user that programs run as; None is the present user.
     """
 
     def __init__(self, base: str, owner: int | None = None) -> None:
@@ -101,8 +101,8 @@ class Workspace:
         return path
 
     def clear(self) -> None:
-        """Delete everything that programs left, or hide what takes too long until the next time."""
-        if self.owner is None:  # the same user can change the directory above its own too
+        """Delete everything that programs left; hide what takes too long until the next call."""
+        if self.owner is None:  # the same user can also change the parent directory
             self._restore_base()
         elif not self._hidden and self._clear_usual():
             return
@@ -114,7 +114,7 @@ class Workspace:
                     os.rename(os.path.join(self.base, name), os.path.join(self.base, hidden))
 
     def _clear_usual(self) -> bool:
-        """Delete what is always there; False if there is more."""
+        """Delete the usual entries; False if there are more."""
         try:
             with suppress(FileNotFoundError):
                 os.unlink(f"{self._last}/{PROGRAM}")
@@ -127,14 +127,14 @@ class Workspace:
     def _restore_base(self) -> None:
         os.chmod(self.base, 0o711)
         if hasattr(os, "listxattr"):
-            with suppress(OSError):  # not every file system has them
+            with suppress(OSError):  # not every file system has attributes
                 for name in os.listxattr(self.base):
                     if name.startswith(("user.", "system.posix_acl")):
                         os.removexattr(self.base, name)
 
 
 def holds_more_than(directory: str, count: int, deep: int) -> bool:
-    """Whether there are more files and directories below, or directories deeper in each other."""
+    """Whether a directory contains more entries, or a deeper tree, than allowed."""
     found, waiting = 0, [(directory, 0)]
     while waiting:
         path, depth = waiting.pop()
@@ -149,19 +149,19 @@ def holds_more_than(directory: str, count: int, deep: int) -> bool:
 
 
 _AT_ONCE = 12
-"""Directories in each other that are open at the same time."""
+"""Maximum number of nested directories open at once."""
 _UNUSED = secrets.token_hex(16)
-"""Begins names that no program has given to anything here."""
+"""Prefix of names that no program has used here."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def empty(directory: str, seconds: float | None = None) -> bool:
-    """Delete all that is in a directory, however deep, whatever its permissions.
+    """Delete everything in a directory, at any depth and with any permissions.
 
-    Returns whether that took less than so many seconds; if not, something is left.
+    Returns False if the time ran out before everything was deleted.
 
-    Calls go through descriptors, because looking up a long path costs more than the deletion. What
-    lies too deep moves to the top first.
+    Calls use descriptors, because resolving a long path costs more than the deletion. What is
+    nested too deeply is first moved to the top.
     """
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     open_ = [("", top, _entries(top))]
@@ -175,7 +175,7 @@ def empty(directory: str, seconds: float | None = None) -> bool:
                 if not is_directory:
                     os.unlink(below, dir_fd=here)
                     continue
-                if os.geteuid() != 0:  # its owner needs the permission to open or to move it
+                if os.geteuid() != 0:  # its owner needs permission to open or move it
                     os.chmod(below, 0o700, dir_fd=here)
                 if len(open_) > _AT_ONCE:
                     moved += 1
@@ -198,6 +198,6 @@ def empty(directory: str, seconds: float | None = None) -> bool:
 
 
 def _entries(descriptor: int) -> list[tuple[str, bool]]:
-    """Names in an open directory, and whether they are directories."""
+    """List the names in an open directory, and whether they are directories."""
     with os.scandir(descriptor) as found:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]

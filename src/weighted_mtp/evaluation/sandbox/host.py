@@ -1,25 +1,25 @@
-"""Programs judged by running them, out of this process and out of harm's way.
+"""Judge programs by running them in confined processes.
 
-`Sandbox` keeps one warm worker per core (`worker.py`), which runs each program in a fresh
-child and its tests in another. The tests call the program across a line that carries plain data and
-references to objects, so neither a test nor an expected answer is ever where the program could find
-it, and no process that runs the program has a say in the verdict.
+`Sandbox` keeps one warm worker per core (`worker.py`), which runs each program in a fresh child and
+its tests in another. The tests call the program over a connection that carries plain data and
+references to objects, so that the program cannot reach the tests or the expected answers, and no
+process that runs the program decides the verdict.
 
-Everywhere, a child gets: its own session, limits on CPU time, memory, file size, open files,
+On every system a child gets its own session, limits on CPU time, memory, file size, open files,
 processes and core dumps, an empty environment, a new working directory that is deleted afterwards,
-only the input it is given, capped output and a wall-clock limit. Where the kernel allows it (Linux
-with user namespaces, or root) it also has no network, sees no other process, no file but the
-standard library's, is nobody, has no capability, and may not make the system calls of
-`seccomp.py`. `Sandbox.isolation` says which of these hold here.
+only the input it is given, capped output and a wall-clock limit. If the kernel allows it (Linux
+with user namespaces, or root) it also has no network, sees no other process and no file but the
+standard library's, runs as nobody without capabilities, and cannot make the system calls of
+`seccomp.py`. `Sandbox.isolation` reports which of these are in force.
 
 A verdict is about the program only. What fails because of the machine (a worker that dies, a full
-disk, too few open files) is tried again with a new worker, and raises `UserError` if that fails
-too. A worker deletes its directory when it ends, also if its caller was killed; what a killed
-worker left is deleted by the next start.
+disk, too few open files) is retried with a new worker, and raises `UserError` if that fails too. A
+worker deletes its directory when it ends, even if its caller was killed; the next start deletes
+what a killed worker left.
 
-What is left: a class whose name the tests use as that of a class, and a helper that only the
-program has, mean what the program says, unless they say yes to everything. Where there are no mount
-namespaces, disk space is limited per file, and files to 5,000.
+Known gaps: a class whose name the tests use as a class, and a helper that only the program defines,
+are believed unless they say yes to everything. Without mount namespaces, disk space is limited per
+file, and files to 5,000.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ START = (
     "del sys.path[0]; worker.main(sys.argv[2])"
 )
 GRACE = 10.0
-"""Seconds past a program's own limit (twice, as it may run twice) before its worker is given up."""
+"""Seconds past a program's own limit (twice, as it may run twice) before its worker is killed."""
 CLOSE_PATIENCE = 2.0
-"""Seconds that a worker has to end by itself."""
+"""Seconds that a worker has to end on its own."""
 ATTEMPTS = 3
-"""Workers that are tried, one after another, before a program's verdict is given up."""
+"""Workers tried one after another before judging a program fails."""
 
 
 _WALLS = {
@@ -82,14 +82,14 @@ _WALLS = {
 
 @dataclass(frozen=True)
 class Isolation:
-    """Which walls stand between a program and this machine; `str` of it says so in words.
+    """The confinement in force on this machine; `str` describes it in words.
 
     Attributes:
         network: programs have no network.
-        files: they see the standard library and an empty directory of their own, nothing else.
-        processes: they cannot touch any process but their own, and none of those outlives the run.
+        files: they see only the standard library and an empty directory of their own.
+        processes: they reach no process but their own, and none of those outlives the run.
         privileges: they are not root.
-        calls: system calls that none of them needs are refused.
+        calls: system calls that no program needs are refused.
     """
 
     network: bool
@@ -104,7 +104,7 @@ class Isolation:
 
 
 class WorkerDiedError(Exception):
-    """A worker ended, stopped answering, or found that this machine allows no verdict."""
+    """A worker ended, stopped answering, or found that this machine cannot judge programs."""
 
 
 class Worker:
@@ -152,7 +152,7 @@ class Worker:
             raise
 
     def send(self, request: dict[str, str | None]) -> None:
-        """Hand over one program."""
+        """Send one program."""
         assert self.process.stdin is not None
         data = memoryview(json.dumps(request).encode() + b"\n")
         try:
@@ -181,13 +181,13 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, all that it started, and its directory."""
+        """End the process and everything it started, and delete its directory."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
         try:
-            self.process.wait(CLOSE_PATIENCE)  # it collects its children, then ends
+            self.process.wait(CLOSE_PATIENCE)  # it reaps its children, then ends
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -201,7 +201,7 @@ class Worker:
 
 
 def _collect(group: int) -> None:
-    """Wait for processes of a killed worker, which have become children of process 1."""
+    """Wait for processes of a killed worker, now children of process 1."""
     deadline = time.monotonic() + CLOSE_PATIENCE
     with suppress(ChildProcessError):
         while time.monotonic() < deadline:
@@ -249,7 +249,7 @@ class Sandbox:
         self._count = count
         self._swept = False
         self._alive: set[Worker] = set()
-        self._idle: queue.Queue[Worker | None] = queue.Queue()  # None: a place not yet filled
+        self._idle: queue.Queue[Worker | None] = queue.Queue()  # None: not started yet
         for _ in range(count):
             self._idle.put(None)
         self._finalizer = weakref.finalize(self, _close_all, self._alive)
@@ -263,7 +263,7 @@ class Sandbox:
 
     @property
     def isolation(self) -> Isolation:
-        """Which walls stand here."""
+        """The confinement in force on this machine."""
         try:
             with self._worker() as worker:
                 return worker.isolation
@@ -309,7 +309,7 @@ class Sandbox:
                     worker.send(request)
                     reply = worker.receive()
                 break
-            except WorkerDiedError as error:  # whatever it was, no word on the program
+            except WorkerDiedError as error:  # says nothing about the program
                 if attempt == ATTEMPTS:
                     raise UserError(f"programs cannot be judged on this machine: {error}") from None
         passed = reply["status"] == "passed"
@@ -317,13 +317,13 @@ class Sandbox:
 
     @contextmanager
     def _worker(self) -> Iterator[Worker]:
-        """Lend out an idle worker, started if there is none; one that fails is not given back."""
+        """Borrow an idle worker, starting one if needed; one that fails is not returned."""
         worker = self._idle.get()
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = self._replace(worker)
             yield worker
-        except BaseException:  # its next reply would belong to this request
+        except BaseException:  # its next reply would answer this request
             if worker is not None:
                 self._discard(worker)
             worker = None
@@ -347,7 +347,7 @@ class Sandbox:
 
 
 def _unreadable(text: str) -> str | None:
-    """Why a text can be no Python source, before anything is run."""
+    """Say why a text cannot be Python source, before anything is run."""
     if "\0" in text:
         return "SyntaxError: source contains NUL bytes"
     try:

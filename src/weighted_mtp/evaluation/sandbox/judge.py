@@ -1,9 +1,8 @@
-"""Judges programs: has them and their tests run by two zygotes, and reads what came of it.
+"""Judge programs: two zygotes run them and their tests; this process reads the results.
 
-Nothing of a program runs in this process. What a program should print is compared here, so a
-verdict is never reached in a process that runs the program. What fails because of the machine is
-told apart from what fails because of the program: a child says when it is set up, and where doubt
-is left a program that is known to be right is run too.
+No code of a program runs in this process. Its output is compared here, so that the verdict is never
+reached in a process that runs the program. Faults of the machine are distinguished from faults of
+the program: a child reports when it is set up, and in doubt a program known to be right is run too.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ CANARY_TIME = 5.0
 
 
 class MachineFaultError(Exception):
-    """Something failed that says nothing about the program."""
+    """A failure that says nothing about the program."""
 
 
 class Zygote:
@@ -72,15 +71,15 @@ class Zygote:
         raise MachineFaultError(f"the process that starts {role} cannot be set up")
 
     def start(self, descriptors: list[int]) -> None:
-        """Fork a child that has these descriptors."""
+        """Fork a child with these descriptors."""
         socket.send_fds(self.control, [START], descriptors)
 
     def ask_end(self, tenths: int = 0) -> None:
-        """Have the child and all it started ended; it may take so long to do so by itself."""
+        """End the child and all it started, after giving it this long to end on its own."""
         self.control.sendall(END + bytes([tenths]))
 
     def end(self) -> int:
-        """The child's wait status, or `STILL_RUNNING`.
+        """Return the child's wait status, or `STILL_RUNNING`.
 
         Raises:
             MachineFaultError: the child could not be set up, or the zygote has died.
@@ -96,7 +95,7 @@ class Zygote:
         return int(status)
 
     def close(self) -> None:
-        """End the zygote and what it started, and collect it."""
+        """End the zygote and what it started, and reap it."""
         self.control.close()  # it serves until this ends
         deadline = time.monotonic() + 1
         while not os.waitpid(self.pid, os.WNOHANG)[0]:
@@ -110,7 +109,7 @@ class Zygote:
 def _live(
     control: socket.socket, role: str, settings: dict[str, Any], way: str, play: Callable[[], int]
 ) -> None:
-    """What a zygote's process does: step into its namespaces, which takes one fork, and serve."""
+    """Run a zygote's process: enter its namespaces, which takes one fork, and serve."""
     code = 1
     try:
         if way:
@@ -158,10 +157,10 @@ class Judge:
         del self.walls["own_files"]
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, str]:
-        """Status and detail of a program.
+        """Return status and detail of a program.
 
         Raises:
-            MachineFaultError: they cannot be found out on this machine, as it is now.
+            MachineFaultError: the machine, as it is now, does not allow a verdict.
         """
         judge = self._by_tests if request["expected_stdout"] is None else self._by_output
         timeout = self._settings["timeout"]
@@ -176,7 +175,7 @@ class Judge:
         return status, one_line(detail)
 
     def check(self) -> None:
-        """Judge a program that is right.
+        """Judge a program that is known to be right.
 
         Raises:
             MachineFaultError: it does not pass.
@@ -265,17 +264,17 @@ class Judge:
 
 
 def _check_clock(watch: Watch) -> None:
-    """See that a program had its time.
+    """Check that a program had its full time.
 
     Raises:
-        MachineFaultError: it may have been stopped too.
+        MachineFaultError: it may have been suspended.
     """
     if watch.stalled:
-        raise MachineFaultError("everything stood still while a program ran")
+        raise MachineFaultError("the machine was suspended while a program ran")
 
 
 def _failed(message: dict[str, Any]) -> bool:
-    """Whether a script says that it has failed."""
+    """Whether a script reports that it has failed."""
     return "raised" in message and message.get("code") != 0
 
 
@@ -295,19 +294,19 @@ _MACHINES_OWN = (
 
 
 def _doubtful(status: str, detail: str) -> bool:
-    """Whether a failure may be the machine's."""
+    """Whether a failure may be the machine's fault."""
     return status in {"exited", "killed", "timeout"} or detail.startswith(_MACHINES_OWN)
 
 
 def one_line(detail: str) -> str:
-    """A detail that any terminal can show: a line of limited length without control characters."""
+    """Shorten a detail to one line of limited length without control characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in detail[:MAX_DETAIL])[
         :MAX_DETAIL
     ]
 
 
 def _input(text: str | None) -> IO[bytes]:
-    """An open file with what a program is to read."""
+    """Open a file with the standard input of a program."""
     if not text:
         return open(os.devnull, "rb")
     file: IO[bytes]

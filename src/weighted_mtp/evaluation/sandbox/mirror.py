@@ -1,10 +1,10 @@
-"""What one process holds in place of an object, or a class, of the other.
+"""Mirrors: stand-ins in one process for objects and classes of the other.
 
-A class of the program is mirrored by a class here, with the special methods it has and the bases it
-has, so `isinstance`, `except` and operators work as they do on the original; what they do is done
-there. Attributes are looked up there. A class derived from a built-in kind of data keeps its data
-here too: methods it does not define itself work on that, and a comparison it does not define cannot
-lie.
+A class of the program is mirrored by a class here with the same special methods and bases, so that
+`isinstance`, `except` and operators work as on the original; they are executed there, and
+attributes are looked up there. A class derived from a built-in kind of data keeps its data here
+too: methods that it does not define itself work on that, and a comparison that it does not define
+cannot lie.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from weighted_mtp.evaluation.sandbox.values import KINDS, VALUES
 
 
 class Asks(Protocol):
-    """One side of the line, as mirrors see it."""
+    """One side of the connection, as mirrors use it."""
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Have an operation done by the other side."""
+        """Request an operation from the other side."""
 
     def shows(self, mirror: Any) -> bool:
         """Whether an operator of this object may be shown a value of this side."""
@@ -32,7 +32,7 @@ class Asks(Protocol):
         """Whether the object contains a value that may be shown to it."""
 
     def as_number(self, mirror: Any) -> Any:
-        """The number that an object stands for, or None."""
+        """Return the number that an object stands for, or None."""
 
 
 _BINARY = (
@@ -221,7 +221,7 @@ def _contains(self: Any, value: Any) -> bool:
     side = self._remote_side
     if is_mirror(value) or side.shows(self):
         return bool(side.contains(self, value))
-    return any(item is value or item == value for item in self)  # decided here, not there
+    return any(item is value or item == value for item in self)  # decided in this process
 
 
 def _await(self: Any) -> Generator[Any, None, Any]:
@@ -267,25 +267,18 @@ def _method(name: str, base: type | None) -> Any:
 
 
 def make_class(
-    side: Asks,
-    number: int,
-    names: tuple[str, str, str],
-    bases: list[type],
-    special: list[str],
-    own: list[str],
-    static: dict[str, Any],
-    like: type | None,
+    side: Asks, number: int, description: dict[str, Any], bases: list[type], like: type | None
 ) -> RemoteType:
     """Mirror a class.
 
     Args:
-        names: its name, qualified name and module.
+        description: `class` is its name, qualified name and module; `special` the special methods
+            that it or its bases define, without built-in bases; `own` other names that it defines
+            although a built-in base has them too; `doc` its docstring.
         bases: its bases, mirrored or built-in.
-        special: the special methods that it or its bases define, built-in bases apart.
-        own: other names that it defines, though a built-in base has them too.
-        static: attributes that need no asking; no special methods.
-        like: the class its objects say they are of, if that is not this one.
+        like: the class that its objects claim to be of, if that is not this one.
     """
+    names, special = description["class"], description["special"]
     base = next((kind for b in bases for kind in b.__mro__ if kind in DATA), None)
     space: dict[str, Any] = {"_remote_side": side, "_remote_number": number}
     space |= {"__qualname__": names[1], "__module__": names[2]}
@@ -298,7 +291,7 @@ def make_class(
         space["__ne__"] = _unequal
         if "__hash__" not in special:
             space["__hash__"] = None
-    for name in own:
+    for name in description["own"]:
         if not name.startswith(("__", "_remote")):
             tells = base in _FIXED or name in _QUERIES
             space[name] = _Forward(name, base if tells else None)
@@ -307,7 +300,8 @@ def make_class(
     if like is not None:
         space["__class__"] = property(lambda self: like)
         space["__doc__"] = _Forward("__doc__")
-    space |= static
+    elif isinstance(description["doc"], str):
+        space["__doc__"] = description["doc"]
     if not any(issubclass(b, RemoteObject) for b in bases):
         bases = [RemoteObject, *bases]
     try:

@@ -98,7 +98,7 @@ class ProgramSide(Side):
         self._replaced: dict[str, Any] = {}
 
     def run(self, source: str, main: bool, run_code: RunCode) -> dict[str, Any]:
-        """Run the source; the reply says whether it got through."""
+        """Run the source; the reply says whether it succeeded."""
         name = "__main__" if main else MODULE
         module = types.ModuleType(name)
         own = types.ModuleType("builtins")  # what the program does to these reaches no one else
@@ -121,7 +121,7 @@ class ProgramSide(Side):
         return {"value": path}
 
     def serve(self) -> None:
-        """Answer until the tests have no more questions."""
+        """Answer requests until the tests end."""
         while True:
             self._line.send(self.answer(self._line.receive()))
 
@@ -135,7 +135,7 @@ class ProgramSide(Side):
         return super().write(message, light, **values)
 
     def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Do one operation."""
+        """Perform one operation."""
         if do == "name":
             return (True, self.space[args[0]]) if args[0] in self.space else (False, None)
         if do == "defined":
@@ -250,7 +250,7 @@ def _main_thread_rests() -> bool:
 
 
 def play_program(line: Line, run_code: RunCode) -> int:
-    """The whole life of this process; return its exit status."""
+    """Run this process from start to end; return its exit status."""
     task = line.receive()
     _allow_big_stacks()
     side = ProgramSide(line)
@@ -270,7 +270,7 @@ def play_program(line: Line, run_code: RunCode) -> int:
 
 
 def _finish(space: dict[str, Any]) -> None:
-    """What Python does at the end of a script: wait for threads, call exit functions, flush."""
+    """End a script as Python does: wait for threads, call exit functions, flush."""
 
     def flush() -> None:
         for stream in (sys.stdout, sys.__stdout__):

@@ -1,8 +1,8 @@
-"""What a program may do with an object that its tests handed to it.
+"""Limit what a program may do with an object that its tests pass to it.
 
-It may call a function, step through an iterator, and use objects of the tests' own classes as
-anyone would, but get at nothing behind them: neither at what begins with two underscores, nor at
-the globals, the code or the constants of a function.
+It may call a function, step through an iterator, and use the public attributes of objects of the
+tests' own classes, but nothing behind them: no name that begins with two underscores, and neither
+globals, code nor constants of a function.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _Code:
 
 
 def do_for_program(do: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Do an operation on an object of the tests.
+    """Perform an operation on an object of the tests.
 
     Raises:
-        TypeError, AttributeError: the program may not have that done.
+        TypeError, AttributeError: the program may not do this.
     """
     rest = args[1:]
     if do == "special" and args[0] in SPECIALS and _is_open(target, walk=True):
@@ -76,7 +76,7 @@ def _read(target: Any, name: str) -> Any:
 
 
 def may_be_handed_over(value: Any) -> bool:
-    """Whether the program may have an object of the tests that is no plain data."""
+    """Whether the program may hold an object of the tests that is not plain data."""
     if isinstance(value, type):
         return _is_own(value) or issubclass(value, BaseException)
     return callable(value) or isinstance(value, BaseException) or _is_open(value, walk=True)

@@ -1,8 +1,8 @@
-"""The system calls a confined child may not make, as a filter program for the kernel.
+"""System calls that a confined child may not make, as a filter program for the kernel.
 
-It may start threads, but no process and no other program; it has no sockets, and signals itself
-alone. Most of the rest is out of reach already where there are namespaces: a second wall. Refused
-calls fail with EPERM. Elsewhere than on 64-bit Intel and Arm there is no filter.
+It may start threads, but no process and no other program; it has no sockets, and signals only
+itself. With namespaces most of the rest is out of reach already, so that the filter is a second
+line of defence. Refused calls fail with EPERM. Only 64-bit Intel and Arm have a filter.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def supported() -> bool:
 
 
 def call_filter(pid: int, keep_modes: bool = False) -> bytes:
-    """The filter for process `pid`, which may send signals to itself alone.
+    """Return the filter for process `pid`, which may send signals only to itself.
 
     Args:
         keep_modes: refuse to change modes, owners, attributes and times of files.

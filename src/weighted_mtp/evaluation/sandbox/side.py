@@ -1,4 +1,4 @@
-"""One side of the line: it asks the other for operations, and answers while it waits."""
+"""One side of the connection: it requests operations, and answers requests while it waits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _DOC = 2000
 
 
 class Side(Codec):
-    """What both sides have in common.
+    """The common part of both sides.
 
     Attributes:
         forgets: whether the other side says which containers it no longer needs.
@@ -62,7 +62,7 @@ class Side(Codec):
     # --- asking and answering --------------------------------------------------------------------
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Have an operation done by the other side."""
+        """Request an operation from the other side."""
         with self._lock:  # one thread at a time
             return self.result(self.exchange({"do": do}, args, kwargs))
 
@@ -99,7 +99,7 @@ class Side(Codec):
         return error
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what the other side asks; return the reply."""
+        """Perform a request of the other side; return the reply."""
         try:
             self.read_changes(request)
             args = [self.decode(data) for data in request["args"]]
@@ -114,7 +114,7 @@ class Side(Codec):
             return self.failure(error)
 
     def perform(self, do: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Do one operation."""
+        """Perform one operation."""
         raise NotImplementedError
 
     def failure(self, error: BaseException, whole: bool = True) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Side(Codec):
             self._mine_ids.pop(id(self._mine.pop(number)), None)
 
     def describe(self, value: Any, number: int) -> dict[str, Any]:
-        """What the other side needs to know of an object."""
+        """Describe an object for the other side."""
         if isinstance(value, type):
             return self.describe_class(value)
         kind = type(value)
@@ -164,7 +164,7 @@ class Side(Codec):
         return found
 
     def describe_class(self, kind: type) -> dict[str, Any]:
-        """What the other side needs to know of a class."""
+        """Describe a class for the other side."""
         local = [b for b in kind.__mro__ if b is object or b in DATA or b in ERRORS.values()]
         owners = {name: _owner(kind, name) for name in SPECIALS}
         base = next((b for b in local if b in DATA), object)
@@ -191,13 +191,13 @@ class Side(Codec):
         }
 
     def mine(self, number: int) -> Any:
-        """The object of this side that the other calls by this number."""
+        """Return the object of this side with this number."""
         return self._mine[number]
 
     # --- objects of the other side ---------------------------------------------------------------
 
     def theirs(self, number: int, description: Any) -> Any:
-        """What stands for an object of the other side."""
+        """Return the mirror of an object of the other side."""
         if description is None:
             return self._theirs[number]
         if number in self._theirs or number % 2 == self._next % 2:
@@ -207,7 +207,7 @@ class Side(Codec):
             return self._theirs[number]
         kind = self._decode(description["of"])
         if not isinstance(kind, RemoteType) and kind not in ERRORS.values():
-            raise TypeError("no class of the other side")
+            raise TypeError("not a class of the other side")
         content = description.get("content")
         made: Any
         if "args" in description:
@@ -231,26 +231,15 @@ class Side(Codec):
         bases = [self._decode(data) for data in description["bases"]]
         for base in bases:
             if not (isinstance(base, RemoteType) or base in DATA or _is_error(base)):
-                raise TypeError("no class of the other side")
+                raise TypeError("not a class of the other side")
         error = next((b for b in bases if not isinstance(b, RemoteType) and _is_error(b)), None)
         if error is not None and error in ERRORS.values():
             known = standard_error([error.__name__, names[2], names[1]])
             if known is not error and known.__module__ == names[2]:
                 return known
-        static: dict[str, Any] = {}
         like = _LIKE.get((names[2], names[1]))
-        if like is None and isinstance(description["doc"], str):
-            static["__doc__"] = description["doc"]
-        return make_class(
-            self,  # type: ignore[arg-type]  # its two kinds have all that mirrors ask of it
-            number,
-            (names[0], names[1], names[2]),
-            bases,
-            description["special"],
-            description["own"],
-            static,
-            like,
-        )
+        side: Any = self  # both subclasses have everything that mirrors need
+        return make_class(side, number, description, bases, like)
 
 
 def _is_standard(kind: type) -> bool:
@@ -262,7 +251,7 @@ def _is_error(kind: Any) -> bool:
 
 
 def _owner(kind: type, name: str) -> type | None:
-    """The class that defines a special method, None if it is defined to be none."""
+    """Return the class that defines a special method; None if it is set to None."""
     for above in kind.__mro__:
         if name in vars(above):
             return above if vars(above)[name] is not None else None
@@ -270,7 +259,7 @@ def _owner(kind: type, name: str) -> type | None:
 
 
 def _underneath(base: type, value: Any) -> Any:
-    """An object of a kind derived from data as that data."""
+    """Convert an object of a class derived from a kind of data to that data."""
     if base is tuple or base is frozenset:
         return base(base.__iter__(value))
     if base is str:

@@ -1,4 +1,4 @@
-"""The process the tests run in: the program's names stand for objects in another process.
+"""The process in which the tests run: the program's names are mirrors of objects elsewhere.
 
 Here a verdict is reached, so no code of the program ever runs here. What its functions return
 arrives as plain data and is compared by this interpreter. An object of the program's own kind
@@ -56,7 +56,7 @@ class TestsSide(Side):
         self._told: tuple[Any, ...] = (*_STREAMS, {})
 
     def start(self, source: str, main: bool) -> None:
-        """Have the source run; raises what it raised."""
+        """Run the source in the other process; raise what it raised."""
         try:
             self._line.send({"source": source, "script": False, "main": main})
             path = self.result(self.receive())
@@ -80,7 +80,7 @@ class TestsSide(Side):
         return known is True, value
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Have an operation done by the program."""
+        """Request an operation from the program."""
         self._tell_streams()
         self._claims.clear()
         try:
@@ -187,7 +187,7 @@ class TestsSide(Side):
         """Do one operation on an object of the tests that the program was given."""
         target = args[1] if do == "special" else args[0]
         if id(target) not in self._mine_ids:
-            raise TypeError("this is no object of the tests")
+            raise TypeError("this is not an object of the tests")
         return do_for_program(do, target, args, kwargs)
 
     def refer(self, value: Any) -> list[Any]:
@@ -277,9 +277,9 @@ class Names(dict[str, Any]):
 
 
 def play_tests(line: Line, task: dict[str, Any], run_code: RunCode) -> tuple[str, str]:
-    """Have the source run, then run the tests; return status and detail.
+    """Run the source in the other process, then the tests; return status and detail.
 
-    The status "gone" says that the program's process ended too early: why, its parent knows.
+    The status "gone" says that the program's process ended early; its parent knows why.
     """
     tests = task["tests"]
     sys.argv, sys.orig_argv = [FILE], [FILE]
@@ -310,7 +310,7 @@ def outcome(error: BaseException, tests: str) -> tuple[str, str]:
 
 
 def last_line(error: BaseException, tests: str) -> str:
-    """The one line that says what went wrong: the failing test, or the exception."""
+    """Return the line that says what failed: the test, or the exception."""
     try:
         text = str(error)
     except Exception:  # the program's own, which may fail again

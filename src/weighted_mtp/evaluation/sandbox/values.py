@@ -1,8 +1,8 @@
-"""Plain data: how each kind of it becomes JSON, and comes back.
+"""Plain data: convert each kind of it to JSON and back.
 
-Only plain data crosses between the process of a program and that of its tests, rebuilt by the
-receiver from what it reads: no object brings its own methods along, so none can lie to a test about
-what it equals. Everything else crosses as a reference to an object that stays where it is
+Only plain data is transferred between the processes of a program and of its tests, and rebuilt by
+the receiver: no object brings its own methods along, so that none can lie to a test about what it
+equals. Everything else is transferred as a reference to an object that stays where it is
 (`codec.py`).
 """
 
@@ -95,7 +95,7 @@ CONSTANTS = {"Ellipsis": ..., "NotImplemented": NotImplemented} | {
 
 
 def value_text(value: Any, kind: type) -> Any:
-    """A value of one of these kinds as JSON; None for any other."""
+    """Convert a value of one of these kinds to JSON; None for any other."""
     if (tag := TAGS.get(kind)) is not None:
         return [tag, VALUES[kind][0](value)]
     top = kind.__module__.partition(".")[0]
@@ -109,10 +109,10 @@ def value_text(value: Any, kind: type) -> Any:
 
 
 def text_value(data: list[Any]) -> Any:
-    """The value that `value_text` wrote.
+    """Convert back what `value_text` wrote.
 
     Raises:
-        LookupError, ValueError, TypeError, ArithmeticError: it wrote no such thing.
+        LookupError, ValueError, TypeError, ArithmeticError: this is not its output.
     """
     tag = data[0]
     if tag in _KINDS:

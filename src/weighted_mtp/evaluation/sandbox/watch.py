@@ -1,4 +1,4 @@
-"""What a program prints, how long it takes, and what its end says."""
+"""Watch a program: its output, its duration, and how it ends."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from weighted_mtp.evaluation.sandbox.testing import MAX_DETAIL
 MAX_PRINTED = 64 << 20
 TOLERANCE, RELATIVE = 1e-5, 1e-12
 MAX_NUMBER = 5000
-"""Characters of a number that is compared by its value."""
+"""Maximum length of a number that is compared by value."""
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?")
 MAX_FILES = 5_000
-"""Files and directories a program may have where no file system of its own limits it."""
+"""Maximum number of files and directories of a program without a file system of its own."""
 MAX_DEPTH = 200
-"""Directories it may have in each other there."""
+"""Maximum depth of its directories there."""
 LOOK_AGAIN = 0.1
 """Seconds after which its files are counted again."""
 
 STALL = 1.0
-"""Seconds past the end of the time after which this process itself must have been stopped."""
+"""Seconds past the deadline after which this process itself must have been suspended."""
 
 
 class CallerGoneError(Exception):
-    """Whoever asked for the verdict is no more."""
+    """The caller who asked for the verdict has ended."""
 
 
 class Watch:
-    """Reads what a program prints and waits for a word from its judge, until time is up.
+    """Reads a program's output and waits for the report of its judge, until the deadline.
 
     Args:
         keep: bytes of output to keep.
         first: keep the first bytes, not the last.
         caller: a descriptor that has something to read only when the caller has gone.
-        files: a directory whose files are to be counted, or None.
+        files: a directory whose files are counted, or None.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Watch:
 
     @property
     def flooded(self) -> bool:
-        """Whether the program printed more than any needs to."""
+        """Whether the program printed more than the limit."""
         return self.size > MAX_PRINTED
 
     @property
@@ -69,7 +69,7 @@ class Watch:
         """Whether the report arrived or ended, before the deadline and any limit.
 
         Raises:
-            CallerGoneError: nobody waits for the verdict any more.
+            CallerGoneError: the caller has ended.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self.output, selectors.EVENT_READ)
@@ -95,7 +95,7 @@ class Watch:
         return False
 
     def read(self) -> bool:
-        """Take what is there; False at the end of the output."""
+        """Read what is available; False at the end of the output."""
         data = os.read(self.output, 65536)
         self.size += len(data)
         if not self.first:
@@ -105,25 +105,25 @@ class Watch:
         return bool(data)
 
     def drain(self) -> None:
-        """Take all that was printed before now."""
+        """Read everything printed so far."""
         with suppress(BlockingIOError):
             while not self.flooded and self.read():
                 pass
 
     def last_line(self) -> str:
-        """The end of the output, in a line."""
+        """Return the end of the output on one line."""
         lines = self.printed[-4096:].decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:MAX_DETAIL] if lines else ""
 
 
 def compare(printed: bytes, expected: str, complete: bool) -> tuple[str, str]:
-    """Status and detail of an output, by the rule of CodeContests' own checker.
+    """Return status and detail of an output, by the rules of CodeContests' own checker.
 
-    Words are compared, so whitespace is free, and so is the case of ASCII letters. Numbers may
-    differ by `TOLERANCE`, or by what double precision loses (`RELATIVE`); two integers may not.
+    Words are compared, ignoring whitespace and the case of ASCII letters. Numbers may differ by
+    `TOLERANCE`, or by the rounding of double precision (`RELATIVE`); two integers may not.
 
     Args:
-        complete: False if more was printed than this.
+        complete: False if the output was cut off.
     """
     if not complete:
         return "failed", f"printed more than {len(printed):,} bytes, expected {len(expected):,}"
@@ -142,9 +142,9 @@ def compare(printed: bytes, expected: str, complete: bool) -> tuple[str, str]:
 
 
 def _same(printed: bytes, expected: bytes) -> bool:
-    """Whether two words are equal, or stand for numbers close enough.
+    """Whether two words are equal, or are numbers close enough.
 
-    Text decides between integers: so large ones are never converted, and 010 is not 10.
+    Integers are compared as text: large ones are never converted, and 010 is not 10.
     """
     if printed == expected:
         return True
@@ -158,13 +158,13 @@ def _same(printed: bytes, expected: bytes) -> bool:
     a, b = map(float, pair)
     if not (math.isfinite(a) and math.isfinite(b)):
         return False
-    if any(integers) and abs(b) >= 2**53:  # whole numbers that a float cannot tell apart
+    if any(integers) and abs(b) >= 2**53:  # integers that a float cannot distinguish
         return a == b and Decimal(printed.decode()) == Decimal(expected.decode())
     return abs(a - b) <= max(TOLERANCE, RELATIVE * abs(b))
 
 
 def _line_of(place: int, text: bytes) -> int:
-    """Number of the line in which a word stands."""
+    """Return the line number of a word."""
     line = 0
     for line, words in enumerate(map(bytes.split, text.splitlines()), 1):  # noqa: B007
         place -= len(words)
@@ -174,7 +174,7 @@ def _line_of(place: int, text: bytes) -> int:
 
 
 def how_it_ended(watch: Watch, wait_status: int, reason: str) -> tuple[str, str]:
-    """Status and detail of a program that ended, or was ended, before its judge was done."""
+    """Return status and detail of a program that ended before its judge was done."""
     if watch.timed_out:
         return "timeout", "no result in time"
     if watch.flooded:

@@ -1,4 +1,4 @@
-"""Messages between the process of a program and the process of its tests: JSON, with its length."""
+"""Messages between the processes of a program and of its tests: JSON, preceded by its length."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FORGED = "an answer that is not the sandbox's own"
 
 
 class GoneError(BaseException):
-    """The other side ended, or sent what is no message. No test can catch it by `Exception`."""
+    """The other side ended, or sent an invalid message. No test can catch it by `Exception`."""
 
 
 class Line:
-    """One end of the line between two processes."""
+    """One end of the connection between two processes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -26,7 +26,7 @@ class Line:
         """Send one message.
 
         Raises:
-            GoneError: nobody listens any more.
+            GoneError: the other side has ended.
         """
         data = dumps(message).encode("ascii")
         view = memoryview(len(data).to_bytes(_HEADER, "big") + data)
@@ -40,7 +40,7 @@ class Line:
         """Wait for one message.
 
         Raises:
-            GoneError: the line ended, or this is no message.
+            GoneError: the other side has ended, or this is not a message.
         """
         size = int.from_bytes(self._take(_HEADER), "big")
         if size > MAX_MESSAGE:

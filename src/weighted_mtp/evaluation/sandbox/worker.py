@@ -1,15 +1,15 @@
 """The sandbox's server: judges one program per request.
 
-`Sandbox` starts it as a process of its own, with an empty environment and the standard library
-alone; nothing but this file may execute code. It speaks JSON lines: first a greeting that says
-which walls the kernel lets it put up, then one reply per request read from standard input.
+`Sandbox` starts it as a separate process with an empty environment and only the standard library;
+only this file may execute code. It speaks JSON lines: first a greeting that lists the confinement
+the kernel allows, then one reply per request read from standard input.
 
     request  {"source": "...", "tests": "...", "stdin": null, "expected_stdout": null}
     reply    {"status": "passed", "detail": "", "seconds": 0.002}
-             {"fault": "..."}, if this machine does not allow a verdict; it ends then
+             {"fault": "..."} if this machine cannot judge programs; then it ends
 
 Every program runs in a fresh child of one zygote (`zygote.py`), its tests in a child of
-another, with a line between the two (`program.py`, `testing.py`).
+another, with a connection between the two (`program.py`, `testing.py`).
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ PRELOADED = (
     "hashlib", "heapq", "io", "itertools", "math", "numbers", "operator", "queue", "random", "re",
     "statistics", "string", "struct", "textwrap", "threading", "typing", "unicodedata",
 )  # fmt: skip
-"""Imported once here, so that a program's own import of them costs nothing."""
+"""Imported once here, so that importing them in a program is free."""
 
 
 def run_code(code: types.CodeType, space: dict[str, Any]) -> None:
-    """Execute code, in a confined child: this is its purpose."""
+    """Execute code, in a confined child only."""
     exec(code, space)  # noqa: S102
 
 
 def allow_long_integers() -> None:
-    """Print and read integers of any length, as Python did before it had a limit of 4300 digits.
+    """Print and read integers of any length, as before Python limited them to 4300 digits.
 
-    In the children alone: they have a deadline, this process must not be kept busy.
+    Only in children, which have a deadline: this process must stay responsive.
     """
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)
 
 
 def program_child() -> int:
-    """What a child of the programs' zygote does."""
+    """Run a program, in a child of the programs' zygote."""
     allow_long_integers()
     return play_program(Line(LINE), run_code)
 
 
 def tests_child() -> int:
-    """What a child of the tests' zygote does."""
-    gc.disable()  # it lives for moments only
+    """Run tests, in a child of the tests' zygote."""
+    gc.disable()  # the process is short-lived
     allow_long_integers()
     report = Line(REPORT)
     task = report.receive()
@@ -75,7 +75,7 @@ def tests_child() -> int:
 
 
 def _check_limits(settings: dict[str, Any]) -> None:
-    """Refuse to work under limits that programs would run into before their own.
+    """Refuse to work under resource limits lower than those of programs.
 
     Raises:
         MachineFaultError: names the limit.
@@ -99,7 +99,7 @@ def _check_limits(settings: dict[str, Any]) -> None:
 
 
 def set_up(settings: dict[str, Any], caller: int) -> tuple[Judge, dict[str, Any]]:
-    """Start what judges programs, and try it; also return which walls it stands behind.
+    """Start the judge and try it; also return the confinement in force.
 
     Raises:
         MachineFaultError: it does not work here.

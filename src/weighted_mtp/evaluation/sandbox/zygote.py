@@ -1,8 +1,8 @@
-"""The process that the confined children are forked from: one kind for programs, one for tests.
+"""The process from which confined children are forked: one for programs, one for tests.
 
-It has read nothing of any request, so there is nothing in it for a child to find. It is the first
-process of its own process namespace and has a file system of its own, where the kernel allows;
-after each child it kills everything that is left and empties the working directory.
+It never reads a request, so that a child finds nothing of others in its memory. It is the first
+process of its own process namespace and has its own file system, if the kernel allows; after each
+child it kills everything that is left and empties the working directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ START, END = b"s", b"e"
 STATUS = struct.Struct("=iH")
 """A child's wait status, and the length of the text that follows: why it could not be set up."""
 NOT_SET_UP = -2
-"""A child's wait status where it never came as far as its task."""
+"""Wait status of a child that never reached its task."""
 MAX_FILE_BYTES = 16 << 20
 MAX_OPEN_FILES = 64
 MAX_PROCESSES = 32
@@ -46,13 +46,13 @@ _COUNT_AGAIN = 0.5
 
 @dataclass
 class Settings:
-    """What a child may use, and which walls are up.
+    """The limits and the confinement of children.
 
     Attributes:
         timeout: seconds of wall-clock time; CPU time is limited to a little more.
         memory: bytes of address space.
         workspace: the directory that holds the one where a child works and may write.
-        uid: user that children become; None: they stay who they are.
+        uid: user that children run as; None does not change it.
         filter_calls: whether system calls are filtered.
         ruleset: file descriptor of a Landlock ruleset, or None.
         alone: whether this zygote is process 1 of its namespace.
@@ -77,10 +77,10 @@ class Settings:
 
 
 def confine(settings: Settings, directory: str) -> None:
-    """Give up everything a program has no business with.
+    """Give up everything that a program must not have.
 
     Raises:
-        OSError: a wall that stood at the trial does not stand now.
+        OSError: a restriction that worked in the trial fails now.
     """
     os.chdir(directory)
     os.environ.clear()
@@ -111,7 +111,7 @@ def confine(settings: Settings, directory: str) -> None:
 
 
 def _lower(kind: int, soft: int, hard: int) -> None:
-    """Set a limit, but none above the one that holds already."""
+    """Set a limit, but not above the existing one."""
     try:
         resource.setrlimit(kind, (soft, hard))
     except (OSError, ValueError):
@@ -121,7 +121,7 @@ def _lower(kind: int, soft: int, hard: int) -> None:
 
 
 def _process_limit(settings: Settings) -> tuple[int, int] | None:
-    """The limit on processes and threads; None where one would limit the user's other work."""
+    """Return the limit on processes and threads; None if it would limit the user's other work."""
     if settings.own_user or not sys.platform.startswith("linux"):
         return MAX_PROCESSES, MAX_PROCESSES
     if settings.other_tasks is None:
@@ -179,7 +179,7 @@ class Children:
         self._counted = 0.0
 
     def start(self, descriptors: list[int]) -> None:
-        """Fork one; what keeps it from starting is told when it is asked for."""
+        """Fork one; `end` reports what kept it from starting."""
         self._pid, self._ready, self._fault = 0, -1, ""
         if not self._settings.own_user and time.monotonic() - self._counted > _COUNT_AGAIN:
             self._counted = time.monotonic()
@@ -214,7 +214,7 @@ class Children:
 
 
 def serve(control: socket.socket, children: Children) -> None:
-    """Fork children as told until the worker ends."""
+    """Fork children on request until the worker ends."""
     while True:
         command, descriptors, _, _ = socket.recv_fds(control, 1, 8)
         if command == START:
@@ -231,7 +231,7 @@ def serve(control: socket.socket, children: Children) -> None:
 
 
 def put_walls_up(settings: Settings, role: str) -> None:
-    """Try, in a child, which means of confinement work here; settle on those."""
+    """Try in a child which restrictions work here, and use those."""
     if os.geteuid() == 0:
         settings.uid = kernel.NOBODY[role]  # there is no such user in some containers
         if not _holds(settings):
@@ -250,7 +250,7 @@ def put_walls_up(settings: Settings, role: str) -> None:
 
 
 def _holds(settings: Settings) -> bool:
-    """Whether a child that is confined so can still work."""
+    """Whether a child can still work under these restrictions."""
 
     def attempt() -> None:
         confine(settings, workspace.new())
@@ -266,7 +266,7 @@ def _holds(settings: Settings) -> bool:
 def zygote(
     control: socket.socket, settings: Settings, role: str, root: str, play: Callable[[], int]
 ) -> None:
-    """Set up, say what stands, and serve."""
+    """Set up, report the confinement in force, and serve."""
     if sys.platform.startswith("linux"):
         kernel.die_with_parent()
     settings.alone = os.getpid() == 1

@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, value_head_path
+from weighted_mtp.models.meta_mtp.checkpoints import (
+    load_meta_mtp_model,
+    open_checkpoint,
+    value_head_path,
+)
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
+from weighted_mtp.models.meta_mtp.layouts.source import Source
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
@@ -39,7 +43,7 @@ class MetaLlamaMTPAdapter(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        model_path: str | Path,
+        model_path: str | Path | Source,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         initialize_value_head: bool = True,
@@ -55,8 +59,9 @@ class MetaLlamaMTPAdapter(nn.Module):
         Raises:
             UserError: the checkpoint is missing, damaged or of an unknown layout.
         """
-        directory = find_model(model_path)
-        transformer = load_meta_mtp_model(directory, device=device, dtype=dtype)
+        source = model_path if isinstance(model_path, Source) else open_checkpoint(model_path)
+        directory = source.directory
+        transformer = load_meta_mtp_model(source, device=device, dtype=dtype)
         adapter = cls(transformer)
         adapter.side_files = SideFiles.read(directory)
         if initialize_value_head:

@@ -17,7 +17,7 @@ class Family:
         head_dim: width d of a head where it is not D / H (Qwen3, Mistral Nemo).
         qkv_bias, output_bias, mlp_bias: of the projections (Qwen2: q, k and v).
         qk_norm: RMS norm of each query and key head before the rotation (Qwen3).
-        sliding_window: a query sees itself and the keys of so many − 1 positions before it.
+        sliding_window: a query sees itself and the keys of this many − 1 positions before it.
         rotary_dim: how many of a head's features are rotated, the first ones; None rotates all d.
         no_rope_layers: blocks of `layers` that rotate nothing (SmolLM3). The extra heads do as the
             last block does.

@@ -108,7 +108,7 @@ def detect_layout(directory: Path) -> str | None:
 
 
 def load_meta_mtp_model(
-    model_dir: str | Path,
+    model_dir: str | Path | Source,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     *,
@@ -117,7 +117,8 @@ def load_meta_mtp_model(
 ) -> Transformer:
     """Load a checkpoint in any of the three layouts; the log says which it was.
 
-    `model_dir` may also be a run, a checkpoint of one, or a model of the hub (`find_model`).
+    `model_dir` may also be a run, a checkpoint of one, a model of the hub (`find_model`), or a
+    checkpoint that `open_checkpoint` has opened, which can be loaded once.
 
     Keys, shapes and formats are checked before any weight is read, and the SHA-256 sums that are
     stored with a checkpoint are compared meanwhile (core/sums.py). Peak memory is the model in its
@@ -135,9 +136,9 @@ def load_meta_mtp_model(
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
             architecture; the one line names file and key.
     """
-    directory = find_model(model_dir)
     target, number_format = resolve_device(device), resolve_dtype(dtype)
-    source = open_checkpoint(directory)
+    source = model_dir if isinstance(model_dir, Source) else open_checkpoint(model_dir)
+    directory = source.directory
     if verify and source.sums is not None:
         source.sums.verify()
     formats = sorted(str(dtype).removeprefix("torch.") for dtype in set(source.formats.values()))
@@ -163,9 +164,8 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     Raises:
         UserError: as for `load_meta_mtp_model`.
     """
-    directory = find_model(path)
-    source = open_checkpoint(directory)
-    verified = ""
+    source = open_checkpoint(path)
+    directory, verified = source.directory, ""
     if verify:
         verified = _verified(directory, source)
     parts = [part for stored in source.weights.values() for part in stored.parts]
@@ -207,7 +207,7 @@ def save_native(
         config_fields: token ids and generation settings, see `read_config_fields`.
 
     Raises:
-        UserError: `directory` exists (or, with `overwrite`, is no checkpoint), or cannot be
+        UserError: `directory` exists (or, with `overwrite`, is not a checkpoint), or cannot be
             written; nothing was changed.
     """
     with _destination(directory, overwrite, value_head_file) as partial:
@@ -254,7 +254,7 @@ def check_destination(directory: str | Path, overwrite: bool = False) -> None:
         raise UserError(f"{destination}: is a file; choose the name of a directory")
     if detect_layout(destination) is None and any(destination.iterdir()):
         raise UserError(
-            f"{destination}: is no checkpoint, so it is not overwritten; choose another name"
+            f"{destination}: is not a checkpoint, so it is not overwritten; choose another name"
         )
     if (destination.parent / MARKER).exists():
         raise UserError(
@@ -298,8 +298,8 @@ def _destination(
         yield partial
 
 
-def open_checkpoint(directory: Path) -> Source:
-    """Find a checkpoint's weights, in whatever layout, and check its headers; nothing is read yet.
+def open_checkpoint(directory: str | Path) -> Source:
+    """Find a checkpoint's weights, in any layout, and check its headers; no weight is read yet.
 
     Raises:
         UserError: as for `load_meta_mtp_model`.
@@ -312,7 +312,9 @@ def open_checkpoint(directory: Path) -> Source:
             "(native), params.json and consolidated*.pth (Meta), config.json and "
             f"model*.safetensors (Hugging Face), but the folder holds {listing(directory)}"
         )
-    return _READERS[layout](directory)
+    source = _READERS[layout](directory)
+    source.directory = directory
+    return source
 
 
 def _verified(directory: Path, source: Source) -> str:

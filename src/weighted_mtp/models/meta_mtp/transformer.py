@@ -100,6 +100,8 @@ class Transformer(nn.Module):
         self.output = nn.Linear(args.dim, args.vocab_size, bias=False)
         if args.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
+        # Of the residual stream, where the embeddings are coarser; None: as the embeddings.
+        self.stream_dtype: torch.dtype | None = None
         # A plain attribute: complex tensors have no place in safetensors, and it can be recomputed.
         self.freqs_cis = self._rope_table(torch.float32)
 
@@ -200,7 +202,10 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """`[B, S]` → `[B, S, D]`, what the first block reads."""
-        return scaled(self.tok_embeddings(tokens), self.args.family.embedding_multiplier)
+        h: Tensor = self.tok_embeddings(tokens)
+        if self.stream_dtype is not None:
+            h = h.to(self.stream_dtype)
+        return scaled(h, self.args.family.embedding_multiplier)
 
     def final(self, h: Tensor) -> Tensor:
         """A head's output as the unembedding takes it: normalised, and divided by the family's

@@ -1,13 +1,13 @@
 """A model that has no memory yet, and where its weights will come from.
 
-It is built on the meta device, spread over the processes, and only then filled, one weight at a
-time: however large it is, a process holds its part of it and one weight.
+It is built on the meta device, sharded over the processes, and then filled one weight at a time: a
+process never holds more than its own part of the model and one weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
+from weighted_mtp.models.meta_mtp.layouts.source import Source
 from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
@@ -30,32 +30,34 @@ from weighted_mtp.runtime.parallel import Fill
 
 log = get_logger(__name__)
 
-_LARGEST = 2**50  # bytes of the weights of a model that is only planned
+_LARGEST = 2**50  # bytes; bounds the weights of a model that is only planned
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Start:
-    """A model and its weights to be.
+class DeferredModel:
+    """A model whose weights are not in memory yet.
 
     Attributes:
         adapter: on the meta device.
-        fill: gives it its weights once it has memory, in float32: bf16 updates of 1e-5 vanish in
-            bf16 weights.
+        fill: sets the weights once memory is allocated, in float32: updates of 1e-5 vanish in bf16
+            weights.
+        formats: in which the weights are stored, by name; {} for fresh ones.
     """
 
     adapter: MetaLlamaMTPAdapter
     fill: Fill
+    formats: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> MetaLlamaMTPAdapter:
-        """The whole model on one device."""
+        """Put the whole model on one device."""
         self.adapter.to_empty(device=device)
         self.fill()
         return self.adapter
 
 
-def fresh_model(args: ModelArgs, std: float) -> Start:
-    """Random weights; a seed gives the same ones on any number of processes."""
+def fresh_model(args: ModelArgs, std: float) -> DeferredModel:
+    """Start from random weights; a seed gives the same ones on any number of processes."""
     with torch.device("meta"):
         transformer = Transformer(args)
 
@@ -63,18 +65,18 @@ def fresh_model(args: ModelArgs, std: float) -> Start:
         with WholeDraws():
             transformer.init_weights(std)
 
-    return Start(MetaLlamaMTPAdapter(transformer), fill)
+    return DeferredModel(MetaLlamaMTPAdapter(transformer), fill)
 
 
 def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: int = 1) -> None:
-    """Refuse a model from scratch that is too large, by arithmetic, before anything is built.
+    """Refuse a fresh model that is too large, by arithmetic, before anything is built.
 
     Args:
-        device: where its float32 weights are to lie; None where only a plan is made.
-        processes: over which they may be spread.
+        device: of its float32 weights; None if only a plan is made.
+        processes: over which they may be sharded.
 
     Raises:
-        UserError: the weights alone exceed the memory that there is.
+        UserError: the weights alone exceed the available memory.
     """
     check_positions(args, "model.architecture")
     kv_dim, D = args.kv_heads * args.head_dim, args.dim
@@ -96,18 +98,15 @@ def check_fresh(args: ModelArgs, device: torch.device | None = None, processes: 
         )
 
 
-def stored_model(directory: Path, config: ModelConfig) -> Start:
-    """The weights of a checkpoint in any layout, without its value head.
+def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
+    """Start from the weights of an opened checkpoint, without its value head.
 
     Args:
-        config: may give it more positions.
-
-    Raises:
-        UserError: it is missing, damaged or of an unknown layout.
+        args: its shape, possibly with more positions.
     """
-    source = open_checkpoint(directory)
+    directory = source.directory
     with torch.device("meta"):
-        transformer = Transformer(stretched(source.model.args, config))
+        transformer = Transformer(args)
 
     def fill() -> None:
         tie(transformer)
@@ -118,11 +117,11 @@ def stored_model(directory: Path, config: ModelConfig) -> Start:
 
     adapter = MetaLlamaMTPAdapter(transformer)
     adapter.side_files = SideFiles.read(directory)
-    return Start(adapter, fill)
+    return DeferredModel(adapter, fill, source.formats)
 
 
-def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
-    """The shape of a checkpoint with the positions that a recipe gives it.
+def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
+    """Return a checkpoint's shape with the context length and rotary base that a recipe sets.
 
     Raises:
         UserError: its rotary frequencies were computed for its own positions.
@@ -148,10 +147,10 @@ def stretched(args: ModelArgs, config: ModelConfig) -> ModelArgs:
 
 
 def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
-    """Say, once, that rows may go past the positions that the model was trained for.
+    """Warn, once, that rows may be longer than the context the model was trained for.
 
     Args:
-        longest: tokens of the longest row that may come.
+        longest: tokens of the longest possible row.
         where: what allows it: a setting, or the model and its prompts.
     """
     if longest > args.max_seq_len:
@@ -163,11 +162,13 @@ def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:
         )
 
 
-def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> Start:
+def with_value_head(
+    start: DeferredModel, stored: Path | None, head_type: HeadType
+) -> DeferredModel:
     """Attach the value head of a file, or a fresh one.
 
     Raises:
-        UserError: the file is no value head, or belongs to a model of another width.
+        UserError: the file is not a value head, or belongs to a model of another width.
     """
     adapter = start.adapter
     head = None if stored is None else ValueHead.load_checkpoint(stored)
@@ -185,7 +186,7 @@ def with_value_head(start: Start, stored: Path | None, head_type: HeadType) -> S
         else:
             copy_values(values, attached)
 
-    return Start(adapter, fill)
+    return DeferredModel(adapter, fill, start.formats)
 
 
 def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:
@@ -195,6 +196,6 @@ def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:
 
 
 def tie(transformer: Transformer) -> None:
-    """Tie again what `to_empty` untied."""
+    """Tie the embeddings again, which `to_empty` untied."""
     if transformer.args.tie_embeddings:
         transformer.output.weight = transformer.tok_embeddings.weight

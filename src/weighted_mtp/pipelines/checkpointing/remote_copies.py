@@ -1,4 +1,4 @@
-"""Copies of a run's checkpoints in a remote directory, made while training goes on.
+"""Copies of a run's checkpoints in a remote directory, made during training.
 
 URL/config.yaml  metrics.jsonl
 URL/checkpoints/step-00000300/           as in the run directory

@@ -150,4 +150,4 @@ def check_name(name: str) -> None:
     """Raise `RemoteError` for a file's name that would lead out of the folder it is copied to."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-        raise RemoteError(f"{name!r} is no name of a file in a checkpoint")
+        raise RemoteError(f"{name!r} is not the name of a file in a checkpoint")

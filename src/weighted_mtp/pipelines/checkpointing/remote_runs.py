@@ -1,5 +1,5 @@
-"""A run and its remote directory meet: at the start of a training, and when it is resumed where the
-run directory is missing or has fallen behind."""
+"""Compare a run with its remote directory: when a training starts, and when a run is resumed whose
+local directory is missing or has fewer steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
+from weighted_mtp.core.config.recipe import Recipe, load_recipe_file, with_overrides
 from weighted_mtp.core.config.section import remote_url
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
@@ -43,8 +43,11 @@ REMEDY = (
 
 
 @contextmanager
-def telling(url: str | None, what: str) -> Iterator[None]:
-    """Say which remote directory cannot be `what`, and what to do.
+def as_user_error(url: str | None, what: str) -> Iterator[None]:
+    """Turn a failure of the remote directory into a `UserError` that says what to do.
+
+    Args:
+        what: what cannot be done with it: "used", "read", …
 
     Raises:
         UserError: something failed there.
@@ -55,36 +58,37 @@ def telling(url: str | None, what: str) -> Iterator[None]:
         raise UserError(f"training.remote {url} cannot be {what}: {error}; {REMEDY}") from error
 
 
-@contextmanager
-def _as_file(content: bytes) -> Iterator[Path]:
-    """A config.yaml for as long as it is looked at."""
+def _parsed(content: bytes) -> Recipe:
+    """The recipe in a config.yaml that was read from a remote directory."""
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder) / CONFIG
         fetched.write_bytes(content)
-        yield fetched
+        return load_recipe_file(fetched)
 
 
-def meet(url: str | None, run_dir: Path, resume: bool) -> None:
-    """Before anything else is read: can the remote directory be written to, and is it this run's?
-    When resuming, fetch its newest checkpoint if that is newer than what is in `run_dir`. Every
-    process calls this.
+def sync_with_remote(recipe: Recipe, run_dir: Path, resume: bool) -> None:
+    """Before anything else is read, check that `training.remote` can be written to and belongs to
+    this run. When resuming, fetch its newest checkpoint if that is newer than those in `run_dir`.
+    Every process calls this.
 
     Args:
-        url: `training.remote`; None: there is none, and nothing to do.
+        recipe: what the run is to continue with.
 
     Raises:
-        UserError: it cannot be reached, or holds another run.
+        UserError: the remote directory cannot be used, holds another run, or its run cannot be
+            resumed with this recipe.
     """
+    url = recipe.training.remote
     if url is None:
         return
 
     def act() -> None:
         remote = Remote(url)
-        with telling(url, "used"):
-            _probe(Remote(url, waits=(1.0,)), run_dir)  # a wrong name is found soon
+        with as_user_error(url, "used"):
+            _probe(Remote(url, waits=(1.0,)), run_dir)  # report a wrong name after a second
             _check_owner(remote, run_dir, resume)
             if resume:
-                fetch(remote, run_dir)
+                fetch(remote, run_dir, recipe)
 
     def say() -> None:
         parts = (path for path in run_dir.glob("checkpoints/*.partial/**/*") if path.is_file())
@@ -94,8 +98,8 @@ def meet(url: str | None, run_dir: Path, resume: bool) -> None:
 
 
 def share_recipe(url: str | None, run_dir: Path) -> None:
-    """Copy config.yaml to the remote directory: a checkpoint there is one of a run. Every process
-    calls this.
+    """Copy config.yaml to the remote directory, so that checkpoints there belong to a run. Every
+    process calls this.
 
     Raises:
         UserError: it cannot be written.
@@ -104,23 +108,10 @@ def share_recipe(url: str | None, run_dir: Path) -> None:
         return
 
     def act() -> None:
-        with telling(url, "written to"):
+        with as_user_error(url, "written to"):
             Remote(url).write(CONFIG, (run_dir / CONFIG).read_bytes())
 
     on_main(act)
-
-
-def saved_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe a run was started with, for resuming it, with `overrides` on top. It is read from
-    `training.remote` (which may be among the overrides) if that is further on.
-
-    Raises:
-        UserError: `run_dir` holds no run, or an override would change what the checkpoint fixes.
-    """
-    with newest_config(run_dir, overrides) as (config, step):
-        saved, changed = load_recipe_file(config), load_recipe_file(config, overrides)
-    refuse_changes(run_dir, Resume(saved, changed, step))
-    return changed
 
 
 def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
@@ -131,51 +122,63 @@ def has_run(run_dir: Path, overrides: Sequence[str] = ()) -> bool:
     """
     if (run_dir / CONFIG).exists():
         return True
-    url = _url(run_dir / CONFIG, overrides)
-    with telling(url, "read"):
+    url = _given_url(overrides)
+    with as_user_error(url, "read"):
         return url is not None and Remote(url).read(CONFIG) is not None
 
 
-@contextmanager
-def newest_config(run_dir: Path, overrides: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    """The config.yaml of the run to resume, and the steps that are done: the remote directory's
-    where that is further on, for which `run_dir` need not be there.
+def find_run(run_dir: Path, overrides: Sequence[str] = (), asked: Recipe | None = None) -> Resume:
+    """Find the run to resume, here or in `training.remote`, whichever has done more steps, and read
+    its recipe. `run_dir` need not exist if the run is remote.
 
     Args:
-        overrides: `section.key=value`, among which training.remote may be.
+        overrides: `section.key=value`, on top of the run's recipe; may set training.remote.
+        asked: a whole recipe to resume with, in place of `overrides`.
 
     Raises:
-        UserError: there is no run in either place.
+        UserError: there is no run in either place, or a change that the checkpoint does not allow.
     """
     local = run_dir / CONFIG
-    url = _url(local, overrides)
-    remote, content, newer = None if url is None else Remote(url), None, None
-    with telling(url, "read"):
-        if remote is not None:
+    saved = load_recipe_file(local) if local.exists() else None
+    changed = asked
+    if asked is None and saved is not None:
+        changed = with_overrides(saved, overrides, str(local))
+    url = _given_url(overrides) if changed is None else changed.training.remote
+    content, newer = None, None
+    if url is not None:
+        remote = Remote(url)
+        with as_user_error(url, "read"):
             newer = _newer(remote, run_dir)
-            if newer is not None or not local.exists():
+            if newer is not None or saved is None:
                 content = remote.read(CONFIG)
     if content is not None:
-        with _as_file(content) as fetched:
-            yield fetched, newer or 0
-    elif local.exists():
+        saved, step = _parsed(content), newer or 0
+        changed = asked or with_overrides(saved, overrides, str(local))
+    elif saved is not None:
         complete = complete_checkpoints(run_dir)
-        yield local, checkpoint_step(complete[-1]) if complete else 0
+        step = checkpoint_step(complete[-1]) if complete else 0
     else:
         where = "" if url is None else f", and none in {url}"
         hint = ", or say where it is: --set training.remote=URL" if url is None else ""
         raise UserError(f"{run_dir}: no run to resume{where}; start it without --resume{hint}")
+    resume = Resume(saved, changed or saved, step)
+    refuse_changes(run_dir, resume)
+    return resume
 
 
-def fetch(remote: Remote, run_dir: Path) -> None:
-    """Bring the newest complete checkpoint of a remote directory to `run_dir`, with config.yaml and
-    metrics.jsonl, if it is newer than those there. One process calls this.
+def fetch(remote: Remote, run_dir: Path, asked: Recipe | None = None) -> None:
+    """Fetch the newest complete checkpoint of a remote directory into `run_dir`, with config.yaml
+    and metrics.jsonl, if it is newer than the local ones. One process calls this.
 
-    The checkpoint is put together under another name and renamed last: a kill at any moment leaves
-    what was there before, and the next attempt begins anew.
+    The checkpoint is built under another name and renamed last: a kill at any moment leaves what
+    was there before, and the next attempt starts over.
+
+    Args:
+        asked: the recipe that the run is to continue with.
 
     Raises:
         RemoteError: something cannot be read.
+        UserError: the run cannot be resumed with `asked`; nothing was fetched.
     """
     step = _newer(remote, run_dir)
     if step is None and (run_dir / CONFIG).exists():
@@ -183,6 +186,8 @@ def fetch(remote: Remote, run_dir: Path) -> None:
     config = remote.read(CONFIG)
     if config is None:
         return
+    if asked is not None:
+        refuse_changes(run_dir, Resume(_parsed(config), asked, step or 0))
     run_dir.mkdir(parents=True, exist_ok=True)
     if step is not None:
         _fetch_files(remote, step, partial_path(checkpoint_path(run_dir, step)))
@@ -205,7 +210,7 @@ def _fetch_files(remote: Remote, step: int, folder: Path) -> None:
 
 
 def _newer(remote: Remote, run_dir: Path) -> int | None:
-    """The newest complete checkpoint there, if `run_dir` has none as new."""
+    """The step of the newest complete checkpoint there; None if `run_dir` has one as new."""
     here = [checkpoint_step(path) for path in complete_checkpoints(run_dir)[-1:]]
     for step in reversed(stored_steps(remote)[1]):
         if here and step <= here[0]:
@@ -219,7 +224,7 @@ def _probe(remote: Remote, run_dir: Path) -> None:
     """Write a small file and delete it again.
 
     Raises:
-        UserError: it shows up in `run_dir`, whose checkpoints would be copied onto themselves.
+        UserError: the file appears in `run_dir`: checkpoints would be copied onto themselves.
     """
     name, new = f".probe-{uuid.uuid4().hex}", not run_dir.exists()
     remote.write(name, b"weighted-mtp was here\n")
@@ -234,7 +239,7 @@ def _probe(remote: Remote, run_dir: Path) -> None:
 
 
 def _check_owner(remote: Remote, run_dir: Path, resume: bool) -> None:
-    """Raise `UserError` where a new run, or one with another model, would mix with that there."""
+    """Raise `UserError` where the remote directory holds another run than this one."""
     content = remote.read(CONFIG)
     if content is None:
         return
@@ -246,8 +251,7 @@ def _check_owner(remote: Remote, run_dir: Path, resume: bool) -> None:
                 "give another URL, or delete what is there"
             )
         return
-    with _as_file(content) as fetched:
-        fixed = refused_changes(Resume(load_recipe_file(local), load_recipe_file(fetched), 0))
+    fixed = refused_changes(Resume(load_recipe_file(local), _parsed(content), 0))
     if fixed:
         raise UserError(
             f"training.remote {remote.url} holds another run than {run_dir}: {fixed[0].key} is not "
@@ -255,10 +259,8 @@ def _check_owner(remote: Remote, run_dir: Path, resume: bool) -> None:
         )
 
 
-def _url(config: Path, overrides: Sequence[str]) -> str | None:
-    """training.remote, from the overrides or from config.yaml, if that is there."""
-    if config.exists():
-        return load_recipe_file(config, overrides).training.remote
+def _given_url(overrides: Sequence[str]) -> str | None:
+    """The training.remote that the overrides set."""
     given = [o.partition("=")[2] for o in overrides if o.startswith("training.remote=")]
     url = yaml.safe_load(given[-1]) if given else None
     try:

@@ -1,6 +1,6 @@
-"""What may change when a run is resumed, key by key, and what follows from it.
+"""What may change when a run is resumed, setting by setting, and with what consequence.
 
-A key may change silently, may change while the run says what follows, or is refused.
+A change is silent, is allowed and reported with its consequence, or is refused.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weighted_mtp.core.config.recipe import Recipe
+from weighted_mtp.pipelines.training.objectives import find_objective
 from weighted_mtp.pipelines.training.optimization import learning_rate
 
 
 @dataclass(frozen=True)
 class Resume:
-    """A run, as it was saved and as it is to go on.
+    """A run, as it was saved and as it is to continue.
 
     Attributes:
         step: optimizer steps that are done.
@@ -37,23 +38,23 @@ class Refused(str):
 
 
 Rule = Callable[[Resume], str | None]
-"""The consequence of a change; `Refused` if it must not be, None if nothing need be said."""
+"""The consequence of a change; `Refused` if it is not allowed, None if there is none to report."""
 
 
 # --- consequences --------------------------------------------------------------------------------
 
 
 def silent(_: Resume) -> None:
-    """Nothing that is learnt depends on it."""
+    """Allow a change that nothing learnt depends on."""
 
 
 def told(words: str) -> Rule:
-    """A fixed consequence; `{following}` is the first step it applies to."""
+    """Report a fixed consequence; `{following}` is the first step it applies to."""
     return lambda resume: words.format(following=resume.following)
 
 
 def refused(reason: str) -> Rule:
-    """Never."""
+    """Refuse every change."""
     return lambda _: Refused(reason)
 
 
@@ -95,11 +96,8 @@ def _value_rate(resume: Resume) -> str:
 
 def _cut(resume: Resume) -> str | None:
     """How a step is cut matters only where something is decided over one forward pass."""
-    objective = resume.asked.objective
-    pooled = objective.name in ("rho1", "random_matched")
-    if objective.name in ("verifiable", "shuffled"):
-        pooled = objective.td.whiten == "batch" or objective.td.renormalise
-    if not pooled or objective.scope != "micro_batch":
+    objective = resume.saved.objective  # which cannot change
+    if objective.scope != "micro_batch" or not find_objective(objective.name).pools(objective):
         return None
     return (
         f"objective.scope is micro_batch: what {objective.name} takes over a forward pass is taken "
@@ -114,6 +112,22 @@ def _length(resume: Resume) -> str:
     return f"the order of the rows stays, and they are cut at {length} tokens {resume.following}"
 
 
+def _name(resume: Resume) -> str:
+    """The file or module of an objective's class may move; the class stays."""
+    saved, asked = resume.saved.objective.name, resume.asked.objective.name
+    if ":" in saved and ":" in asked and saved.rpartition(":")[2] == asked.rpartition(":")[2]:
+        return "its code is read from there; that it is the same is not checked"
+    return _TWO_AIMS
+
+
+def _options(resume: Resume) -> str:
+    """The code of an objective may have got new options since the run was saved with all it had."""
+    saved, asked = resume.saved.objective.options, resume.asked.objective.options
+    if all(name in asked and asked[name] == value for name, value in saved.items()):
+        return f"the objective has this option only since, and uses it {resume.following}"
+    return _TWO_AIMS
+
+
 _RATE = (
     "learning_rate",
     "final_learning_rate",
@@ -122,7 +136,8 @@ _RATE = (
     "decay_fraction",
 )
 _OTHER_WEIGHTS = refused("the weights are those of the checkpoint")
-_OTHER_AIM = refused("the run would have followed two objectives")
+_TWO_AIMS = Refused("the run would have followed two objectives")
+_OTHER_AIM = refused(_TWO_AIMS)
 _OTHER_ORDER = refused("the place in the data is a place in the order that it determines")
 _OTHER_PROMPTS = refused("the model has learnt from other prompts so far")
 _OTHER_IDS = refused("the model's tokens would mean something else")
@@ -142,9 +157,11 @@ RULES: Mapping[str, Rule] = {
     "pipeline": _OTHER_AIM,
     **_section(
         "objective",
-        "name rows heads head_weights final_head_weights head_curriculum head_fractions scope",
+        "rows heads head_weights final_head_weights head_curriculum head_fractions scope",
         _OTHER_AIM,
     ),
+    "objective.name": _name,
+    "objective.options": _options,
     "objective.value.head_type": _OTHER_WEIGHTS,
     **_section(
         "objective.value",
@@ -184,12 +201,14 @@ RULES: Mapping[str, Rule] = {
     **_section("data", "cache_dir workers processes pad_to_multiple", silent),
     "training.steps": _steps,
     "training.batch_size": told(
-        "reading goes on at the next row, with as many rows a step {following}; the learning rate "
-        "is not rescaled"
+        "reading continues at the next row, with as many rows a step {following}; the learning "
+        "rate is not rescaled"
     ),
     "training.micro_batch_size": _cut,
     **_section("training", " ".join(_RATE), _schedule),
     "training.optimizer": refused("the saved state is the other optimizer's"),
+    "training.adapt": refused("the saved optimizer state is of other weights"),
+    "training.frozen_dtype": told("frozen weights are kept in another format {following}"),
     **_section("training", "betas weight_decay clip_norm", _PLAIN),
     **_section("training", "monitor monitor_mode", _RANKING),
     "training.early_stopping": told("validations without improvement so far count"),
@@ -208,5 +227,6 @@ RULES: Mapping[str, Rule] = {
         silent,
     ),
     "critic_stage": refused("the first stage may be done already"),
+    "reference_stage": refused("the first stage may be done already"),
 }
 """By key; what is below a key (the fields of an optional section) follows its rule."""

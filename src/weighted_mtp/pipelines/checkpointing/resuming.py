@@ -1,4 +1,4 @@
-"""A resumed run against the run as it was saved: its recipe, and the content of what it reads.
+"""Compare a resumed run with the run as it was saved: its recipe, and the content of its inputs.
 
 `resume_rules` says which settings may change. What a recipe only points at (rows, tokenizer,
 reference) is compared by content: a checkpoint keeps fingerprints of it (`sources`).
@@ -15,14 +15,14 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, reading, saved_state
 from weighted_mtp.pipelines.checkpointing.resume_rules import RULES, Refused, Resume
-from weighted_mtp.pipelines.training.best import Best
+from weighted_mtp.pipelines.training.policies import BestCheckpoints
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
 
 
 class Change(NamedTuple):
-    """A key that is not as it was."""
+    """A setting that differs from the saved one."""
 
     key: str
     old: Any
@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
 
 def changes(resume: Resume) -> list[Change]:
-    """Every key that is not as it was saved."""
+    """List every setting that differs from the saved one."""
     found = []
     dumps = (recipe.model_dump(mode="json") for recipe in (resume.saved, resume.asked))
     for key, old, new in _differing("", *dumps):
@@ -56,41 +56,46 @@ def _differing(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def refused_changes(resume: Resume) -> list[Change]:
-    """Those that cannot be."""
+    """List the changes that are not allowed."""
     return [change for change in changes(resume) if isinstance(change.verdict, Refused)]
 
 
 def is_same_run(one: Recipe, other: Recipe) -> bool:
-    """Whether a run of one recipe can go on by the other."""
+    """Whether a run of one recipe can continue with the other."""
     return not refused_changes(Resume(one, other, 0))
 
 
 def refuse_changes(run_dir: Path, resume: Resume) -> None:
-    """Raise `UserError` for changes that cannot be, naming all of them."""
+    """Raise `UserError` for changes that are not allowed, naming all of them."""
     found = refused_changes(resume)
     if found:
         listed = "; ".join(f"{change} ({change.verdict})" for change in found)
         raise UserError(f"{run_dir}: cannot be resumed with {listed}; {_remedy(run_dir)}")
 
 
-def tell_changes(run_dir: Path, asked: Recipe, checkpoint: Path | None) -> None:
+def tell_changes(
+    run_dir: Path, asked: Recipe, checkpoint: Path | None, saved: Recipe | None = None
+) -> None:
     """If there is a run in `run_dir`, log what changes when `asked` resumes it, one line a key.
     Every process calls this.
 
+    Args:
+        saved: the run's recipe; None reads it.
+
     Raises:
-        UserError: a change that cannot be.
+        UserError: a change that is not allowed.
     """
 
     def act() -> None:
         if not (run_dir / "config.yaml").exists():
             return
-        saved = load_recipe_file(run_dir / "config.yaml")
-        resume = Resume(saved, asked, 0 if checkpoint is None else checkpoint_step(checkpoint))
+        step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+        resume = Resume(saved or load_recipe_file(run_dir / "config.yaml"), asked, step)
         refuse_changes(run_dir, resume)
         for change in changes(resume):
             if change.verdict is not None:
                 log.warning("%s: %s: %s", run_dir, change, change.verdict)
-        best = Best(asked.training)
+        best = BestCheckpoints(asked.training)
         if checkpoint is not None and "best" in (state := saved_state(checkpoint)):
             with reading(checkpoint / "trainer.json"):
                 best.load_state_dict(state["best"])
@@ -117,7 +122,7 @@ SOURCES = {
     "tokenizer": "the tokenizer",
     "reference": "the reference model",
 }
-"""What must be what it was, by its name among the `sources`."""
+"""Inputs that must not change, by their names in `sources`."""
 
 
 def check_sources(run_dir: Path, checkpoint: Path | None, sources: Mapping[str, str]) -> None:
@@ -127,7 +132,7 @@ def check_sources(run_dir: Path, checkpoint: Path | None, sources: Mapping[str, 
         sources: fingerprints by name: `train`, `validation`, `tokenizer`, `reference`.
 
     Raises:
-        UserError: something has other content, without which the run cannot go on as it was.
+        UserError: an input that the run depends on has other content.
     """
     if checkpoint is None:
         return

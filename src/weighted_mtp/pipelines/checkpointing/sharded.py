@@ -44,7 +44,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     unwritten,
     writing,
 )
-from weighted_mtp.pipelines.checkpointing.model_start import Start, tie
+from weighted_mtp.pipelines.checkpointing.model_start import DeferredModel, tie
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
 from weighted_mtp.pipelines.checkpointing.sums import store_sums
 from weighted_mtp.pipelines.training.optimization import Optimizer
@@ -213,7 +213,7 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
         on_main(write)
 
 
-def sharded_model(checkpoint: Path) -> Start:
+def sharded_model(checkpoint: Path) -> DeferredModel:
     """The model of a sharded checkpoint, its value head with it.
 
     Raises:
@@ -234,7 +234,13 @@ def sharded_model(checkpoint: Path) -> Start:
         load_shards(weights, folder)
         log.info("%s: loaded, %d weights in parts", checkpoint, len(weights))
 
-    return Start(adapter, fill)
+    prefix = "weights.transformer."
+    formats = {
+        name.removeprefix(prefix): dtype
+        for name, dtype in shards.stored_formats(folder).items()
+        if name.startswith(prefix)
+    }
+    return DeferredModel(adapter, fill, formats)
 
 
 def optimizer_names(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> list[str]:

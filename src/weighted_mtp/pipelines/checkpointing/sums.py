@@ -85,4 +85,4 @@ def _had_sums(path: Path) -> bool:
     try:
         return "sums" in read_json(path)
     except (OSError, UserError, ValueError, TypeError):
-        return False  # whoever reads the file for what it holds says what is wrong with it
+        return False  # the reader of its content reports what is wrong with it

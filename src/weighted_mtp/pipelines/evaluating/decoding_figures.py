@@ -1,4 +1,4 @@
-"""What decoding took, over all that a model was asked: for result files and for people."""
+"""The cost of decoding over a whole evaluation, for result files and for people."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class DecodingFigures:
     """Counts over many calls of decoding.
 
     Attributes:
-        k: most tokens that a forward pass may decide for a text; 1 in plain decoding.
-        texts: how many were written.
-        seconds: spent writing, reading the prompts included, loading the model not.
+        k: most tokens that a forward pass may decide for a text; 1 without drafts.
+        texts: number of texts written.
+        seconds: of decoding with the prompts' prefill, without loading the model.
         report: the calls' reports, summed.
     """
 
@@ -29,7 +29,7 @@ class DecodingFigures:
         self.report = Report(self.k)
 
     def add(self, report: Report, texts: int, seconds: float) -> None:
-        """Count a call."""
+        """Add one call."""
         total = self.report
         self.texts += texts
         self.seconds += seconds
@@ -44,11 +44,11 @@ class DecodingFigures:
 
     @property
     def tokens_per_second(self) -> float:
-        """nan before anything was written."""
+        """NaN before the first text."""
         return self.report.tokens / self.seconds if self.seconds else math.nan
 
     def record(self) -> dict[str, Any]:
-        """For a result file; what was never measured is null."""
+        """Return the figures for a result file; what was not measured is null."""
         report = self.report
         return {
             "texts": self.texts,
@@ -66,22 +66,30 @@ class DecodingFigures:
 
 
 def table(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, figure, what it means) of a `DecodingFigures.record`."""
+    """Return (name, figure, meaning) of everything in a `DecodingFigures.record`."""
     rate, gain = record["tokens_per_second"], record["tokens_per_forward"]
     texts = f"in {record['texts']:,} programs"
-    lines = [("tokens/s", _shown(rate), f"tokens written a second, {texts}, of all in a batch")]
+    lines = [("tokens/s", _shown(rate), f"tokens decoded per second by whole batches, {texts}")]
     lines.append(
-        ("per forward", _shown(gain), f"tokens a text gains by a forward pass, of {record['k']}")
+        (
+            "per forward",
+            _shown(gain),
+            f"tokens that a text gains per forward pass, at most {record['k']}",
+        )
     )
     lines += [
-        (f"head {head}", "–" if share is None else f"{share:.1%}", "of its judged drafts stayed")
+        (
+            f"head {head}",
+            "–" if share is None else f"{share:.1%}",
+            "of its verified drafts were kept",
+        )
         for head, share in enumerate(record["acceptance"], 2)
     ]
     return lines
 
 
 def line(record: dict[str, Any]) -> str:
-    """The same on one line, for the end of a command."""
+    """Return the same on one line, for the end of a command."""
     parts = [
         f"{record['tokens']:,} tokens in {record['seconds']:.1f} s",
         f"{_shown(record['tokens_per_second'])} tokens/s",

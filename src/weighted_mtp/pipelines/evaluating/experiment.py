@@ -1,9 +1,9 @@
-"""Does weighting help? Several objectives from one start, under one budget, with controls.
+"""Compare objectives from one start, under one budget, with controls: does weighting help?
 
-For each seed one base model is trained on right and wrong programs alike, together with a critic.
+For each seed a base model is trained on right and wrong programs alike, together with a critic.
 Every arm starts from that base and trains for the same number of steps and rows; all are evaluated
-on the same held-out problems. Each training and evaluation is a process of its own, so an
-experiment can be interrupted and taken up again, and several may run side by side.
+on the same held-out problems. Each training and evaluation is a separate process, so that an
+experiment can be interrupted and resumed, and several can run in parallel.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Arm:
 
     Attributes:
         recipe: the shipped recipe it starts from.
-        settings: what is changed in it.
-        about: what it does, in a few words.
+        about: a short description.
+        settings: changes to the recipe.
     """
 
     recipe: str
@@ -53,7 +53,7 @@ ARMS: dict[str, Arm] = {
     "uniform": Arm("baseline", "right and wrong programs alike", ("objective.name=uniform",)),
     "value_only": Arm(
         "verifiable",
-        "all programs alike, the value loss beside",
+        "all programs alike, with the value loss",
         ("objective.td.min_weight=1", "objective.td.max_weight=1"),
     ),
     "verifiable": Arm("verifiable", "all programs, weighted by the critic's TD errors"),
@@ -78,19 +78,19 @@ COMPARISONS = (
     ("verifiable", "baseline", "weighting wrong programs down, not leaving them out"),
     ("baseline", "ntp", "more heads than one"),
 )
-"""Pairs of arms and what their difference shows."""
+"""Pairs of arms, and what their difference shows."""
 LAST = ("rho1",)
 """Arms whose reference model is another arm."""
 
 
 @dataclass(frozen=True)
 class ExperimentRequest:
-    """What to compare, and how large.
+    """Which arms to compare, and on what scale.
 
     Attributes:
         steps, base_steps: optimizer steps of every arm and of the base.
         n_problems: held-out problems of each split.
-        jobs: processes at a time; each takes its share of the cores.
+        jobs: processes at a time; each gets its share of the cores.
         settings: `section.key=value` for every training.
     """
 
@@ -107,14 +107,14 @@ class ExperimentRequest:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What one arm did with one seed.
+    """The result of one arm with one seed.
 
     Attributes:
-        passed: for each split, whether each problem was solved, by its id.
-        tokens: target tokens of head 1 trained on (for rho1, those kept).
-        head_loss: held-out loss of each head on correct programs, nats a token.
+        passed: for each split, whether each problem was solved, by task_id.
+        tokens: target tokens of head 1 that were trained on (for rho1, those kept).
+        head_loss: held-out loss of each head on correct programs, in nats per token.
         right_preferred: of held-out pairs of a right and a wrong program of one problem, the share
-            whose right one is likelier to the model.
+            whose right one the model finds likelier.
     """
 
     arm: str
@@ -126,14 +126,15 @@ class ArmResult:
 
 
 def run_experiment(request: ExperimentRequest) -> list[ArmResult]:
-    """Train and evaluate every arm with every seed; what is done already is not done again.
+    """Train and evaluate every arm with every seed; what is complete is not repeated, what was
+    interrupted resumes.
 
     Raises:
-        UserError: an unknown arm, a recipe or a setting that is wrong, or a training that failed.
+        UserError: an arm is unknown, a recipe or setting is wrong, or a training failed.
     """
     unknown = [arm for arm in request.arms if arm not in ARMS]
     if unknown:
-        raise UserError(f"no arm {', '.join(unknown)}; there are {', '.join(ARMS)}")
+        raise UserError(f"no arm {', '.join(unknown)}; choose from {', '.join(ARMS)}")
     if any(arm in LAST for arm in request.arms) and "baseline" not in request.arms:
         raise UserError("rho1's reference model is the baseline arm: add baseline to --arms")
     seeds = range(request.seeds)
@@ -147,12 +148,12 @@ def run_experiment(request: ExperimentRequest) -> list[ArmResult]:
 
 
 def folder(request: ExperimentRequest, arm: str, seed: int) -> Path:
-    """The run directory of an arm."""
+    """Return the run directory of an arm."""
     return request.directory / f"seed{seed}" / arm
 
 
 def train_and_evaluate(request: ExperimentRequest, arm: str, seed: int) -> None:
-    """One arm with one seed."""
+    """Train and evaluate one arm with one seed."""
     train(request, arm, seed)
     run_dir = folder(request, arm, seed)
     for split in SPLITS:
@@ -163,13 +164,13 @@ def train_and_evaluate(request: ExperimentRequest, arm: str, seed: int) -> None:
 
 
 def train(request: ExperimentRequest, arm: str, seed: int) -> None:
-    """The base of a seed, or an arm on top of it."""
+    """Train the base of a seed, or an arm that starts from it."""
     run_dir = folder(request, arm, seed)
     recipe = arm_recipe(request, arm, seed)
     started = (run_dir / "config.yaml").exists()
     file = run_dir.with_suffix(".yaml")
     if started and file.read_text(encoding="utf-8") != recipe.to_yaml():
-        raise UserError(f"{run_dir}: made with other settings; give another --output-dir")
+        raise UserError(f"{run_dir}: was made with other settings; give another --output-dir")
     if is_trained(run_dir, recipe.training.steps):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def train(request: ExperimentRequest, arm: str, seed: int) -> None:
 
 
 def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
-    """The resolved recipe of an arm (or of the base), each with a remote directory of its own."""
+    """Resolve the recipe of an arm (or of the base), each with a remote directory of its own."""
     recipe = _arm_recipe(request, arm, seed)
     if recipe.training.remote is None:
         return recipe
@@ -192,7 +193,7 @@ def arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
 
 def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
     data = [f"data.micro.seed={seed}", f"runtime.seed={seed}"]
-    # The same rows for all: each arm's objective selects among them.
+    # The same rows for all arms: each objective selects among them.
     data += ["data.micro.n_validation=300", "data.micro.incorrect_per_problem=3"]
     if arm == "base":
         base = [
@@ -212,7 +213,7 @@ def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         f"training.validate_every={request.steps}",
         "training.log_every=1",
         "training.keep_last=1",
-        # The rows in another order than the base read them in: the same one for every arm.
+        # Another order of the rows than the base had, the same for every arm.
         f"runtime.seed={seed + 1000}",
     ]
     chosen = ARMS[arm]
@@ -220,13 +221,14 @@ def _arm_recipe(request: ExperimentRequest, arm: str, seed: int) -> Recipe:
         changes.append("critic_stage=null")
     if arm == "rho1":
         baseline = folder(request, "baseline", seed)
+        changes.append("reference_stage=null")
         changes.append(setting("objective.rho1.reference_model", baseline))
     settings = [*data, *changes, *chosen.settings, *request.settings]
     return load_recipe(chosen.recipe, request.preset, settings)
 
 
 def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
-    """Read what an arm left behind."""
+    """Read the result files of an arm."""
     run_dir = folder(request, arm, seed)
     passed = {}
     for split in SPLITS:
@@ -252,11 +254,11 @@ def collect(request: ExperimentRequest, arm: str, seed: int) -> ArmResult:
 
 def _trained(record: dict[str, Any]) -> float:
     share = record.get("rho1", {}).get("kept_share_head_1", 1.0)
-    return float(record["tokens"] * share) if record["tokens"] else 0.0  # no token has no share
+    return float(record["tokens"] * share) if record["tokens"] else 0.0  # the share may be NaN
 
 
 def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -> None:
-    """`weighted-mtp` in a process of its own; what it prints goes to a file beside the run."""
+    """Run `weighted-mtp` in a process of its own; its output goes to a file beside the run."""
     threads = max(1, available_cores() // request.jobs)
     printed = run_dir.with_suffix(".log")
     with printed.open("a", encoding="utf-8") as file:
@@ -269,4 +271,4 @@ def _call(request: ExperimentRequest, arguments: Sequence[str], run_dir: Path) -
         )
     if result.returncode:
         last = printed.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-        raise UserError(f"{run_dir}: {''.join(last)} (all of it: {printed})")
+        raise UserError(f"{run_dir}: {''.join(last)} (full output: {printed})")

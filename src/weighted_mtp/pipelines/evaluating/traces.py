@@ -1,5 +1,4 @@
-"""What a critic thinks of a program, token by token: values, TD errors and weights of held-out
-pairs, for people to look at.
+"""Trace a critic token by token: values, TD errors and weights of held-out pairs of programs.
 
 Letters: B batch, S sequence.
 """
@@ -8,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.core.types import TokenTrace
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
@@ -28,30 +28,13 @@ from weighted_mtp.pipelines.training.module import pool_of
 from weighted_mtp.pipelines.training.objectives.td_weighted import Verifiable
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One program.
+def trace_pairs(
+    run_dir: Path, count: int = 4, device: str = "cpu"
+) -> list[tuple[TokenTrace, TokenTrace]]:
+    """Trace a right and a wrong held-out program of each of the first `count` problems that have
+    both, no two of one family where the data names families; none if the run has no critic.
 
-    Attributes:
-        pieces: text of each response token, "" for EOS.
-        values: after each token, NaN where there is none. start_value: before the first.
-        td_errors, weights: of each token.
-    """
-
-    title: str
-    instruction: str
-    pieces: tuple[str, ...]
-    values: tuple[float, ...]
-    start_value: float
-    td_errors: tuple[float, ...]
-    weights: tuple[float, ...]
-    is_correct: bool
-
-
-def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tuple[Trace, Trace]]:
-    """A right and a wrong held-out program of the same problem, for the first `count` problems that
-    have both, each of another kind where the data names kinds; none if the run has no critic. The
-    weights are the TD weights, also where the run was one of their controls.
+    The weights are the TD weights, even if the run trained with a control in their place.
 
     Raises:
         UserError: the run or its data cannot be read.
@@ -95,8 +78,9 @@ def trace_pairs(run_dir: Path, count: int = 4, device: str = "cpu") -> list[tupl
 def _td_weights(recipe: Recipe, checkpoint: Path) -> Verifiable:
     """The TD weights as they are at the end of the run: λ at the end of its schedule, running
     statistics as saved. Batch statistics are those of the one program that is looked at."""
-    plain = {"name": "verifiable", "heads": 1, "head_weights": None, "final_head_weights": None}
-    config = recipe.objective.model_copy(update={**plain, "head_fractions": None})
+    plain: dict[str, Any] = {"name": "verifiable", "options": {}, "heads": 1}
+    plain |= dict.fromkeys(("head_weights", "final_head_weights", "head_fractions"))
+    config = recipe.objective.model_copy(update=plain)
     objective = Verifiable(config, 1)
     objective.begin_step(recipe.training.steps - 1, recipe.training.steps)
     trainer = checkpoint / "trainer.json"
@@ -114,17 +98,18 @@ def trace(
     example: Example,
     collator: AlpacaCollator,
     instruction: str,
-) -> Trace:
-    """Look at one example with the weights this objective would give it."""
+) -> TokenTrace:
+    """Trace one example with the weights this objective would give it."""
     batch = collator([example]).to(adapter.transformer.output.weight.device)
     values = adapter.trunk_forward(batch.tokens)["value_logits"].squeeze(-1)  # [1, S]
     pool = pool_of(batch, values)
-    errors, weights = objective.td_errors(pool), objective.token_weights(pool)
+    errors = objective.td_errors(pool)
+    weights = objective.token_weights(pool, objective.advantages(pool, errors))
     first, end = example.prompt_length, len(example.ids)
     along = [*values[0].tolist(), math.nan][first:end]
     if not example.truncated:
-        along[-1] = math.nan  # after EOS there is no state
-    return Trace(
+        along[-1] = math.nan  # there is no state after EOS
+    return TokenTrace(
         title=example.task_id,
         instruction=instruction,
         pieces=_pieces(collator.tokenizer, example.ids[first:end]),
@@ -137,7 +122,7 @@ def trace(
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text: decoded alone, some would lose their leading space."""
+    """Return what each token adds to the text: decoded alone, some lose their leading space."""
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])

@@ -1,4 +1,4 @@
-"""A checkpoint that writes: model, tokenizer and decoding, as every evaluation loads them."""
+"""Load a checkpoint for decoding: model, tokenizer and decoding options together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model, has_chat_template
-from weighted_mtp.data.collators import TEMPLATES
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.collators import CHAT, TEMPLATES
+from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
 
@@ -35,12 +38,12 @@ class ModelWriter:
         speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
 
     Attributes:
-        speculation: what comes of it with the heads that the model has.
-        figures: what writing took so far.
+        speculation: None if the model has no heads to draft with.
+        figures: cost of decoding so far.
 
     Raises:
         UserError: the checkpoint or its tokenizer is missing or damaged, they do not match, or the
-            model has not the heads that `speculation` asks for.
+            model has fewer heads than `speculation` asks for.
     """
 
     def __init__(
@@ -52,28 +55,43 @@ class ModelWriter:
         dtype: str | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        self.model_dir = find_model(path)
+        source = open_checkpoint(path)  # find mistakes before the weights are loaded
+        self.model_dir, shape = source.directory, source.model.args
         self.tokenizer = load_tokenizer(self.model_dir)
-        shape = inspect_checkpoint(self.model_dir).args  # mistakes are found before weights load
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = _heads_in_use(speculation, shape.n_future_tokens)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
-            self.model_dir, resolve_device(device), dtype, initialize_value_head=False
+            source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
         self.speculation = speculation if k > 1 else None
         self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._decode = continuation_decoder(self.tokenizer)
+        self._end_of_turn: tuple[str, ...] = ()  # of the chat template, once it is in use
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of a prompt that leaves room for the answer."""
+        """Tokens of the longest prompt that leaves room for the answer."""
         return self._model.max_positions - self._max_new_tokens
 
-    def encode(self, text: str) -> list[int]:
-        """A prompt: BOS, if the model has one, and the text."""
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """A prompt: BOS, if the model has one, and the text; messages by the tokenizer's chat
+        template, whose end of turn from then on ends a text.
+
+        Raises:
+            UserError: there is no chat template, or it refuses the messages.
+        """
+        if not isinstance(prompt, str):
+            return self._chat.encode_prompt(prompt)
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        return bos + self.tokenizer.encode(text)
+        return bos + self.tokenizer.encode(prompt)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        template = ChatTemplate(self.tokenizer)
+        end = template.end_of_turn()
+        self._end_of_turn = () if end is None else (end,)
+        return template
 
     def write(
         self,
@@ -82,13 +100,13 @@ class ModelWriter:
         stops: Sequence[str] = (),
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Continue each prompt to its EOS, its stop string or the limit.
+        """Continue each prompt until EOS, a stop string or the limit.
 
         Args:
             row_seeds: one for each prompt, see `row_seed`.
-            stops: strings that end a text; they are not part of it. The name of a control token
-                stands for the token too.
-            logprobs: keep the tokens' log-probabilities.
+            stops: strings that end a text and are not part of it. The name of a control token
+                also stands for the token.
+            logprobs: return the tokens' log-probabilities.
 
         Raises:
             UserError: a prompt leaves no room for the answer.
@@ -111,7 +129,7 @@ class ModelWriter:
         return completions
 
     def stream(self, prompt: Sequence[int], row_seed: int, stops: Sequence[str] = ()) -> Stream:
-        """Continue one prompt piece by piece; whoever reads it adds its report to the figures.
+        """Continue one prompt piece by piece; the caller adds the report to the figures.
 
         Raises:
             UserError: the prompt leaves no room for the answer.
@@ -135,10 +153,11 @@ class ModelWriter:
         warn_past_positions(longest, self._model.args, where)
 
     def _stopping(self, stops: Sequence[str]) -> Stopping:
-        """Any end of sequence ends a text, and a control token that a stop string names: its name
-        is never in the text, because decoding leaves control tokens out."""
+        """Stop at any end-of-sequence token, and at a control token that a stop string names: its
+        name never appears in the text, because decoding leaves control tokens out."""
         control, eos = self.tokenizer.control, self.tokenizer.eos_id
-        ends = self.tokenizer.stop_ids.union(control[stop] for stop in stops if stop in control)
+        named = (*stops, *self._end_of_turn)
+        ends = self.tokenizer.stop_ids.union(control[stop] for stop in named if stop in control)
         eos_id = ends if ends != {eos} else eos
         return Stopping(self._max_new_tokens, eos_id, tuple(stops), self._decode)
 
@@ -151,17 +170,20 @@ def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
 
 
 def row_seed(name: str, sample: int) -> int:
-    """What settles, with the seed of the run, the chance of one text: a number of the problem and
-    the sample alone, so that neither batch nor order nor how many there are changes the text."""
+    """Hash a problem and a sample number to the seed of one text.
+
+    It depends on nothing else, so that neither batch size nor order nor the number of samples
+    changes the text.
+    """
     address = f"{name}\0{sample}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(address).digest()[:8], "little")
 
 
 def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
-    """Text of tokens that follow others.
+    """Return a function that decodes tokens which follow others.
 
-    Decoded alone they may lose a space (SentencePiece drops the one a text begins with, which may
-    be the first of an indentation), so they are decoded behind a letter.
+    Decoded alone they may lose a space (SentencePiece drops a leading one, which may belong to an
+    indentation), so they are decoded after a letter.
     """
     before = tokenizer.encode("x")
     length = len(tokenizer.decode(before))
@@ -169,7 +191,8 @@ def continuation_decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]
 
 
 def run_data(path: Path) -> dict[str, Any]:
-    """The data section of the recipe that `path` (a run, or a directory in it) was trained by."""
+    """Return the data section of the recipe by which `path` (a run or part of one) was trained;
+    empty if it is not part of a run."""
     path = path.expanduser()
     here = path.resolve() if path.exists() else find_model(path)
     for folder in (here, *here.parents[:3]):
@@ -180,31 +203,32 @@ def run_data(path: Path) -> dict[str, Any]:
 
 
 def warn_of_chat_model(path: Path, template: str) -> None:
-    """Warn if a model that was tuned on conversations, and not trained here with this template, is
-    prompted with a template that is not its own: it can be, but is likely to write worse."""
+    """Warn if a chat model, not trained here with this template, is prompted by a template other
+    than its own: it is likely to write worse."""
     trained = run_data(path).get("template")
     if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
         _log.warning(
             "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
-            "a model does not expect; write the prompt by its chat template and give it with "
-            "generate --template raw, or train the model with the template first",
+            "a model does not expect; take its own with --template chat, or train the model with "
+            "this one first",
             path,
             template,
         )
 
 
-def trained_template(path: Path) -> str | None:
-    """The prompt template a run was trained with; None for a bare model and for plain text."""
-    data = run_data(path)
-    return None if not data or data["source"] == "text" else str(data["template"])
+def check_chat(path: Path, template: str | None) -> None:
+    """Raise `UserError`, before weights are read, if the chat template is asked for and the
+    tokenizer has none."""
+    if template == CHAT and not has_chat_template(model_dir := find_model(path)):
+        raise UserError(f"{model_dir}: the tokenizer {NO_TEMPLATE}")
 
 
 def sampling_identity(
     sampling: Sampling, speculation: Speculation | None, k: int
 ) -> dict[str, Any]:
-    """What of sampling and speculation settles the texts: what has no part in them may change when
-    an evaluation goes on. Drafts change what a seed draws, and greedy near-ties where they are not
-    looked for."""
+    """Return the options of sampling and speculation that determine the texts; the others may
+    change when an evaluation resumes. Drafts change what a seed draws, and which of two greedy
+    near-ties wins unless ties are exact."""
     everything = asdict(sampling)
     chance = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty")
     certain = ("temperature", "repetition_penalty", "ties")
@@ -216,10 +240,10 @@ def sampling_identity(
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """What tells a checkpoint from another, without reading its weights.
+    """Identify a checkpoint without reading its weights, by sizes and modification times.
 
     Raises:
-        UserError: nothing is there.
+        UserError: it does not exist.
     """
     folder = find_model(path)
     weights = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".pth", ".bin"))

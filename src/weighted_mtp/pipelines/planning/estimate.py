@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it runs: from a recipe to the arithmetic of `memory`.
+"""Estimate what a recipe costs before it runs, with the arithmetic of `memory`.
 
 Letters: n future tokens (heads).
 """
@@ -6,7 +6,7 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +14,14 @@ from torch import nn
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
-from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Counts, Documents, Mode, Setting
-from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
+from weighted_mtp.pipelines.training.adapting import freeze, is_halved
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
@@ -30,9 +30,9 @@ class Estimate:
     """Size of a run.
 
     Attributes:
-        parameters: all of the model's numbers; what is frozen has no gradient.
+        parameters: all of the model's, frozen ones too.
         tokens_per_step: upper bound, every row at its longest.
-        memory: of one rank at the fullest moment of a step, every row at its longest.
+        memory: of one rank at the peak of a step, every row at its longest.
     """
 
     parameters: int
@@ -40,29 +40,36 @@ class Estimate:
     memory: Memory
 
     def lines(self) -> list[str]:
-        """The estimate for a person."""
+        """Format the estimate for a person."""
         memory = self.memory
         detail = ", ".join(f"{part} {_gib(size)}" for part, size in memory.parts.items() if size)
         return [
             f"parameters       {self.parameters:,}",
             f"tokens per step  at most {self.tokens_per_step:,}",
-            f"memory per rank  about {_gib(memory.total)} ({detail}) when it is fullest "
+            f"memory per rank  about {_gib(memory.total)} ({detail}) at peak "
             f"({memory.moment}); one process, for more see weighted-mtp plan",
         ]
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Parameters, tokens and memory of a recipe on one process, after checking all that can be
-    checked without loading weights or reading more than the first row of a file.
+    """Estimate parameters, tokens and memory of a recipe on one process, after checking all that
+    can be checked without loading weights or reading more than the first row of a file.
+
+    Example:
+        >>> estimate(load_recipe("baseline", "micro")).memory.total  # bytes
 
     Raises:
         UserError: what training with this recipe would refuse.
     """
     device = resolve_device(recipe.runtime.device)
     processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
-    args, objective = resolve(recipe, processes)
-    counts = count(recipe, args, objective)
+    resolved = resolve(recipe, processes)
+    check_inputs(recipe, resolved)
+    args, objective = resolved.args, resolved.objective
+    formats = {} if resolved.source is None else resolved.source.formats
+    counts = count(recipe, args, objective, formats)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
+    setting = replace(setting, reference=reference_numbers(recipe, objective))
     return Estimate(
         parameters=counts.parameters,
         tokens_per_step=recipe.training.batch_size * recipe.data.max_length,
@@ -70,8 +77,17 @@ def estimate(recipe: Recipe) -> Estimate:
     )
 
 
-def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
-    """The numbers of a model of this shape under a recipe, counted on the meta device.
+def count(
+    recipe: Recipe,
+    args: ModelArgs,
+    objective: Objective,
+    formats: Mapping[str, torch.dtype] | None = None,
+) -> Counts:
+    """Count the parameters of a model of this shape under a recipe, on the meta device.
+
+    Args:
+        formats: in which its weights are stored, by name ({} for fresh ones); None if that is not
+            known.
 
     Raises:
         UserError: the objective does not go with the model.
@@ -82,6 +98,7 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
     if objective.needs_value_head:
         adapter.attach_value_head(None, value.head_type)
     objective.prepare(adapter)
+    freeze(adapter, recipe, objective)
     transformer = adapter.transformer
     heads = [transformer.layers[-1]]
     if objective.runs_heads and objective.heads > 1:
@@ -93,6 +110,10 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
         blocks = [*transformer.layers, *transformer.extra_heads]
         once = sum(_matrices(block, trained=True) for block in blocks)
     copies = {"linear": 1, "mlp": 3}[value.head_type] if objective.needs_value_head else 0
+
+    def stored(name: str) -> torch.dtype | None:
+        return None if formats is None else formats.get(name, torch.float32)
+
     return Counts(
         args=args,
         parameters=_numbers(adapter.parameters()),
@@ -105,6 +126,12 @@ def count(recipe: Recipe, args: ModelArgs, objective: Objective) -> Counts:
         heads=sum(map(_learns, heads)),
         predicting=len(heads) if objective.runs_heads else 0,
         value_copies=copies,
+        halved=_numbers(
+            p
+            for name, p in transformer.named_parameters()
+            if not p.requires_grad and is_halved(recipe, p, stored(name))
+        ),
+        trains_vocabulary=transformer.output.weight.requires_grad,
     )
 
 
@@ -116,11 +143,9 @@ def setting_of(
     gpus_per_node: int = 8,
     gpu: bool = True,
 ) -> Setting:
-    """How a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows fall
-    into documents is not known yet: the dearest way is taken.
-
-    Raises:
-        UserError: the reference model cannot be read.
+    """Describe how a recipe runs on each of `gpus` ranks, every row at its longest. How packed rows
+    split into documents is not known yet, so the most expensive way is assumed. A reference model
+    is not counted.
     """
     data, training, runtime = recipe.data, recipe.training, recipe.runtime
     rows, length = training.micro_batch_size, data.max_length - 1  # the last token is a target
@@ -130,8 +155,6 @@ def setting_of(
     mode: Mode = runtime.parallel if gpus > 1 else "none"
     fsdp = runtime.fsdp
     shards = {"fsdp": gpus, "hsdp": fsdp.shard_size or min(gpus, gpus_per_node)}.get(mode, 1)
-    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
-    reference = 0 if model is None else inspect_checkpoint(find_model(model)).parameters
     setting = Setting(
         rows=rows,
         length=length,
@@ -147,7 +170,6 @@ def setting_of(
         reduce_each=fsdp.reduce_gradients == "micro_batch",
         offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
         chunk_rows=training.loss_chunk_rows,
-        reference=reference,
     )
     if not data.packing:
         return setting
@@ -156,8 +178,18 @@ def setting_of(
     return max(packed, key=lambda way: block_bytes(args, way))
 
 
+def reference_numbers(recipe: Recipe, objective: Objective) -> int:
+    """Count the parameters of the reference model that scores online; 0 without one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    model = recipe.objective.rho1.reference_model if objective.needs_reference else None
+    return 0 if model is None else inspect_checkpoint(model).parameters
+
+
 def numbers_of(args: ModelArgs) -> int:
-    """How many numbers a model of this shape has."""
+    """Count the parameters of a model of this shape."""
     with torch.device("meta"):
         return _numbers(Transformer(args).parameters())
 

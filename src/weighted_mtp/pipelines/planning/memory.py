@@ -1,7 +1,7 @@
 """What a training step holds in memory, moment by moment: arithmetic alone.
 
-A step is fullest in the loss of a micro-batch, in the first block that the backward pass reaches,
-in the last one, or in the embedding. Each moment is counted by itself; the peak is the largest.
+Memory of a step peaks in the loss of a micro-batch, in the first block that the backward pass
+reaches, in the last one, or in the embedding. Each moment is counted by itself; the peak is the largest.
 What is kept for the backward pass is exact to the byte (a test compares it with what autograd
 saved). What comes and goes is counted where it is as large as a row of hidden states.
 
@@ -10,7 +10,7 @@ back, what `torch.compile` moves, and attention in kernels that write out S × S
 
 Letters: N positions of a micro-batch, n heads that predict, D model width, F feed-forward width,
 K key/value heads, H attention heads, d head width, V vocabulary, C rows in a chunk of logits,
-s bytes of a number in the compute dtype. Whatever is no count is in bytes.
+s bytes of a number in the compute dtype. Sizes are in bytes, everything else is a count.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Memory:
 
 
 def peak_memory(counts: Counts, setting: Setting) -> Memory:
-    """The fullest moment of a step, once the optimizer has its state."""
+    """The peak of a step, once the optimizer has its state."""
     return max(moments(counts, setting), key=lambda memory: memory.total)
 
 
@@ -65,7 +65,7 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
     """The last micro-batch of a step: its loss, then three moments of its backward pass."""
     shards = setting.shards if setting.sharded else 1
     resident = 0 if setting.offload else WIDE
-    weights = -(-resident * counts.parameters // shards)
+    weights = 0 if setting.offload else -(-counts.weight_bytes // shards)
     optimizer = -(-resident * counts.states // shards)
     loss, gathered = _loss(counts, setting), _gathered(counts, setting)
     kept, block = activation_bytes(counts, setting), block_bytes(counts.args, setting)
@@ -182,9 +182,9 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
     args, s = counts.args, setting.size
     if not counts.predicting:  # all there is beside what is kept: a frozen block at work
         return _Loss(setting.positions * (3 * s * args.ffn_dim + 3 * WIDE * args.dim), 0, 0)
-    rows = counts.predicting * setting.positions
+    rows = min(counts.predicting, counts.heads) * setting.positions  # of heads that learn
     states = s * rows * args.dim  # also of their gradient
-    gradient = WIDE * counts.vocabulary
+    gradient = counts.vocabulary_gradient
     C = min(rows, setting.chunk_rows or max(16, CHUNK_BYTES // (args.vocab_size * s)))
     chunk = C * (s * args.vocab_size + 3 * WIDE * args.dim)  # logits, and rows gathered and scaled
     if setting.half:
@@ -198,7 +198,7 @@ def _gradients(counts: Counts, setting: Setting) -> tuple[int, int, int, int]:
     """The gradient of the weights at each moment. DDP's buckets are always there, and what earlier
     micro-batches left; a gradient that meets another one exists twice until it is added."""
     whole, block = WIDE * counts.trained, WIDE * counts.block
-    unembedding = WIDE * counts.vocabulary if counts.predicting else 0
+    unembedding = counts.vocabulary_gradient
     embedding = unembedding  # of the same shape, and trained with it
     if not setting.sharded:
         if setting.accumulate or setting.mode == "ddp":

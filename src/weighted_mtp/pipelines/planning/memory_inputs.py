@@ -31,6 +31,8 @@ class Counts:
             next token counts, though a critic predicts nothing with it.
         predicting: n, heads under the language-model loss.
         value_copies: how many times the value head keeps a float32 state of every position.
+        halved: numbers of frozen matrices that are kept in bfloat16.
+        trains_vocabulary: the unembedding has a gradient.
     """
 
     args: ModelArgs
@@ -44,6 +46,8 @@ class Counts:
     heads: int
     predicting: int
     value_copies: int = 0
+    halved: int = 0
+    trains_vocabulary: bool = True
 
     @property
     def learning(self) -> int:
@@ -59,6 +63,16 @@ class Counts:
     @property
     def trained_root(self) -> int:
         return self.trained - self.learning * self.block
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, whole."""
+        return WIDE * self.parameters - (WIDE - HALF) * self.halved
+
+    @property
+    def vocabulary_gradient(self) -> int:
+        """Bytes of the gradient of the unembedding, where there is one."""
+        return WIDE * self.vocabulary if self.predicting and self.trains_vocabulary else 0
 
     @property
     def vocabulary(self) -> int:
@@ -89,7 +103,7 @@ class Setting:
         reduce_each: FSDP reduces the gradient after every micro-batch.
         offload: what a rank keeps of weights, gradient and optimizer is in the host's memory.
         chunk_rows: C; None is `CHUNK_BYTES` worth.
-        reference: numbers of a reference model that scores on line.
+        reference: numbers of a reference model that scores online.
     """
 
     rows: int

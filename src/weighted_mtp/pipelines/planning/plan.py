@@ -1,10 +1,12 @@
-"""Which settings of a recipe fit which GPUs: a run's estimate, over all that one may choose."""
+"""Which settings of a recipe fit which GPUs: a run's estimate for every combination."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.config.section import Section
@@ -14,11 +16,15 @@ from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.data.tokens.tokenizers import make_tokenizer
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.compose import model_args
-from weighted_mtp.pipelines.planning.estimate import count, numbers_of, setting_of
+from weighted_mtp.pipelines.planning.estimate import (
+    count,
+    numbers_of,
+    reference_numbers,
+    setting_of,
+)
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
-from weighted_mtp.pipelines.resolve import Processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, model_args, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
 
 MODELS = {
@@ -28,15 +34,15 @@ MODELS = {
 """Meta's released shape, and the next one up. `micro` is the preset's."""
 
 SHARE = 0.9
-"""Of a GPU's memory that an estimate may take: the rest is for the CUDA context, NCCL, what the
-allocator cannot use, and the estimate's own error."""
+"""Share of a GPU's memory that an estimate may use: the rest is for the CUDA context, NCCL,
+fragmentation, and the estimate's own error."""
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
-"""From the fastest to the one that takes the least."""
+"""From the fastest to the one that uses the least memory."""
 
 LEAN = {"reduce_gradients": "micro_batch", "param_dtype": "bfloat16"}
-"""FSDP's settings that take the least memory and cost no second pass; the format only where the
-compute dtype is bfloat16 too."""
+"""FSDP settings that use the least memory without recomputation; `param_dtype` only if the compute
+dtype is bfloat16 too."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,13 @@ class PlanRequest:
     """What to plan for.
 
     Attributes:
+        recipe: a shipped name, a YAML file or a recipe.
         model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
-        gpus_per_node: that share a copy of the weights under hsdp.
-        reference: a model that scores on line (rho1), named as `model` is; None: losses are stored.
+        gpus_per_node: GPUs that share a copy of the weights under hsdp.
+        reference: a model that scores online (rho1), named as `model` is; None: losses are stored.
     """
 
-    recipe: str
+    recipe: str | Path | Recipe
     preset: str | None = None
     overrides: Sequence[str] = ()
     model: str | None = None
@@ -57,14 +64,19 @@ class PlanRequest:
     gpus_per_node: int = 8
     reference: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The recipe's name, for messages."""
+        return self.recipe.pipeline if isinstance(self.recipe, Recipe) else str(self.recipe)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run, and what its fullest moment takes.
+    """One way to run, and its peak memory.
 
     Attributes:
         lean: with FSDP's `LEAN` settings.
-        changes: what `--set` needs to make this choice of the recipe, where it says otherwise.
+        changes: `--set` options that change the recipe to this choice.
     """
 
     mode: Mode
@@ -76,13 +88,13 @@ class Choice:
 
     @property
     def way(self) -> str:
-        """How the weights are spread, in a word or two."""
+        """How the weights are sharded, in a word or two."""
         if self.mode == "none":
             return "one GPU"
         return f"{self.mode} lean" if self.lean else self.mode
 
     def fits(self, gib: float) -> bool:
-        """Whether it runs on a GPU of so many GiB."""
+        """Whether it fits on a GPU of this many GiB."""
         return self.memory.total <= SHARE * gib * 2**30
 
 
@@ -91,7 +103,7 @@ class Plan:
     """Every choice for a recipe.
 
     Attributes:
-        own: the micro-batch size that the recipe names, or the nearest that a rank can have.
+        own: the micro-batch size of the recipe, or the nearest that a rank can have.
     """
 
     recipe: Recipe
@@ -101,9 +113,11 @@ class Plan:
     choices: tuple[Choice, ...]
 
     def best(self, gib: float) -> Choice | None:
-        """What to try first on a GPU of so many GiB: the least recomputation that fits, which is
-        sure to cost time; then the least spreading of the weights, whose transfers run beside the
-        computation; then the largest micro-batch. None if nothing fits."""
+        """What to try first on a GPU of this many GiB; None if nothing fits.
+
+        Least recomputation first, because it always costs time; then least sharding, because its
+        transfers overlap with computation; then the largest micro-batch.
+        """
         fitting = [choice for choice in self.choices if choice.fits(gib)]
         ways = list(dict.fromkeys(choice.way for choice in self.choices))
 
@@ -114,7 +128,7 @@ class Plan:
         return min(fitting, key=cost, default=None)
 
     def smallest(self) -> Choice:
-        """The choice that takes the least."""
+        """The choice with the lowest peak."""
         return min(self.choices, key=lambda choice: choice.memory.total)
 
 
@@ -122,7 +136,7 @@ def plan(request: PlanRequest) -> Plan:
     """Estimate every combination of parallel mode, checkpointing and micro-batch size.
 
     Raises:
-        UserError: the recipe, the model or the number of GPUs make no run.
+        UserError: the recipe, the model and the number of GPUs do not make a possible run.
     """
     _check_gpus(request)
     recipe = _read_recipe(request)
@@ -130,12 +144,19 @@ def plan(request: PlanRequest) -> Plan:
     shape = None if request.model is None else _shape(request.model)
     if request.model is not None and shape is None:
         _check_there(request.model, "--model")
-    args, objective = resolve(recipe, processes, shape, planned=True)
+    resolved = resolve(recipe, processes, shape, planned=True)
+    check_inputs(recipe, resolved, planned=True)
+    args, objective = resolved.args, resolved.objective
     device = recipe.runtime.device
     if not device.startswith(("cuda", "mps")):  # the GPUs that are planned for need not be here
         resolve_device(device)
-    counts = count(recipe, args, objective)
-    reference = _reference_numbers(request, objective)
+    formats: Mapping[str, torch.dtype] | None = None  # unknown for a shape alone
+    if shape is None:
+        formats = {}
+    if resolved.source is not None:
+        formats = dict(resolved.source.formats)
+    counts = count(recipe, args, objective, formats)
+    reference = _reference_numbers(request, recipe, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)
     choices = []
     for mode, lean in _ways(recipe, request):
@@ -143,9 +164,7 @@ def plan(request: PlanRequest) -> Plan:
             for size in sizes:
                 changed, changes = _change(recipe, mode, lean, checkpointing, size)
                 setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
-                if reference is not None:
-                    setting = replace(setting, reference=reference)
-                memory = peak_memory(counts, setting)
+                memory = peak_memory(counts, replace(setting, reference=reference))
                 choices.append(Choice(mode, lean, checkpointing, size, changes, memory))
     wanted = recipe.training.micro_batch_size
     own = max((size for size in sizes if size <= wanted), default=sizes[0])
@@ -159,7 +178,7 @@ def _check_gpus(request: PlanRequest) -> None:
 
 
 def _read_recipe(request: PlanRequest) -> Recipe:
-    """The recipe, though it may name neither data nor model yet."""
+    """Read the recipe, which need not name data and model yet."""
     overrides = list(request.overrides)
     if request.model is not None:
         overrides += ["model.architecture=null", setting("model.path", request.model)]
@@ -172,7 +191,7 @@ def _read_recipe(request: PlanRequest) -> Recipe:
         if request.model is None and "give one of model.path" in str(error):
             names = ", ".join(model_names())
             raise UserError(
-                f"recipe {request.recipe} names no model: --model NAME ({names}) or DIRECTORY"
+                f"recipe {request.name} names no model: --model NAME ({names}) or DIRECTORY"
             ) from error
         raise
 
@@ -206,12 +225,12 @@ def _check_there(name: str, flag: str) -> None:
         )
 
 
-def _reference_numbers(request: PlanRequest, objective: Objective) -> int | None:
+def _reference_numbers(request: PlanRequest, recipe: Recipe, objective: Objective) -> int:
     if request.reference is None:
-        return None
+        return reference_numbers(recipe, objective)
     if not objective.needs_reference:
         raise UserError(
-            f"--reference-model: the {request.recipe} recipe compares with no reference model; "
+            f"--reference-model: the {request.name} recipe compares with no reference model; "
             "leave it out, or plan rho1"
         )
     return numbers_of(_named(request.reference, "--reference-model"))
@@ -236,7 +255,7 @@ def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:
 
 
 def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
-    """How the weights may be spread, the least first, and whether FSDP is to be lean."""
+    """Ways to shard the weights, the least sharded first, and whether FSDP uses `LEAN`."""
     if request.gpus == 1:
         yield "none", False
         return
@@ -262,8 +281,8 @@ def _lean(recipe: Recipe) -> dict[str, str]:
 def _change(
     recipe: Recipe, mode: Mode, lean: bool, checkpointing: Checkpointing, size: int
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe with one choice made, and the changes that make it. What is right for many processes
-    is right for one."""
+    """Return the recipe with one choice made, and the changes that make it. Settings for many
+    processes do no harm on one."""
     parallel: dict[str, object] = {} if mode == "none" else {"parallel": mode}
     fsdp: dict[str, object] = {**_lean(recipe)} if lean else {}
     blocks: dict[str, object] = {
@@ -287,5 +306,5 @@ def _change(
 
 
 def _differing(name: str, section: Section, values: Mapping[str, object]) -> list[str]:
-    """What of `values` a section does not say already, as `--set` takes it."""
+    """The `values` that differ from those of a section, as `--set` takes them."""
     return [f"{name}.{key}={x}" for key, x in values.items() if getattr(section, key) != x]

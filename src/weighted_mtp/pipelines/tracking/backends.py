@@ -21,7 +21,7 @@ PARAMS_AT_ONCE = 100  # MLflow takes no more in a request
 
 def scalars(kind: str, figures: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a record, named `kind/figure`, `kind/figure/1`, … for each head of a
-    list, and `kind/figure/key` for a mapping. What is no number or not finite is left out."""
+    list, and `kind/figure/key` for a mapping. What is not a finite number is left out."""
     return {
         name: float(value)
         for name, value in _numbered(kind, figures)
@@ -127,7 +127,7 @@ class MLflowTracker:
 
 
 class WandbTracker:
-    """A run of Weights & Biases, on line or off line as the user's environment says.
+    """A run of Weights & Biases, online or offline, as the user's environment says.
 
     What W&B gathers by itself (console, git, code, requirements, host, system load) is turned off.
 

@@ -5,8 +5,8 @@ a tracker may fail without harm: it is fed from a thread of its own, so that tra
 long for a server, and is switched off with one warning when it stops working.
 
 One run directory is one run everywhere. The ids of its MLflow and W&B runs are kept in
-`trackers.json`, and a resumed run goes on with them. A tracker is given the recipe and the figures,
-nothing about the machine, the user or the environment.
+`trackers.json`, and a resumed run continues with them. A tracker is given the recipe and the
+figures, nothing about the machine, the user or the environment.
 """
 
 from __future__ import annotations

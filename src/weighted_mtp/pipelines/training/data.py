@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate, up_to
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.training.objectives import Objective
-from weighted_mtp.pipelines.training.reference import reference_digest, with_reference
+from weighted_mtp.pipelines.training.reference import Annotate, reference_digest, with_reference
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
@@ -40,16 +40,19 @@ class TrainingData:
     """What the trainer reads.
 
     Attributes:
-        train: an endless sequence.
-        validation: held-out groups, each of one row.
+        train: an endless sequence; the same on every rank.
+        validation: held-out groups, each of one row; empty if there are none.
         size: what there is to train on, in words.
-        sources: fingerprints of the content of what was read, see `resuming`.
+        sources: fingerprints of the content of what was read, saved with every checkpoint (see
+            `resuming`).
+        annotate: adds to a batch what the objective needs and the rows did not bring.
     """
 
     train: Groups
     validation: Sequence[Group]
-    size: str
-    sources: dict[str, str]
+    size: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    annotate: Annotate | None = None
 
 
 def training_data(
@@ -60,14 +63,14 @@ def training_data(
     checkpoint: Path | None = None,
     vocab_size: int | None = None,
 ) -> TrainingData:
-    """Open, draw and tokenise the data of a recipe; on resume what is still to be read, in the
+    """Open, draw and tokenise the data of a recipe; on resume only what remains to be read, in the
     order that was planned when the run began.
 
     Args:
         vocab_size: of the model, if rows are to be checked for tokens that it lacks.
 
     Raises:
-        UserError: a file is missing or bad, or holds nothing to learn from.
+        UserError: a file is missing or invalid, or has nothing to learn from.
     """
     if recipe.data.source == "text":
         return _windows(recipe, collator, objective)
@@ -89,7 +92,7 @@ def training_data(
     if objective.needs_reference:
         examples = with_reference(recipe, collator, tokenised, store.digest, objective.heads)
     sources = {"train": store.digest, "tokenizer": collator.tokenizer.fingerprint}
-    if objective.needs_reference and distributed.is_main_process():  # which alone compares
+    if objective.needs_reference and distributed.is_main_process():  # only it compares them
         sources["reference"] = reference_digest(recipe)
     validation: list[Group] = []
     if files["validation"] is not None:
@@ -115,13 +118,13 @@ def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tup
 def _held_out(
     recipe: Recipe, collator: AlpacaCollator, store: RowStore, vocab_size: int | None
 ) -> list[Group]:
-    """Every row that has something to predict."""
+    """Select every row that has something to predict."""
     rows = tokenise_rows(store, np.arange(len(store)), collator, recipe, vocab_size)
     return [(example,) for i in range(len(store)) if (example := rows[i]).has_targets]
 
 
 def _windows(recipe: Recipe, collator: AlpacaCollator, objective: Objective) -> TrainingData:
-    """Running text."""
+    """Read windows of running text."""
     data = recipe.data
     streams = open_text(data.text, collator.tokenizer, data.cache_dir, data.processes)
     length, n = data.max_length, objective.heads
@@ -142,9 +145,8 @@ def tokenise_rows(
     recipe: Recipe,
     vocab_size: int | None = None,
 ) -> TokenisedRows:
-    """Tokenise rows, once for all runs; say how many were cut, how many have a prompt that leaves
-    no room at all (nothing can be learned from those, and they are passed over), and how many
-    contain the name of BOS or EOS.
+    """Tokenise rows, cached for all runs; warn how many were cut, how many have a prompt that
+    leaves no room for a response (these are skipped), and how many contain the name of BOS or EOS.
 
     Raises:
         UserError: no row has a response token within `data.max_length`, or one has a token that
@@ -158,7 +160,7 @@ def tokenise_rows(
     if rows.truncated or empty:
         log.warning(
             "%d of %d rows are longer than data.max_length %d and were cut; %d of them have a "
-            "prompt that fills it and are passed over",
+            "prompt that fills it and are skipped",
             rows.truncated,
             len(rows),
             collator.max_length,
@@ -166,8 +168,8 @@ def tokenise_rows(
         )
     if rows.spelled:
         log.warning(
-            "%d of %d rows contain %s as text, and so it stays: each row gets one BOS and one EOS "
-            "by itself; remove the text from the data if it was meant as these",
+            "%d of %d rows contain %s as text, which stays text: each row gets one BOS and one EOS "
+            "automatically; remove the text from the data if it was meant as these",
             rows.spelled,
             len(rows),
             " or ".join(spelled_ends(collator.tokenizer)),
@@ -181,9 +183,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
-    """Where the rows of a split are; None if there are none. Micro tasks are generated by the main
-    process, their labels found by running every program, and kept under a name that says all they
-    depend on."""
+    """Return the file with the rows of a split; None if there is none. The main process generates
+    micro tasks and labels them by running every program; the name encodes what they depend on."""
     if recipe.data.source == "text":
         return None
     if recipe.data.source == "jsonl":
@@ -208,9 +209,5 @@ def rows_file(recipe: Recipe, split: Split, data_dir: Path) -> Path | None:
 
 
 def micro_families(micro: MicroConfig) -> tuple[Family, ...]:
-    """The families a recipe draws from.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the families a recipe draws from; raise `UserError` if there are none."""
     return up_to(micro.max_difficulty, micro.families, micro.max_constant, micro.marked_names)

@@ -1,7 +1,7 @@
-"""The one module that is wrapped, sharded and called: tokens in, loss out.
+"""The module that is wrapped, sharded and called: tokens in, loss out.
 
-Trunk, value head, heads and fused loss run inside a single `forward`, so DDP and FSDP see one
-forward and one backward, and nothing happens behind their back.
+Trunk, value head, heads and fused loss run inside a single `forward`, because DDP and FSDP hook
+into one forward and one backward pass of the wrapped module.
 
 Letters: B batch, S sequence, n future tokens, F fractions of a response, D model width.
 """
@@ -17,30 +17,30 @@ from torch import Tensor, nn
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.evaluation.head_quality import head_sums, read_heads
-from weighted_mtp.losses import MTPLoss, mtp_loss
+from weighted_mtp.losses import LossTerms, MTPLoss, loss_of_terms
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.objectives import Objective, Pool, Sums
-from weighted_mtp.pipelines.training.objectives.base import plain_targets
+from weighted_mtp.pipelines.training.objectives.base import plain_targets, targets_of
 from weighted_mtp.pipelines.training.objectives.critic import mean_value
 from weighted_mtp.runtime.pooling import gather_rows
 from weighted_mtp.value_weighting.rho1_weighting import reference_per_head
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-"""Of the response: where held-out values are read."""
+"""Fractions of the response at which held-out values are read."""
 
 Task = Literal["train", "score", "validate"]
 
 
 class StepOutput(NamedTuple):
-    """What one micro-batch gives.
+    """The result of one micro-batch.
 
     Attributes:
         loss: its share of the step's loss, differentiable; 0 unless training.
         sums: additive figures; `heads` is `[2, 3, n]`: correct rows and incorrect ones; summed
             cross-entropy, hits, counted targets. A validation adds the `HeadSums`. Where no head
             ran, `tokens` counts the response tokens.
-        signal: what weights are decided from, if this was a scoring pass.
+        signal: what weights are decided from, in a scoring pass.
         probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
             ran), if this was a validation; with a value head `[B, 3 + F]`, mean value and values
             along it.
@@ -85,13 +85,14 @@ class TrainingModule(nn.Module):
         denominators: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> StepOutput:
-        """One micro-batch.
+        """Run one micro-batch.
 
         Args:
             task: `train` gives a loss; `score` only the signal from which weights are decided;
                 `validate` unweighted figures of all rows.
             denominators: `[n + 1]` D of the whole step, for `train`.
-            weights: `[B, S, n]`, if they were decided over the whole step.
+            weights: `[B, S, n]`, if they were decided over the whole step. The scoring pass has
+                then given the figures that come from the signal, and they are not given again.
         """
         mixed = self.compute_dtype != torch.float32
         device_type = batch.tokens.device.type
@@ -108,27 +109,23 @@ class TrainingModule(nn.Module):
         objective = self.objective
         states = self._states(batch, all_heads=objective.runs_heads)
         values = self._values(states[0], batch)  # [B, S]
-        targets = objective.targets(batch)
-        scored, sums = None, Sums()
-        if objective.signal != "none":
-            if objective.signal == "cross_entropy":
-                scored = self._cross_entropy(batch, states, targets)
-            signal = scored.ce if scored is not None else values
-            pool = pool_of(batch, signal, objective.needs_reference)
-            if weights is None:
-                weights = self._weights(pool)
-            sums = objective.figures(pool, weights)
+        targets, sums = objective.targets(batch), Sums()
+        if objective.signal != "none" and weights is None:
+            signal, sums = self._signal(batch, states, values)
+            weights, figures = self._weigh(pool_of(batch, signal, objective.needs_reference))
+            sums |= figures
 
         loss = states[0].sum() * 0.0
         if objective.runs_heads:
             head_weights = objective.head_weights.to(targets.device)
-            out = self._loss(batch, states, targets, denominators[:-1], weights, head_weights)
+            terms = LossTerms(targets, denominators[:-1], weights, head_weights)
+            out = self._loss(batch, states, terms)
             loss = out.loss
-            counted = (targets != IGNORE_INDEX) & (head_weights > 0)
-            if scored is None and weights is not None:
-                counted &= weights != 0  # others were skipped: their cross-entropy is not known
-            seen = out if scored is None else scored
-            sums["heads"] = _head_sums(seen.ce, seen.hit, counted, batch.correct)
+            if objective.signal != "cross_entropy":
+                counted = (targets != IGNORE_INDEX) & (head_weights > 0)
+                if weights is not None:
+                    counted &= weights != 0  # the loss skips the others: their CE is not known
+                sums["heads"] = _head_sums(out.ce, out.hit, counted, batch.correct)
         else:
             sums["tokens"] = batch.predicted.sum().double()
         if values is not None:
@@ -138,12 +135,26 @@ class TrainingModule(nn.Module):
         return StepOutput(loss, sums)
 
     def _score(self, batch: Batch) -> StepOutput:
-        by_values = self.objective.signal == "values"
-        states = self._states(batch, all_heads=not by_values)
-        signal = self._values(states[0], batch)
-        if not by_values:
-            signal = self._cross_entropy(batch, states, self.objective.targets(batch)).ce
-        return StepOutput(states[0].new_zeros(()), {}, signal)
+        states = self._states(batch, all_heads=self.objective.signal == "cross_entropy")
+        signal, sums = self._signal(batch, states, self._values(states[0], batch))
+        return StepOutput(states[0].new_zeros(()), sums, signal)
+
+    @torch.no_grad()
+    def _signal(
+        self, batch: Batch, states: Sequence[Tensor], values: Tensor | None
+    ) -> tuple[Tensor, Sums]:
+        """What the weights come from; with cross-entropies the head figures of all tokens too,
+        since the weighted loss knows only those of the tokens it keeps."""
+        objective = self.objective
+        if objective.signal == "values":
+            if values is None:
+                raise ValueError("the objective weighs tokens by values, but has no value head")
+            return values, {}
+        targets = objective.targets(batch)
+        ones = torch.ones(len(states))
+        out = self._loss(batch, states, LossTerms(targets, ones))
+        counted = (targets != IGNORE_INDEX) & (objective.head_weights.to(targets.device) > 0)
+        return out.ce, {"heads": _head_sums(out.ce, out.hit, counted, batch.correct)}
 
     def _validate(self, batch: Batch) -> StepOutput:
         objective = self.objective
@@ -162,19 +173,19 @@ class TrainingModule(nn.Module):
         else:
             sums["tokens"] = batch.predicted.sum().double()
         if values is not None:
-            if objective.group_size == 1:  # rows of a file are no pairs: those are found later
+            if objective.group_size == 1:  # pairs are formed over all held-out rows, in `step`
                 sums |= objective.value_loss(batch, values, values.new_ones(()))[1]
             columns.append(mean_value(values, batch.labels)[:, None].double())
             columns.append(values_along(values, batch.labels).double())
         return StepOutput(states[0].new_zeros(()), sums, None, torch.cat(columns, dim=1))
 
     def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
-        """Normalised states of every position the model runs, the next-token path first."""
+        """Compute the normalised states of every position, the next-token path first."""
         n = self.objective.heads
         return read_batch(self.adapter.transformer, batch, all_heads and n > 1)[:n]
 
     def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
-        """`[B, S]`, in the value head's own format."""
+        """Compute values `[B, S]`, in the value head's own dtype."""
         if not self.objective.needs_value_head or self.adapter.value_head is None:
             return None
         if not self.objective.gradient_to_trunk:
@@ -182,44 +193,20 @@ class TrainingModule(nn.Module):
         values: Tensor = self.adapter.value_head(hidden).squeeze(-1)
         return values if batch.packing is None else batch.packing.unpack(values, 0)
 
-    def _weights(self, pool: Pool) -> Tensor:
-        """Decided by this batch alone, or by the batches of all ranks together."""
-        if not self.objective.pooled:
-            return self.objective.weights(pool)
-        everyone, own = gather_rows(pool)
-        S = pool.signal.shape[1]
-        return self.objective.weights(Pool.of(everyone))[own, :S]
+    def _weigh(self, pool: Pool) -> tuple[Tensor, Sums]:
+        """Weights and figures of this batch, decided over the batches of all ranks if need be."""
+        everyone, own = gather_rows(pool) if self.objective.pooled else (pool, slice(None))
+        weighed = self.objective.weigh_checked(Pool.of(everyone))
+        return weighed.select(own, pool.signal.shape[1])
 
-    @torch.no_grad()
-    def _cross_entropy(self, batch: Batch, states: Sequence[Tensor], targets: Tensor) -> MTPLoss:
-        """Of every valid target, unweighted."""
-        return self._loss(batch, states, targets, torch.ones(len(states)), None, None)
-
-    def _loss(
-        self,
-        batch: Batch,
-        states: Sequence[Tensor],
-        targets: Tensor,
-        denominators: Tensor,
-        weights: Tensor | None,
-        head_weights: Tensor | None,
-    ) -> MTPLoss:
+    def _loss(self, batch: Batch, states: Sequence[Tensor], terms: LossTerms) -> MTPLoss:
         unembedding = self.adapter.transformer.output.weight
-        return batch_loss(
-            batch,
-            states,
-            unembedding,
-            targets,
-            denominators,
-            weights,
-            head_weights,
-            self.chunk_rows,
-        )
+        return batch_loss(batch, states, unembedding, terms, self.chunk_rows)
 
 
 def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) -> list[Tensor]:
-    """Normalised states `[B, S, D]` of each head, `[P, L, D]` of a packed batch: there a token sees
-    its own document, from whose beginning positions count."""
+    """Compute the normalised states `[B, S, D]` of each head, `[P, L, D]` of a packed batch, where
+    a token attends to its own document only and positions count from its beginning."""
     if batch.packing is None:
         return transformer.head_states(batch.tokens, return_all_heads=all_heads)
     packing = batch.packing
@@ -233,56 +220,45 @@ def batch_loss(
     batch: Batch,
     states: Sequence[Tensor],
     unembedding: Tensor,
-    targets: Tensor,
-    denominators: Tensor,
-    weights: Tensor | None = None,
-    head_weights: Tensor | None = None,
+    terms: LossTerms,
     chunk_rows: int | None = None,
 ) -> MTPLoss:
-    """`mtp_loss` of states from `read_batch`; targets and weights come, and cross-entropies go, as
-    `[B, S, n]`, packed or not."""
+    """Compute `loss_of_terms` of states from `read_batch`. The terms and the cross-entropies are
+    `[B, S, n]`, whether the batch is packed or not."""
     packing = batch.packing
-    if packing is not None:
-        targets = packing.pack(targets, IGNORE_INDEX)
-        weights = None if weights is None else packing.pack(weights, 0)
-    out = mtp_loss(states, unembedding, targets, denominators, weights, head_weights, chunk_rows)
     if packing is None:
-        return out
+        return loss_of_terms(states, unembedding, terms, chunk_rows)
+    weights = None if terms.weights is None else packing.pack(terms.weights, 0)
+    terms = terms._replace(targets=packing.pack(terms.targets, IGNORE_INDEX), weights=weights)
+    out = loss_of_terms(states, unembedding, terms, chunk_rows)
     return MTPLoss(out.loss, packing.unpack(out.ce, 0), packing.unpack(out.hit, 0))
 
 
-def pool_of(batch: Batch, signal: Tensor | None, with_reference: bool = True) -> Pool:
-    """The rows of a batch with their signal."""
-    if signal is None:
-        raise ValueError("the objective weighs tokens by values, but there is no value head")
+def pool_of(batch: Batch, signal: Tensor, with_reference: bool = True) -> Pool:
+    """Make a pool of the rows of a batch and their signal."""
     reference = batch.reference if with_reference else None  # an empty batch always has one
-    if reference is not None and signal.ndim == 3:
-        # Batches are put together: they must agree on the heads, empty ones too.
-        reference = reference_per_head(reference, signal.shape[2])
-    return Pool(
-        batch.labels,
-        batch.correct,
-        batch.truncated,
-        batch.rows,
-        signal.detach().float(),
-        reference,
-    )
+    valid = None
+    if signal.ndim == 3:
+        valid = targets_of(batch, signal.shape[2]) != IGNORE_INDEX
+        if reference is not None:
+            # Batches are concatenated: they must have the same number of heads, empty ones too.
+            reference = reference_per_head(reference, signal.shape[2])
+    signal = signal.detach().float()
+    return Pool(batch.labels, batch.correct, batch.truncated, batch.rows, signal, reference, valid)
 
 
 def values_along(values: Tensor, labels: Tensor) -> Tensor:
-    """`[B, F]` values after a quarter, half, three quarters and all of each response (all: the
-    state that predicts EOS)."""
+    """Read the values `[B, F]` after a quarter, half, three quarters and all of each response (all:
+    the state that predicts EOS)."""
     before = (labels != IGNORE_INDEX)[:, 1:]  # [B, S] states that predict a response token
-    length = before.sum(1)  # m tokens, m states; the first stands before the response
-    first = before.int().argmax(1)
-    columns = [
-        first + (fraction * (length - 1).clamp(min=0)).ceil().long() for fraction in FRACTIONS
-    ]
-    return values.detach().gather(1, torch.stack(columns, dim=1))
+    last = (before.sum(1) - 1).clamp(min=0)  # m tokens, m states; state 0 precedes the response
+    ordinals = torch.stack([(fraction * last).ceil().long() for fraction in FRACTIONS], dim=1)
+    places = (~before).byte().argsort(dim=1, stable=True)  # those states first, in order
+    return values.detach().gather(1, places.gather(1, ordinals))
 
 
 def _head_sums(ce: Tensor, hit: Tensor, counted: Tensor, correct: Tensor) -> Tensor:
-    """`[2, 3, n]` float64 from `[B, S, n]`."""
+    """Sum `[B, S, n]` to `[2, 3, n]` float64, as in `StepOutput.sums`."""
     groups = []
     for group in (correct, ~correct):
         mask = counted & group[:, None, None]

@@ -13,7 +13,7 @@ from weighted_mtp.core.errors import UserError
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of an optimizer; `torch.optim.Optimizer` is one."""
+    """The interface the trainer needs; `torch.optim.Optimizer` implements it."""
 
     param_groups: list[dict[str, Any]]
 
@@ -24,7 +24,7 @@ class Optimizer(Protocol):
 
 
 class Optimizers:
-    """Several optimizers, each with parameters of its own, as one."""
+    """Several optimizers with separate parameters, used as one."""
 
     def __init__(self, **parts: torch.optim.Optimizer) -> None:
         self.parts = parts
@@ -52,21 +52,20 @@ class Optimizers:
 def make_optimizer(
     module: nn.Module, config: TrainingConfig, value_learning_rate: float | None = None
 ) -> Optimizer:
-    """The optimizer of a recipe; norms, biases and embeddings are never decayed.
+    """Build the optimizer of a recipe; norms, biases and embeddings are never decayed.
 
     `adamw` is AdamW (Loshchilov & Hutter 2019) for everything. `muon` orthogonalises the updates
     of the blocks' matrices (Jordan et al. 2024), scaled to the size of AdamW's so that one
     learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW for the rest.
 
-    Build it after the module was wrapped or sharded: it must hold the parameters that are trained.
+    Build it after wrapping or sharding the module: sharding replaces the parameters.
 
     Args:
         value_learning_rate: of the value head, which AdamW trains; None takes the others'. Both
-            follow one schedule: the value head's rate is always the same multiple of the others',
-            its final rate included.
+            follow one schedule, so their ratio is constant.
 
     Raises:
-        UserError: `muon` with a PyTorch that has none.
+        UserError: this PyTorch has no `muon`.
     """
     blocks: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -110,7 +109,7 @@ def _adamw(
     value_scale: float,
     config: TrainingConfig,
 ) -> torch.optim.AdamW:
-    """`lr_scale` of a group is its share of the schedule's rate."""
+    """Build AdamW; `lr_scale` of a group multiplies the schedule's rate."""
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -122,11 +121,10 @@ def _adamw(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Rate of step s = 0 … N − 1, from the peak `learning_rate` to `final_learning_rate`.
+    """Compute the rate of step s = 0 … N − 1, from `learning_rate` (peak) to `final_learning_rate`.
 
     With W = round(warmup_fraction · N), step P = max(W, 1) − 1 has the peak rate, the last step
-    exactly the final one (but for `constant`, which stays at the peak), also where both are the
-    same step:
+    exactly the final one (`constant` stays at the peak), also where both are the same step:
 
         s < P    peak · (s + 1) / (P + 1)
         s ≥ P    final + shape · (peak − final),  with p = (s − P) / (N − 1 − P), p = 1 at the
@@ -146,6 +144,6 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         "wsd": min(1.0, (1.0 - progress) / config.decay_fraction),
     }[config.schedule]
     peak, final = config.learning_rate, config.final_learning_rate
-    if shape < 0.5:  # from the nearer end, so that both are met exactly
+    if shape < 0.5:  # interpolate from the nearer end, so that both ends are exact
         return final + shape * (peak - final)
     return peak - (1.0 - shape) * (peak - final)

@@ -6,6 +6,7 @@ Letters: B batch, S sequence, h heads of the reference.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,25 +37,28 @@ from weighted_mtp.data.reference_losses import (
 from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.tokens.row_tokens import tokenise
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from weighted_mtp.losses import LossTerms
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.training.module import batch_loss, read_batch
-from weighted_mtp.pipelines.training.objectives.base import plain_targets
-from weighted_mtp.pipelines.training.trainer import Annotate
+from weighted_mtp.pipelines.training.objectives.base import targets_of
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
 
+Annotate = Callable[[Batch], Batch]
+"""Adds to a batch what the objective needs and the rows did not bring."""
+
 
 @dataclass(frozen=True)
 class ReferenceRequest:
-    """What to score with what.
+    """Which data to score with which model.
 
     Attributes:
-        out: where to store; None is beside the data.
+        out: where to store the losses; None stores them beside the data.
         batch_size: rows scored at a time.
     """
 
@@ -70,7 +74,7 @@ class ReferenceRequest:
 
 
 def prepare_reference_losses(request: ReferenceRequest) -> Path:
-    """Score a data set once, with any Llama in any layout; returns where the losses are.
+    """Score a data set with any Llama in any layout; return where the losses are stored.
 
     Raises:
         UserError: the data or the model cannot be read, or do not fit each other.
@@ -95,17 +99,17 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
             for example, line in zip(part, scored, strict=True):
                 losses[example.row] = line[example.prompt_length : len(example.ids)].clone()
             progress.update(len(part))
-    made_of = fingerprint(collator, request.template, store.digest)
+    made_of = fingerprint(collator, store.digest)
     write_reference(out, losses, replace(made_of, model=model_digest(model_dir)))
     return out
 
 
-def fingerprint(collator: AlpacaCollator, template: str, data_digest: str) -> Fingerprint:
+def fingerprint(collator: AlpacaCollator, data_digest: str) -> Fingerprint:
     """What losses of these rows depend on, but for the model."""
     return Fingerprint(
         data=data_digest,
         tokenizer=collator.tokenizer.fingerprint,
-        template=template,
+        template=collator.template_name,
         max_length=collator.max_length,
         joint=collator.joint,
     )
@@ -115,8 +119,8 @@ def fingerprint(collator: AlpacaCollator, template: str, data_digest: str) -> Fi
 def token_losses(
     transformer: Transformer, batch: Batch, dtype: torch.dtype, heads: int | None = None
 ) -> Tensor:
-    """`[B, S + 1, h]` cross-entropy of every response token under each head: head k predicts it
-    from all that stands k or more tokens before it. 0 elsewhere, and where nothing does.
+    """Compute the cross-entropy `[B, S + 1, h]` of every response token under each head: head k
+    predicts it from the tokens k or more positions before it. 0 elsewhere.
 
     Args:
         heads: h; None takes all that the model has.
@@ -125,26 +129,25 @@ def token_losses(
     h = heads or transformer.args.n_future_tokens
     with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
         states = read_batch(transformer, batch, all_heads=h > 1)[:h]
-        targets = plain_targets(batch, h)  # [B, S, h]
-        ones = torch.ones(h, device=batch.tokens.device)
-        ce = batch_loss(batch, states, transformer.output.weight, targets, ones).ce
+        targets = targets_of(batch, h)  # [B, S, h]
+        terms = LossTerms(targets, torch.ones(h, device=batch.tokens.device))
+        ce = batch_loss(batch, states, transformer.output.weight, terms).ce
     ce = ce.masked_fill(targets == IGNORE_INDEX, 0.0)
     S = batch.length
-    losses = ce.new_zeros(len(ce), S + 1, h)  # from the predicting position to the token itself
+    losses = ce.new_zeros(len(ce), S + 1, h)  # moved from the predicting position to the token
     for k in range(1, min(h, S) + 1):
         losses[:, k:, k - 1] = ce[:, : S + 1 - k, k - 1]
     return losses
 
 
 def check_reference(recipe: Recipe) -> None:
-    """Raise `UserError` where a recipe that needs a reference names none, two, or one that is not
-    there."""
+    """Raise `UserError` if a recipe that needs a reference names none, two, or a missing one."""
     rho1 = recipe.objective.rho1
     if (rho1.reference is None) == (rho1.reference_model is None):
         raise UserError(
             "rho1 needs one of objective.rho1.reference (stored losses, see weighted-mtp prepare "
-            "reference-losses) and objective.rho1.reference_model (a checkpoint that scores every "
-            "batch)"
+            "reference-losses), objective.rho1.reference_model (a checkpoint that scores every "
+            "batch) and reference_stage.steps (train the reference first)"
         )
     if rho1.reference is not None:
         stored_fingerprint(rho1.reference)
@@ -153,7 +156,7 @@ def check_reference(recipe: Recipe) -> None:
 
 
 class StoredReference:
-    """Rows with the losses that were stored for them, those of the first `heads` heads."""
+    """Rows with the losses stored for them, of the first `heads` heads."""
 
     def __init__(self, losses: ReferenceLosses, examples: Examples, heads: int) -> None:
         self.examples, self.losses, self.heads = examples, losses, heads
@@ -161,7 +164,7 @@ class StoredReference:
     def __getitem__(self, row: int) -> Example:
         example, losses = self.examples[row], self.losses[row]
         if len(losses) != len(example.ids) - example.prompt_length:
-            raise UserError(f"{self.losses.path}: row {row} has another length; make it anew")
+            raise UserError(f"{self.losses.path}: row {row} has another length; score again")
         losses = F.pad(losses[:, : self.heads], (0, 0, example.prompt_length, 0))
         return example._replace(reference=losses)
 
@@ -169,7 +172,7 @@ class StoredReference:
 def with_reference(
     recipe: Recipe, collator: AlpacaCollator, examples: Examples, data_digest: str, heads: int
 ) -> Examples:
-    """Give every row its stored losses; the rows as they are, if a model scores online.
+    """Give every row its stored losses; return the rows unchanged if a model scores online.
 
     Args:
         heads: of the policy.
@@ -181,7 +184,7 @@ def with_reference(
     path = recipe.objective.rho1.reference
     if path is None:
         return examples
-    expected = fingerprint(collator, recipe.data.template, data_digest)
+    expected = fingerprint(collator, data_digest)
     losses = ReferenceLosses(path, expected)
     return StoredReference(losses, examples, compared_heads(recipe, losses.heads, heads))
 
@@ -228,7 +231,7 @@ def check_online(recipe: Recipe, tokenizer: Tokenizer) -> Path | None:
 
 def online_reference(
     recipe: Recipe, tokenizer: Tokenizer, device: torch.device, heads: int
-) -> Annotate | None:
+) -> Callable[[Batch], Batch] | None:
     """Scores every batch with `objective.rho1.reference_model`; None if losses are stored.
 
     Args:

@@ -1,18 +1,18 @@
-"""The one training loop.
+"""The training loop.
 
-A step: its rows are cut into micro-batches and dealt to the ranks, the denominators of the loss
-(and, if the objective asks, the token weights of the whole step) are agreed, then forward and
-backward for each micro-batch, clip, optimizer, log; now and then validate and save. The result does
-not depend on how the step was cut.
+A step: its rows are split into micro-batches and distributed to the ranks; all ranks compute the
+denominators of the loss (and, if the objective asks, the token weights of the whole step). Forward
+and backward of each micro-batch follow, then clipping, the optimizer and the log, and at intervals
+validation and a checkpoint. The result does not depend on how the step was split.
 
-Letters: S sequence, n future tokens (heads), m micro-batches of this rank in a step.
+Letters: n future tokens (heads), m micro-batches of this rank in a step.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,8 @@ from torch import Tensor
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.progress import Progress
-from weighted_mtp.data.batches import Batch
-from weighted_mtp.data.loading import Groups, StepReader
-from weighted_mtp.data.packing import Cutter, Group
+from weighted_mtp.data.loading import StepReader
+from weighted_mtp.data.packing import Cutter
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, reading
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
@@ -37,30 +36,51 @@ from weighted_mtp.pipelines.checkpointing.sharded import (
     publish,
 )
 from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, shown
+from weighted_mtp.pipelines.run_directory import run_facts
 from weighted_mtp.pipelines.tracking.trackers import Tracker, make_trackers
-from weighted_mtp.pipelines.training.best import Best, check_held_out
-from weighted_mtp.pipelines.training.interruption import StopRequest
+from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.nonfinite import SkippedSteps
 from weighted_mtp.pipelines.training.objectives import Sums
 from weighted_mtp.pipelines.training.optimization import learning_rate, make_optimizer
-from weighted_mtp.pipelines.training.step_figures import (
+from weighted_mtp.pipelines.training.policies import (
+    BestCheckpoints,
+    SkippedSteps,
+    StopRequest,
+    check_held_out,
+)
+from weighted_mtp.pipelines.training.step import (
     add_sums,
     reduce_sums,
     row_figures,
     summarise,
+    weights_of_step,
 )
-from weighted_mtp.pipelines.training.step_weights import weights_of_step
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import Environment
 from weighted_mtp.runtime.parallel import Parallel
 from weighted_mtp.runtime.peak_memory import peak_memory
 from weighted_mtp.runtime.pooling import gather_rows
 
-Annotate = Callable[[Batch], Batch]
-
 VALIDATED_TOGETHER = 1024
 """Held-out groups whose batches are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run: what it follows, where it writes and where it computes.
+
+    Attributes:
+        recipe: the resolved recipe.
+        run_dir: where metrics and checkpoints go.
+        tokenizer: saved with the model.
+        resume_from: a complete checkpoint of this run.
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    env: Environment
+    tokenizer: Tokenizer
+    resume_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +89,10 @@ class TrainResult:
 
     Attributes:
         step: optimizer steps done.
-        finished: False if it was asked to stop early.
+        finished: False if it was interrupted.
         checkpoint: where the last state is saved.
         validation: figures of the last validation, empty if there was none.
-        uncopied: on the main process, what to say if a checkpoint is not in `training.remote`.
+        uncopied: on the main process, the message if a checkpoint is not in `training.remote`.
     """
 
     step: int
@@ -86,46 +106,27 @@ class Trainer:
     """Trains a `TrainingModule` on tokenised rows.
 
     Args:
-        recipe: the resolved recipe.
-        module: what is trained.
-        parallel: the same, with its weights, spread over the processes.
-        tokenizer: saved with the model.
-        train: what to learn from; the same on every rank.
-        validation: held-out groups, empty if there are none.
-        run_dir: where metrics and checkpoints go.
-        resume_from: a complete checkpoint of this run, whose weights `module` already holds.
-        annotate: adds to a batch what the objective needs and the data did not bring.
-        sources: fingerprints of what is read, saved with every checkpoint.
+        module: what is trained; it holds the weights of `run.resume_from`, if there is one.
+        parallel: the same module, with its weights distributed over the processes.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        module: TrainingModule,
-        parallel: Parallel,
-        tokenizer: Tokenizer,
-        train: Groups,
-        validation: Sequence[Group],
-        run_dir: Path,
-        env: Environment,
-        resume_from: Path | None = None,
-        annotate: Annotate | None = None,
-        sources: Mapping[str, str] | None = None,
+        self, run: TrainingRun, module: TrainingModule, parallel: Parallel, data: TrainingData
     ) -> None:
-        self.recipe, self.config, self.env = recipe, recipe.training, env
-        self.module, self.objective, self.tokenizer = module, module.objective, tokenizer
+        recipe, env, self.tokenizer = run.recipe, run.env, run.tokenizer
+        self.recipe, self.config, self.env, self.run_dir = recipe, recipe.training, env, run.run_dir
+        self.module, self.objective = module, module.objective
         self.parallel, self.wrapped, self.parameters = parallel, parallel.module, parallel.trained
-        self.validation, self.run_dir, self.annotate = validation, run_dir, annotate
-        self.sources = dict(sources or {})
+        self.validation, self.annotate, self.sources = data.validation, data.annotate, data.sources
         self.cutter = Cutter(
-            tokenizer.pad_id,
+            self.tokenizer.pad_id,
             recipe.data.max_length - 1,
             self.config.micro_batch_size,
             recipe.data.packing,
             recipe.data.pad_to_multiple,
         )
         self.reader = StepReader(
-            train,
+            data.train,
             self.cutter,
             self.config.batch_size // self.objective.group_size,
             env.rank,
@@ -136,41 +137,45 @@ class Trainer:
         value_rate = recipe.objective.value.learning_rate
         self.optimizer = make_optimizer(module, self.config, value_rate)
         self.weights = {n.removeprefix("adapter."): w for n, w in parallel.weights.items()}
-        self.copies = Copies(run_dir, self.config.keep_last, self.config.remote)
+        self.copies = Copies(self.run_dir, self.config.keep_last, self.config.remote)
         self.saver = (ShardedSaver if parallel.sharded else WholeSaver)(
-            run_dir, module.adapter, self.weights, self.optimizer, tokenizer, self.copies
+            self.run_dir, module.adapter, self.weights, self.optimizer, self.tokenizer, self.copies
         )
-        self.metrics = MetricsFile(run_dir / "metrics.jsonl")
-        self.best = Best(self.config)
-        check_held_out(self.config, bool(validation))
-        self.skipped = SkippedSteps(run_dir, self.config.max_skipped_steps)
-        self.step, self.resumed_from = 0, resume_from
-        if resume_from is not None:
-            state = restore_any(resume_from, self.optimizer, self.weights)
-            self.step = state["step"]
-            for name, part in self._parts().items():
-                if name not in state:
-                    raise UserError(
-                        f"{resume_from}: holds no state of {name}: it was written by another "
-                        "version; start anew from its model/"
-                    )
-                with reading(resume_from / "trainer.json"):
-                    part.load_state_dict(state[name])
+        self.metrics = MetricsFile(self.run_dir / "metrics.jsonl")
+        self.best = BestCheckpoints(self.config)
+        check_held_out(self.config, bool(self.validation))
+        self.skipped = SkippedSteps(self.run_dir, self.config.max_skipped_steps)
+        self.step, self.resumed_from = 0, run.resume_from
+        if run.resume_from is not None:
+            self._restore(run.resume_from)
         self.trackers: list[Tracker] = []
         if env.is_main:
             self.metrics.rewind(self.step)
             params = recipe.model_dump(mode="json")
-            self.trackers = make_trackers(self.config.trackers, run_dir, params, self.step)
+            self.trackers = make_trackers(self.config.trackers, self.run_dir, params, self.step)
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = restore_any(checkpoint, self.optimizer, self.weights)
+        self.step = state["step"]
+        for name, part in self._parts().items():
+            if name not in state:
+                raise UserError(
+                    f"{checkpoint}: has no state of {name}, because another version wrote it; "
+                    "start a new run from its model/"
+                )
+            with reading(checkpoint / "trainer.json"):
+                part.load_state_dict(state[name])
 
     def fit(self) -> TrainResult:
-        """Train to the last step, until it stops early, or until Ctrl-C or SIGTERM asks for an end;
-        save in each case.
+        """Train to the last step, to an early stop, or until Ctrl-C or SIGTERM; save in each case.
 
         Raises:
-            UserError: more steps had a loss or gradient that was not finite than are allowed.
+            UserError: more steps than allowed had a non-finite loss or gradient.
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         first = self.current_step()
+        if self.env.is_main and not self._done():
+            self.metrics.write("run", self.step, run_facts(self.env))
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
         with StopRequest() as stop, progress, self._trackers_closed():
             while not self._done() and not stop.agreed():
@@ -204,23 +209,23 @@ class Trainer:
                 publish(saved, self.weights, self.tokenizer)
             if self.step > first:
                 self._report_memory(progress)
-        uncopied = self.copies.settle(self.best.steps)  # Ctrl-C ends this at once
+        uncopied = self.copies.settle(self.best.steps)  # Ctrl-C interrupts it at once
         return TrainResult(self.step, finished, saved, validation, uncopied)
 
     def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its figures (global, the same on every rank)."""
+        """Run one optimizer step; return its figures, which are the same on every rank."""
         self.objective.begin_step(self.step, self.config.steps)
         batches = [batch.to(self.env.device) for batch in next(self.reader)]
+        batches = [self.objective.with_targets(batch) for batch in batches]
         if self.annotate is not None:
             batches = [self.annotate(batch) for batch in batches]
         counts = torch.stack([self.objective.counts(batch) for batch in batches])  # [m, n + 1]
         denominators = self.objective.denominators(distributed.all_reduce_sum(counts))
-        weights = weights_of_step(self.wrapped, self.objective, batches)
+        weights, sums = weights_of_step(self.wrapped, self.objective, batches)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
-        sums: Sums = {}
         for i, batch in enumerate(batches):
             with self.parallel.micro_batch(last=i == len(batches) - 1):
                 out = self.wrapped(batch, "train", denominators, weights[i])
@@ -233,7 +238,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             examples = self.reader.last_examples()
-            self.saver.settle()  # one step too many ends the run, on all ranks
+            self.saver.settle()  # the next line may end the run, and a checkpoint must be whole
             self.skipped.add(self.step + 1, loss, norm, examples, self.env.is_main)
             return {"loss": loss, "grad_norm": norm, "tokens": 0, "skipped": self.skipped.count}
         self.optimizer.step()
@@ -244,7 +249,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Held-out figures of all rows, unweighted; touches nothing that training depends on."""
+        """Compute held-out figures of all rows, unweighted; changes nothing training depends on."""
         sums: Sums = {}
         probes: list[Tensor] = []
         for start in range(0, len(self.validation), VALIDATED_TOGETHER):
@@ -256,7 +261,7 @@ class Trainer:
                     probes.append(out.probe)
         sums = reduce_sums(sums, self.env.device)
         figures = {**summarise(sums), **self.objective.summarise(sums)}
-        if self.recipe.data.source != "text":  # which has no rows that are right or wrong
+        if self.recipe.data.source != "text":  # text has no correct and incorrect rows
             probe = gather_rows([torch.cat(probes)])[0][0] if probes else None
             pairwise = self.objective.group_size == 2
             examples = [example for group in self.validation for example in group]
@@ -266,17 +271,17 @@ class Trainer:
         return figures
 
     def current_step(self) -> int:
-        """The step being done, the first one 1."""
+        """The step in progress, counted from 1."""
         return self.step + 1
 
     def save(self) -> Path:
         """Save everything the next step depends on."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return self.saver.save(self.step, self.best.steps, parts | {"sources": self.sources})
+        return self.saver.save(self.step, self.best.steps, parts | {"sources": dict(self.sources)})
 
     @contextmanager
     def _trackers_closed(self) -> Iterator[None]:
-        """However training ends, what was handed to the trackers arrives."""
+        """Flush the trackers however training ends."""
         try:
             yield
         finally:
@@ -284,7 +289,7 @@ class Trainer:
                 tracker.close()
 
     def _parts(self) -> dict[str, Any]:
-        """What has a small state of its own."""
+        """Objects with a small state of their own, saved in trainer.json."""
         return {
             "objective": self.objective,
             "best": self.best,

@@ -9,3 +9,5 @@ SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE for module in (codecontests, mbpp, humaneval, user_rows)
 }
 """By the name of the sub-command."""
+
+__all__ = ["SOURCES"]

@@ -2,7 +2,7 @@
 
 A record is a problem with its tests and thousands of right and wrong solutions; kept are those in
 Python 3. `difficulty` is a category ("EASY", "HARD", "A" … "V" for the place in a Codeforces
-round): its code is no number to calculate with.
+round): its code is not a quantity.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ def _tests(record: Record, name: str) -> list[dict[str, str]]:
     pairs = zip(*_columns(record, name, ("input", "output")), strict=True)
     tests = [{"input": read, "output": printed} for read, printed in pairs]
     if not all(isinstance(value, str) for test in tests for value in test.values()):
-        raise BadRecordError(f"the field {name!r} holds a test that is no text")
+        raise BadRecordError(f"the field {name!r} contains a test that is not text")
     return [{key: unix_lines(value) for key, value in test.items()} for test in tests]
 
 
 def _solutions(record: Record, name: str, is_correct: bool) -> Iterator[Solution]:
     for language, code in zip(*_columns(record, name, ("language", "solution")), strict=True):
         if not isinstance(code, str):
-            raise BadRecordError(f"the field {name!r} holds a solution that is no text")
+            raise BadRecordError(f"the field {name!r} contains a solution that is not text")
         yield Solution(_name(language, LANGUAGES, name), code, is_correct)
 
 

@@ -26,7 +26,10 @@ def convert(record: Record, place: Place) -> Outcome:
         raise BadRecordError(str(error).removeprefix(": ")) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRecordError(f"cannot be written as JSON ({error})") from error
-    if not row["output"].strip():
+    if "messages" in row:
+        if any(m["role"] == "assistant" and not m["content"].strip() for m in row["messages"]):
+            raise BadRecordError("an assistant message is empty")
+    elif not row["output"].strip():
         raise BadRecordError("the field 'output' is empty")
     return Outcome(None, [row], Counter(), ignored=tuple(set(given) - set(Row.__annotations__)))
 

@@ -86,7 +86,7 @@ class JsonFile:
         """The whole number above 0 in the field `key`; `default` (if any) where absent or null.
 
         Raises:
-            UserError: it is no such number, or absent and without default.
+            UserError: it is not such a number, or absent and without default.
         """
         return self._positive(key, int, default)
 

@@ -70,7 +70,7 @@ class Stored:
     """Where one parameter comes from: `parts` side by side along `dim`.
 
     Attributes:
-        heads: above 0, the rows are those of so many heads in Hugging Face's rotary order (all
+        heads: above 0, the rows are those of this many heads in Hugging Face's rotary order (all
             first halves of the pairs, then all second halves) and are put into Meta's (pairs side
             by side).
         rotary_dim: how many rows of a head are rotated, the first ones; None means all.
@@ -162,6 +162,7 @@ class Source:
         model: on the meta device; `materialise` gives it its weights.
         weights: for every parameter of `model`, where it comes from.
         twin: a stored unembedding that repeats the tied embedding.
+        directory: of the checkpoint.
         sums: of the checkpoint's files, where they are stored with it.
     """
 
@@ -170,6 +171,7 @@ class Source:
     weights: dict[str, Stored]
     files: list[TensorFile]
     twin: Stored | None = None
+    directory: Path = Path()
     sums: Sums | None = None
 
     def attach_sums(self, sums: Sums) -> None:

@@ -1,7 +1,7 @@
 """Files of named tensors (safetensors, PyTorch zip archives), memory-mapped a stretch at a time.
 
 A mapped page that was read stays in the process's resident memory until its mapping goes. So
-whoever reads a whole file lets go of it now and then (`release_pages`); otherwise reading would
+a reader of a whole file releases it now and then (`release_pages`); otherwise reading would
 cost a second copy of the weights.
 """
 
@@ -204,7 +204,7 @@ def open_indexed(index: Path) -> list[TensorFile]:
     """The shards that `index` (`*.index.json`) lists, each checked to hold what it promises.
 
     Raises:
-        UserError: the index is no such file, or a shard is missing or lacks a key.
+        UserError: the file is not an index, or a shard is missing or lacks a key.
     """
     weight_map = JsonFile.read(index).get("weight_map", dict)
     for key, name in weight_map.items():

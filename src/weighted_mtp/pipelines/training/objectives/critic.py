@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_mtp.core.config.sections import ObjectiveConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig, PipelineName
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
@@ -26,6 +26,7 @@ from weighted_mtp.value_weighting.td_weighting import compute_td_targets, comput
 class ValueObjective(Objective):
     """Trains the value head towards its TD targets."""
 
+    pipelines: ClassVar[tuple[PipelineName, ...]] = ("verifiable",)
     needs_value_head: ClassVar[bool] = True
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
@@ -34,7 +35,7 @@ class ValueObjective(Objective):
         self.value_coef = config.value.coef
 
     def candidates(self, metadata: Metadata) -> Indices:
-        """As the base class; both kinds of solution must be among them.
+        """Select rows as the base class does; both kinds of solution must be among them.
 
         Raises:
             UserError: no correct row, or no incorrect one.
@@ -52,8 +53,8 @@ class ValueObjective(Objective):
         return chosen
 
     def value_count(self, batch: Batch) -> Tensor:
-        """States before response tokens, but for the last of a truncated row: what came of it is
-        not known."""
+        """States before response tokens, except the last of a truncated row, whose outcome is not
+        known."""
         before = batch.predicted
         return before.sum() - (before.any(1) & batch.truncated).sum()
 
@@ -63,7 +64,7 @@ class ValueObjective(Objective):
         mask = batch.labels != IGNORE_INDEX  # [B, S + 1]
         padded = F.pad(values, (0, 1)).unsqueeze(-1)  # [B, S + 1, 1]; the last is never read
         targets = compute_td_targets(
-            padded.detach(),
+            across_turns(padded.detach(), mask),
             batch.correct.to(values.dtype),
             mask,
             value.gamma,
@@ -85,7 +86,9 @@ class ValueObjective(Objective):
 
 class Critic(ValueObjective):
     """The first stage: P(correct) after every token, on a trunk that is frozen, partly trained, or
-    trained with it; with `lm_coef`, the heads go on learning."""
+    trained with it; with `lm_coef`, the heads keep learning."""
+
+    pipelines: ClassVar[tuple[PipelineName, ...]] = ("critic",)
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
@@ -100,7 +103,7 @@ class Critic(ValueObjective):
             )
 
     def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
-        """Freeze all that neither loss may change."""
+        """Freeze whatever neither loss may change."""
         super().prepare(adapter)
         if self.runs_heads:
             return
@@ -120,9 +123,9 @@ class Critic(ValueObjective):
         if value.trunk == "all":
             transformer.tok_embeddings.requires_grad_(True)
 
-    def targets(self, batch: Batch) -> Tensor:
-        """The language-model loss, if any, is of `lm_rows`."""
-        targets = super().targets(batch)
+    def make_targets(self, batch: Batch) -> Tensor:
+        """Restrict the language-model loss, if any, to `lm_rows`."""
+        targets = super().make_targets(batch)
         if self.config.value.lm_rows == "all":
             return targets
         return targets.masked_fill(~batch.correct[:, None, None], IGNORE_INDEX)
@@ -159,6 +162,21 @@ def _comparable(labels: Tensor) -> Tensor:
     known = (labels != IGNORE_INDEX)[:, 1:].any(1)
     pairs = len(known) // 2 * 2
     return known[0:pairs:2] & known[1:pairs:2]
+
+
+def across_turns(values: Tensor, mask: Tensor) -> Tensor:
+    """Values `[B, S, 1]` as they count after each response token.
+
+    After the last token of an answer others speak, and the next state that the model acts in is the
+    one before its next answer; the states in between predict nothing and are never trained. So the
+    value after the answer is the value there. A response in one piece is left as it is.
+    """
+    S = mask.shape[1]
+    here = torch.arange(S, device=mask.device).expand_as(mask)
+    there = here.masked_fill(~mask, S).flip(1).cummin(1).values.flip(1)  # this or the next one
+    following = F.pad(there[:, 1:], (0, 1), value=S)
+    source = torch.where(following < S, following - 1, here)
+    return values.gather(1, source.unsqueeze(-1))
 
 
 def mean_value(values: Tensor, labels: Tensor) -> Tensor:

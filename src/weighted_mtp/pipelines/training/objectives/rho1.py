@@ -12,12 +12,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from weighted_mtp.core.config.sections import ObjectiveConfig
+from weighted_mtp.core.config.sections import ObjectiveConfig, PipelineName
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses import shift_labels
-from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Sums
+from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Weighed
 from weighted_mtp.runtime import distributed
 from weighted_mtp.value_weighting.rho1_weighting import (
     align_reference,
@@ -33,6 +31,7 @@ log = get_logger(__name__)
 class Rho1(Objective):
     """Weight 1 for exactly ⌈k·N⌉ of the N tokens of each head in the pool, 0 for the others."""
 
+    pipelines: ClassVar[tuple[PipelineName, ...]] = ("rho1",)
     signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "cross_entropy"
     pooled = True
 
@@ -48,42 +47,36 @@ class Rho1(Objective):
             )
 
     def denominators(self, counts: Tensor) -> Tensor:
-        """The tokens that will be kept: known before any of them is chosen."""
+        """Count the tokens that will be kept, which is known before any of them is chosen."""
         pools = counts if self.config.scope == "micro_batch" else counts.sum(0, keepdim=True)
         kept = kept_count(pools, self.rho1.k_percent).sum(0).to(counts.dtype)
         first = counts.sum(0)[0] if self.rho1.first_head_always else kept[0]
         return torch.cat([first.view(1), kept[1:]])
 
-    def weights(self, pool: Pool) -> Tensor:
-        policy, reference, valid = self._losses(pool)
-        return compute_mtp_selective_weights(
-            policy,
-            reference,
-            valid,
-            self.rho1.k_percent,
-            self.rho1.mode,
-            self.rho1.first_head_always,
+    def weigh(self, pool: Pool) -> Weighed:
+        policy, valid, rho1 = pool.signal, pool.valid, self.rho1
+        if valid is None:
+            raise ValueError("a pool of cross-entropies says which of them are valid")
+        reference = self._reference(pool)
+        weights = compute_mtp_selective_weights(
+            policy, reference, valid, rho1.k_percent, rho1.mode, rho1.first_head_always
         )
-
-    def figures(self, pool: Pool, weights: Tensor) -> Sums:
-        policy, reference, valid = self._losses(pool)
-        return {"rho1": rho1_sums(weights, policy, reference, valid)}
+        sums = rho1_sums(weights, policy, reference, valid, per_row=True)
+        return Weighed(weights, {"rho1": sums})
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"rho1": rho1_stats(sums["rho1"])} if "rho1" in sums else {}
 
-    def _losses(self, pool: Pool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Policy, reference, valid, each `[R, S, n]`."""
-        S = pool.signal.shape[1]
-        valid = shift_labels(pool.labels, self.heads, S) != IGNORE_INDEX
-        if pool.reference is None:
+    def _reference(self, pool: Pool) -> Tensor | None:
+        """`[R, S, n]` the reference's losses, aligned with the policy's."""
+        reference = pool.reference
+        if reference is None:
             if self.needs_reference:
                 raise UserError(
                     "rho1 needs a reference model's losses: set objective.rho1.reference or "
                     "objective.rho1.reference_model"
                 )
-            return pool.signal, None, valid
-        reference = pool.reference
+            return None
         if self.rho1.reference_heads == "next" and reference.ndim == 3:
             reference = reference[:, :, :1]
-        return pool.signal, align_reference(reference, self.heads, S), valid
+        return align_reference(reference, self.heads, pool.signal.shape[1])

@@ -1,4 +1,4 @@
-"""Verifiable: token weights from the critic's TD errors; and the two controls a gain must beat.
+"""Verifiable: token weights from the critic's TD errors, and the two controls it must beat.
 
 Letters: R rows of a pool, S sequence, n future tokens (heads).
 """
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.core.config.sections import ObjectiveConfig
-from weighted_mtp.pipelines.training.objectives.base import Pool, Sums
-from weighted_mtp.pipelines.training.objectives.critic import ValueObjective
+from weighted_mtp.pipelines.training.objectives.base import Pool, Weighed
+from weighted_mtp.pipelines.training.objectives.critic import ValueObjective, across_turns
 from weighted_mtp.value_weighting.controls import (
     counter_uniform,
     random_matched_weights,
@@ -23,8 +23,8 @@ from weighted_mtp.value_weighting.controls import (
 from weighted_mtp.value_weighting.rho1_weighting import align_reference
 from weighted_mtp.value_weighting.td_weighting import (
     TDStatsEMA,
+    advantages_of,
     build_weights,
-    compute_advantages,
     compute_td_errors,
     moments_mean_std,
     renormalise,
@@ -48,8 +48,11 @@ class Verifiable(ValueObjective):
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
         self.td, self.lam = config.td, config.td.lam
-        self.pooled = self.td.whiten == "batch" or self.td.renormalise
         self.ema = TDStatsEMA(self.td.ema_decay)
+
+    @classmethod
+    def pools(cls, config: ObjectiveConfig) -> bool:
+        return cls.pooled or config.td.whiten == "batch" or config.td.renormalise
 
     def begin_step(self, step: int, steps: int) -> None:
         super().begin_step(step, steps)
@@ -59,15 +62,18 @@ class Verifiable(ValueObjective):
 
     def td_errors(self, pool: Pool) -> Tensor:
         """δ `[R, S + 1]` of each response token."""
-        return compute_td_errors(*_td_inputs(pool), self.td.gamma, pool.truncated)
+        # No state follows EOS; what stands there is never read.
+        values = across_turns(F.pad(pool.signal, (0, 1)).unsqueeze(-1), pool.mask)
+        rewards = pool.correct.to(values.dtype)
+        return compute_td_errors(values, rewards, pool.mask, self.td.gamma, pool.truncated)
 
-    def advantages(self, pool: Pool) -> Tensor:
-        """A `[R, S + 1]` of each response token."""
-        return compute_advantages(*_td_inputs(pool), self.td.gamma, self.lam, pool.truncated)
+    def advantages(self, pool: Pool, errors: Tensor) -> Tensor:
+        """A `[R, S + 1]` of each response token, from its δ."""
+        return advantages_of(errors, pool.mask, self.td.gamma * self.lam)
 
-    def token_weights(self, pool: Pool) -> Tensor:
+    def token_weights(self, pool: Pool, advantages: Tensor) -> Tensor:
         """w `[R, S + 1]` of each response token."""
-        td, mask, advantages = self.td, pool.mask, self.advantages(pool)
+        td, mask = self.td, pool.mask
         if td.whiten == "batch":
             advantages = whiten(advantages, mask, *moments_mean_std(td_moments(advantages, mask)))
         elif td.whiten == "ema":
@@ -75,25 +81,22 @@ class Verifiable(ValueObjective):
         weights = build_weights(advantages, mask, td.beta, td.min_weight, td.max_weight)
         return renormalise(weights, mask) if td.renormalise else weights
 
-    def weights(self, pool: Pool) -> Tensor:
+    def weigh(self, pool: Pool) -> Weighed:
         """A token has one weight, whichever head predicts it."""
-        return align_reference(self.token_weights(pool), self.heads, pool.signal.shape[1])
-
-    def figures(self, pool: Pool, weights: Tensor) -> Sums:
-        """`[2, ·]`: correct rows, incorrect rows."""
-        errors, advantages = self.td_errors(pool), self.advantages(pool)
-        td, per_token = self.td, weights[:, :, 0]  # [R, S], of the token after each position
-        sums: dict[str, list[Tensor]] = {"td_error": [], "advantage": [], "weight": []}
-        for group in (pool.correct, ~pool.correct):
-            mask = pool.mask & group[:, None]
-            predicted = mask[:, 1:]
-            sums["td_error"].append(td_moments(errors, mask))
-            sums["advantage"].append(td_moments(advantages, mask))
-            sums["weight"].append(weight_sums(per_token, predicted, td.min_weight, td.max_weight))
-        return {name: torch.stack(parts) for name, parts in sums.items()}
+        errors, td = self.td_errors(pool), self.td
+        advantages = self.advantages(pool, errors)
+        per_token = self.token_weights(pool, advantages)
+        moments = {
+            "td_error": td_moments(errors, pool.mask, per_row=True),
+            "advantage": td_moments(advantages, pool.mask, per_row=True),
+            "weight": weight_sums(per_token, pool.mask, td.min_weight, td.max_weight, per_row=True),
+        }
+        groups = torch.stack([pool.correct, ~pool.correct], 1).unsqueeze(2)
+        figures = {name: torch.where(groups, x[:, None], 0.0) for name, x in moments.items()}
+        return Weighed(align_reference(per_token, self.heads, pool.signal.shape[1]), figures)
 
     def end_step(self, sums: Mapping[str, Tensor]) -> None:
-        """Statistics move once a step, after they were used."""
+        """Update running statistics once a step, after they were used."""
         self.ema.update(sums["advantage"].sum(0))
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -116,7 +119,7 @@ class Verifiable(ValueObjective):
         self.ema.load_state_dict(state["ema"])
 
     def _weight_stats(self, sums: Tensor) -> dict[str, float]:
-        """Once brought to mean 1, a weight no longer shows whether it was clipped."""
+        """Leave out what is unknown: a weight scaled to mean 1 does not show if it was clipped."""
         stats = weight_stats(sums)
         hidden = ("clipped_low", "clipped_high") if self.td.renormalise else ()
         return {name: value for name, value in stats.items() if name not in hidden}
@@ -129,14 +132,12 @@ class Verifiable(ValueObjective):
 class RandomMatched(Verifiable):
     """Control: weights drawn at random with the mean and spread of the real ones."""
 
-    def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
-        super().__init__(config, heads, seed)
-        self.pooled = True
+    pooled = True
 
-    def token_weights(self, pool: Pool) -> Tensor:
-        real, td = super().token_weights(pool), self.td
+    def token_weights(self, pool: Pool, advantages: Tensor) -> Tensor:
+        real, td = super().token_weights(pool, advantages), self.td
         mean, std = moments_mean_std(td_moments(real, pool.mask))
-        # Weights brought to mean 1 may leave the clamp's range.
+        # Weights scaled to mean 1 may lie outside the bounds of the clamp.
         low, high = (0.0, 1e3) if td.renormalise else (td.min_weight, td.max_weight)
         noise = self._uniform(pool)
         return random_matched_weights(pool.mask, noise, mean, std, low, high).to(real.dtype)
@@ -145,11 +146,6 @@ class RandomMatched(Verifiable):
 class Shuffled(Verifiable):
     """Control: the real weights of each response, permuted among its tokens."""
 
-    def token_weights(self, pool: Pool) -> Tensor:
-        return shuffle_weights(super().token_weights(pool), pool.mask, self._uniform(pool))
-
-
-def _td_inputs(pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
-    """Values `[R, S + 1, 1]` (the state after EOS has none), rewards `[R]`, mask `[R, S + 1]`."""
-    values = F.pad(pool.signal, (0, 1)).unsqueeze(-1)
-    return values, pool.correct.to(values.dtype), pool.mask
+    def token_weights(self, pool: Pool, advantages: Tensor) -> Tensor:
+        real = super().token_weights(pool, advantages)
+        return shuffle_weights(real, pool.mask, self._uniform(pool))

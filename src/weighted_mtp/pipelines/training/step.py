@@ -1,6 +1,8 @@
-"""From sums over micro-batches and ranks to the figures of a step or a validation.
+"""What is decided and reported over a whole step or validation: token weights of all micro-batches
+and ranks, sums, and the figures made of them.
 
-Letters: n future tokens (heads), N held-out rows, F fractions of a response.
+Letters: B batch, S sequence, n future tokens (heads), R rows of a step, N held-out rows, F
+fractions of a response.
 """
 
 from __future__ import annotations
@@ -11,14 +13,50 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from weighted_mtp.data.batches import Example
+from weighted_mtp.data.batches import Batch, Example
 from weighted_mtp.evaluation.critic_metrics import critic_report, within_problem_auc
 from weighted_mtp.evaluation.head_quality import head_figures
-from weighted_mtp.pipelines.training.module import FRACTIONS
-from weighted_mtp.pipelines.training.objectives import Sums
+from weighted_mtp.pipelines.training.module import FRACTIONS, pool_of
+from weighted_mtp.pipelines.training.objectives import Objective, Pool, Sums
 from weighted_mtp.runtime import distributed
+from weighted_mtp.runtime.pooling import concat_rows, gather_rows
+
+
+@torch.no_grad()
+def weights_of_step(
+    wrapped: nn.Module, objective: Objective, batches: Sequence[Batch]
+) -> tuple[list[Tensor | None], Sums]:
+    """Decide weights `[B, S, n]` of each micro-batch over the whole step, before any of it is
+    learnt; None where the forward pass decides them.
+
+    Args:
+        wrapped: the `TrainingModule`, as it is called in training.
+        batches: this rank's micro-batches.
+
+    Returns:
+        The weights, and the sums of their figures and of the scoring pass.
+    """
+    sums: Sums = {}
+    if not objective.scores_whole_steps:
+        return [None] * len(batches), sums
+    pools = []
+    for batch in batches:
+        out = wrapped(batch, "score")
+        add_sums(sums, out.sums)
+        pools.append(pool_of(batch, out.signal, objective.needs_reference))
+    gathered = [gather_rows(pool) for pool in pools]
+    weighed = objective.weigh_checked(Pool.of(concat_rows([rows for rows, _ in gathered])))
+    weights: list[Tensor | None] = []
+    start = 0
+    for (rows, own), pool in zip(gathered, pools, strict=True):
+        mine = slice(start + own.start, start + own.stop)
+        chosen, figures = weighed.select(mine, pool.signal.shape[1])
+        weights.append(chosen)
+        add_sums(sums, figures)
+        start += len(Pool.of(rows).rows)
+    return weights, sums
 
 
 def add_sums(total: Sums, part: Mapping[str, Tensor]) -> None:
@@ -28,7 +66,7 @@ def add_sums(total: Sums, part: Mapping[str, Tensor]) -> None:
 
 
 def reduce_sums(sums: Mapping[str, Tensor], device: torch.device) -> Sums:
-    """The sums over all ranks, on the CPU: one exchange for all of them."""
+    """Sum over all ranks, in one exchange; the result is on the CPU."""
     names = sorted(sums)
     if not names:
         return {}
@@ -39,11 +77,11 @@ def reduce_sums(sums: Mapping[str, Tensor], device: torch.device) -> Sums:
 
 
 def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Loss (nats a token) and accuracy of each head on the rows that are right, and its loss on
-    those that are wrong, if there are any; `loss` is the plain mean over heads of the former;
-    `padding` the share of the positions run that held nothing. A validation has the `head_figures`
-    too, of the rows that are right. What no token was counted for is NaN, which is null in
-    metrics.jsonl: never 0, and never the figure of other rows."""
+    """Compute loss (nats a token) and accuracy of each head on correct rows, and its loss on
+    incorrect ones, if there are any. `loss` is the plain mean over heads of the former, `padding`
+    the share of positions that were padding. A validation adds the `head_figures` of correct rows.
+    A figure for which no token was counted is NaN (null in metrics.jsonl): never 0, and never the
+    figure of other rows."""
     padding = {}
     if "positions" in sums:
         run, filled = sums["positions"].tolist()
@@ -70,18 +108,18 @@ def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
 def row_figures(
     probe: Tensor | None, examples: Sequence[Example], has_likelihood: bool, pairwise: bool
 ) -> dict[str, float]:
-    """How well likelihood and values tell right held-out rows from wrong ones.
+    """Measure how well likelihood and values separate correct held-out rows from incorrect ones.
 
     Args:
         probe: `[N, 2]` row index and cross-entropy of the response, or `[N, 3 + F]` with the mean
             value along it and the values at `FRACTIONS`.
-        examples: where the rows' labels and problems are found.
-        has_likelihood: the second column means something.
+        examples: the held-out rows, with their labels and problems.
+        has_likelihood: the second column was computed.
         pairwise: the value loss is that of pairs.
 
     Returns:
-        `right_preferred` (of the pairs of a right and a wrong row of one problem, the share whose
-        right one is likelier) and the critic's figures, those that are defined.
+        `right_preferred` (of the pairs of a correct and an incorrect row of one problem, the share
+        in which the correct one is likelier) and the critic's figures, those that are defined.
     """
     if probe is None or not probe.isfinite().all():  # a model that diverged has no ranking
         return {}
@@ -105,7 +143,7 @@ def row_figures(
 
 
 def _pairwise_loss(means: Sequence[float], examples: Sequence[Example]) -> float:
-    """−log σ(V̄⁺ − V̄⁻), the mean over all pairs of each problem; NaN without any."""
+    """Mean of −log σ(V̄⁺ − V̄⁻) over all pairs of each problem; NaN if there is none."""
     sides: dict[str, tuple[list[float], list[float]]] = {}
     for mean, example in zip(means, examples, strict=True):
         sides.setdefault(example.task_id, ([], []))[example.is_correct].append(mean)
@@ -115,4 +153,5 @@ def _pairwise_loss(means: Sequence[float], examples: Sequence[Example]) -> float
 
 def _means(total: Tensor, count: Tensor) -> list[float]:
     pairs = zip(total.tolist(), count.tolist(), strict=True)
-    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]  # small ones stay above 0
+    # Seven digits, not seven places: a tiny mean must not become 0.
+    return [float(f"{x / m:.7g}") if m else math.nan for x, m in pairs]
