@@ -1,5 +1,5 @@
-"""The modelling code in an export: `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)`
-against this project's own model, and decoding with heads against plain `generate`."""
+"""The modelling code in an export, opened by `AutoModelForCausalLM` with `trust_remote_code=True`:
+its logits against this project's own model, decoding with heads against plain `generate`."""
 
 import ast
 import sys
@@ -48,6 +48,16 @@ def plain(folder, **options):
 
 
 every_case = pytest.mark.parametrize("name", CASES)
+DECODED = (
+    "llama, dynamic",
+    "qwen2, yarn",
+    "mistral, window",
+    "granite",
+    "smollm3",
+    "phi3, partial",
+)
+STORED = ("llama, biases", "mistral, head_dim", "qwen3", "phi3", "phi3, partial")
+"""What decoding and saving depend on: positions and windows; biases, norms, fused projections."""
 
 
 def test_the_code_needs_nothing_but_torch_transformers_and_safetensors():
@@ -89,8 +99,10 @@ def ragged(args, lengths=(9, 4, 7)):
     return tokens.masked_fill(mask == 0, 0), mask
 
 
-@every_case
-@pytest.mark.parametrize("eos", [None, 2, [3, 4, 5]])
+@pytest.mark.parametrize(
+    ("name", "eos"),
+    [*((name, 2) for name in DECODED), ("qwen3", None), ("phi3", [3, 4, 5])],
+)
 def test_greedy_texts_are_those_of_plain_generate(name, eos, exports):
     ours, folder = exports(name)
     tokens, mask = ragged(ours.args)
@@ -124,6 +136,9 @@ def test_processors_see_the_tokens_before(exports):
     tokens, mask = ragged(ours.args)
     options = {"attention_mask": mask, "max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     options |= {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 3}
+    options["prefix_allowed_tokens_fn"] = lambda row, ids: [
+        token for token in range(61) if token % 4 != (row + len(ids)) % 4
+    ]
     expected = plain(folder).generate(tokens, **options)
     assert opened(folder).generate_with_heads(tokens, **options).tolist() == expected.tolist()
 
@@ -283,13 +298,13 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant, exports):
         torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-7, msg=key)
 
 
-@every_case
+@pytest.mark.parametrize("name", STORED)
 def test_save_pretrained_keeps_the_heads(name, exports, tmp_path):
     ours, folder = exports(name)
     model = opened(folder)
     with torch.no_grad():
         for weight in model.mtp_heads.parameters():
-            weight += 0.5
+            weight *= 1.25
     model.save_pretrained(tmp_path / "saved")
     again = opened(tmp_path / "saved")
     for key, weight in model.state_dict().items():

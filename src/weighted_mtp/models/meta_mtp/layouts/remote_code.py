@@ -6,12 +6,9 @@ the place of Llama's, and never imported from a model's folder.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from weighted_mtp.models.meta_mtp.layouts.hf_config import KINDS
 
@@ -41,26 +38,3 @@ def write_code(family: str, directory: Path) -> None:
     for name, text in code_files(family).items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")
-
-
-def modelling_class(family: str, folder: Path) -> Any:
-    """This package's own modelling class, whatever code a model's folder holds.
-
-    Args:
-        folder: where the files are written to be imported; it must outlive the class.
-    """
-    name = f"_weighted_mtp_remote_{family}"
-    if name not in sys.modules:
-        write_code(family, folder)
-        (folder / "__init__.py").touch()
-        for module in (name, f"{name}.modeling_mtp"):
-            file = "__init__.py" if module == name else "modeling_mtp.py"
-            spec = importlib.util.spec_from_file_location(module, folder / file)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            if module == name:
-                loaded.__path__ = [str(folder)]
-            sys.modules[module] = loaded
-            spec.loader.exec_module(loaded)
-    return sys.modules[f"{name}.modeling_mtp"].MTPForCausalLM

@@ -20,11 +20,9 @@ def unsupported(model, input_ids, logits_processor, generation_config, **kwargs)
     """The setting under which drafts cannot be verified; None if there is none."""
     names = {type(processor).__name__ for processor in logits_processor}
     past, attention = kwargs.get("past_key_values"), model.config._attn_implementation
-    by_row = "PrefixConstrainedLogitsProcessor" in names and len(input_ids) > 1
     wrong = {
         "synced_gpus": kwargs.get("synced_gpus"),
         "guidance_scale": "UnbatchedClassifierFreeGuidanceLogitsProcessor" in names,
-        "prefix_allowed_tokens_fn with a batch": by_row,
         "inputs_embeds": kwargs.get("inputs_embeds") is not None,
         "past_key_values": past is not None and past.get_seq_length() > 0,
         f"attn_implementation={attention!r}": attention not in ("eager", "sdpa"),
@@ -151,7 +149,12 @@ def _process(processors, prefixes, scores):
     if all(type(p).__name__ in IGNORES_TOKENS for p in processors):
         return processors(None, scores) if len(processors) else scores
     ids = [torch.tensor([prefix], device=scores.device) for prefix in prefixes]
-    return torch.cat([processors(i, row[None]) for i, row in zip(ids, scores)])
+    B = len(ids)
+    if len({len(prefix) for prefix in prefixes}) == 1:
+        return processors(torch.cat(ids), scores)
+    # Some hold a value for each row (lengths of padding): every row is asked about in its place.
+    asked = [processors(x.expand(B, -1), row.expand(B, -1).clone()) for x, row in zip(ids, scores)]
+    return torch.stack([found[b] for b, found in enumerate(asked)])
 
 
 def _draw(p):
