@@ -27,14 +27,19 @@ from transformers.utils import cached_file, logging
 
 from .decoding_mtp import speculate, unsupported
 
-HEADS_FILE = "mtp/mtp_heads.safetensors"
+HEADS_FILE, VALUE_HEAD_FILE = "mtp/mtp_heads.safetensors", "mtp/value_head.safetensors"
 GENERATE = '''"""Lossless self-speculative decoding with the model's own heads (decoding_mtp.py)."""
+
+from transformers.utils import logging
 
 
 def generate(inputs=None, model=None, **kwargs):
-    if not hasattr(model, "generate_with_heads"):
-        raise ValueError("the model was opened without its heads; pass trust_remote_code=True")
-    return model.generate_with_heads(inputs, **kwargs)
+    if hasattr(model, "generate_with_heads"):
+        return model.generate_with_heads(inputs, **kwargs)
+    logging.get_logger(__name__).warning_once(
+        "decoded without drafts: the model was opened without its heads (trust_remote_code=True)"
+    )
+    return type(model).generate(model, inputs, **kwargs)  # transformers 4 gives it this function
 '''
 NAMES = {  # in the heads file: in a decoder layer of transformers
     "attention.wq": "self_attn.q_proj",
@@ -64,7 +69,7 @@ class MTPForCausalLM(Base):
         self.mtp_heads = nn.ModuleList(copy.deepcopy(layers[-1]) for _ in range(n - 1))
         for index, head in enumerate(self.mtp_heads, len(layers)):
             head.self_attn.layer_idx = index  # its place in the cache
-        self._draft = False
+        self._draft, self._value_head_file = False, None
 
     # --- loading and saving ----------------------------------------------------------------------
 
@@ -77,10 +82,14 @@ class MTPForCausalLM(Base):
         if len(model.mtp_heads):
             prefix = f"{kwargs['subfolder']}/" if kwargs.get("subfolder") else ""
             model._load_heads(load_file(cached_file(path, prefix + HEADS_FILE, **hub)))
+            hub["_raise_exceptions_for_missing_entries"] = False  # most have none
+            value_head = cached_file(path, prefix + VALUE_HEAD_FILE, **hub)
+            model._value_head_file = Path(value_head).read_bytes() if value_head else None
         return found
 
     def save_pretrained(self, save_directory, *args, state_dict=None, push_to_hub=False, **kwargs):
-        """Write the plain model of the family, the heads in `mtp/`, and this code."""
+        """Write the plain model of the family, the heads in `mtp/`, and this code. A value head
+        that was in `mtp/` is written again, unchanged."""
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) leaves the heads behind; call "
@@ -89,20 +98,26 @@ class MTPForCausalLM(Base):
         state = dict(self.state_dict() if state_dict is None else state_dict)
         heads = {key: state.pop(key) for key in list(state) if key.startswith("mtp_heads.")}
         super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
-        folder = Path(save_directory)
-        if not kwargs.get("is_main_process", True):
-            return
-        for name in ("mtp", "custom_generate"):
-            (folder / name).mkdir(exist_ok=True)
-        (folder / "mtp" / "sums.json").unlink(missing_ok=True)  # of an export that was there
-        save_file(self._stored_heads(heads), folder / HEADS_FILE, metadata={"format": "pt"})
-        (folder / "custom_generate" / "generate.py").write_text(GENERATE)
-        for name in ("modeling_mtp.py", "decoding_mtp.py"):
-            shutil.copyfile(Path(inspect.getfile(MTPForCausalLM)).with_name(name), folder / name)
+        if kwargs.get("is_main_process", True):
+            self._save_rest(Path(save_directory), heads)
+
+    def _save_rest(self, folder, heads):
         config = json.loads((folder / "config.json").read_text())
         config["architectures"] = [Base.__name__]  # what the weights are to other readers
-        config["auto_map"] = {"AutoModelForCausalLM": "modeling_mtp.MTPForCausalLM"}
         config.pop("mtp_sums", None)
+        if heads:
+            config["auto_map"] = {"AutoModelForCausalLM": "modeling_mtp.MTPForCausalLM"}
+            for name in ("mtp", "custom_generate"):
+                (folder / name).mkdir(exist_ok=True)
+            for name in ("mtp/sums.json", VALUE_HEAD_FILE):  # of an export that was there
+                (folder / name).unlink(missing_ok=True)
+            save_file(self._stored_heads(heads), folder / HEADS_FILE, metadata={"format": "pt"})
+            if self._value_head_file is not None:
+                (folder / VALUE_HEAD_FILE).write_bytes(self._value_head_file)
+            (folder / "custom_generate" / "generate.py").write_text(GENERATE)
+            code = Path(inspect.getfile(MTPForCausalLM))
+            for name in ("modeling_mtp.py", "decoding_mtp.py"):
+                shutil.copyfile(code.with_name(name), folder / name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def _rotary(self, name):
@@ -121,7 +136,10 @@ class MTPForCausalLM(Base):
 
     @torch.no_grad()
     def _load_heads(self, stored):
+        device = next(self.model.layers[-1].parameters()).device
         for i, head in enumerate(self.mtp_heads):
+            if next(head.parameters()).is_meta:  # transformers 4.5x leaves what it does not read
+                head.to_empty(device=device)
             state, prefix = {}, f"extra_heads.{i}."
             for key in [key for key in stored if key.startswith(prefix)]:
                 stem, _, leaf = key.removeprefix(prefix).rpartition(".")
