@@ -2,6 +2,7 @@
 its logits against this project's own model, decoding with heads against plain `generate`."""
 
 import ast
+import re
 import sys
 from itertools import product
 
@@ -14,6 +15,7 @@ from tests.unit.checkpoint_cases import tiny
 from tests.unit.test_families import CASES, made, with_heads
 from transformers import AutoModelForCausalLM, StoppingCriteria, Trainer, TrainingArguments
 
+from weighted_mtp.losses.mtp_loss import count_targets, mtp_loss, shift_labels
 from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_huggingface,
@@ -89,6 +91,11 @@ def test_the_code_needs_nothing_but_torch_transformers_and_safetensors():
         foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
         assert foreign <= {"torch", "transformers", "safetensors", "decoding_mtp"}
         assert len(path.read_text().splitlines()) <= 300
+
+
+def test_the_package_does_not_import_the_code():
+    for path in SRC.rglob("*.py"):
+        assert not re.search(r"layouts\.remote\b", path.read_text(encoding="utf-8")), path
 
 
 @every_case
@@ -215,6 +222,12 @@ def test_what_drafts_cannot_serve_is_decoded_plainly(exports):
     found = model.generate_with_heads(tokens, **scores)
     assert len(found.scores) == 5
     assert torch.equal(found.sequences, reference.generate(tokens, **options))
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    for shift in (0, 2):  # the positions that `generate` takes by itself, and others
+        placed = {**options, "position_ids": places + shift}
+        assert torch.equal(
+            model.generate_with_heads(tokens, **placed), reference.generate(tokens, **placed)
+        )
     whole = model.generate_with_heads(tokens, **{**options, "return_dict_in_generate": True})
     assert torch.equal(whole.sequences, found.sequences)
 
@@ -291,6 +304,10 @@ def test_the_loss_is_ours(exports):
     out = model(tokens, labels=labels, return_all_heads=True)
     expected = reference_loss(out.logits.double(), labels)
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    states, _ = model.head_states(input_ids=tokens)
+    targets = shift_labels(labels, len(states))
+    loss = mtp_loss(states, model.lm_head.weight, targets, count_targets(targets)).loss
+    assert out.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     half = model(tokens, labels=labels, num_items_in_batch=40)
     assert half.loss.item() == pytest.approx(
         reference_loss(out.logits.double(), labels, 40).item(), rel=1e-6

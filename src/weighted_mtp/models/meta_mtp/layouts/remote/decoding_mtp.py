@@ -19,10 +19,14 @@ IGNORES_TOKENS |= {"MinPLogitsWarper", "TypicalLogitsWarper", "EpsilonLogitsWarp
 def unsupported(model, input_ids, logits_processor, generation_config, **kwargs):
     """The setting under which drafts cannot be verified; None if there is none."""
     names = {type(processor).__name__ for processor in logits_processor}
+    asked, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    own = asked is not None and not torch.equal(asked * mask, (mask.cumsum(1) - 1) * mask)
     past, attention = kwargs.get("past_key_values"), model.config._attn_implementation
     wrong = {
         "synced_gpus": kwargs.get("synced_gpus"),
         "guidance_scale": "UnbatchedClassifierFreeGuidanceLogitsProcessor" in names,
+        "position_ids": own,
         "inputs_embeds": kwargs.get("inputs_embeds") is not None,
         "past_key_values": past is not None and past.get_seq_length() > 0,
         f"attn_implementation={attention!r}": attention not in ("eager", "sdpa"),
