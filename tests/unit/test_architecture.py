@@ -156,7 +156,7 @@ def test_no_unsafe_call(path):
     assert unsafe_calls(path.read_text(encoding="utf-8"), may_execute) == []
 
 
-TRUSTED = [ROOT / "tests/unit/test_remote_code.py", ROOT / "benchmarks/clients/remote_code.py"]
+TRUSTED = [ROOT / "tests/unit/test_remote_code.py", ROOT / "benchmarks/remote_generate.py"]
 """These open exports that they have just written, to run the modelling code in them."""
 
 

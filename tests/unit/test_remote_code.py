@@ -381,7 +381,16 @@ def test_a_model_without_extra_heads_is_saved_as_a_plain_one(tmp_path):
     assert load_meta_mtp_model(tmp_path / "saved", "cpu").args.n_future_tokens == 1
 
 
+def test_device_map(exports):
+    pytest.importorskip("accelerate")
+    _, folder = exports("llama, biases")
+    placed, model = opened(folder, device_map="cpu"), opened(folder)
+    for key, weight in model.state_dict().items():
+        assert torch.equal(placed.state_dict()[key], weight), key
+
+
 def test_trainer_trains_and_saves_the_heads(exports, tmp_path):
+    pytest.importorskip("accelerate")
     ours, folder = exports("llama, biases")
     model = opened(folder)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
@@ -407,7 +416,7 @@ def test_trainer_trains_and_saves_the_heads(exports, tmp_path):
         assert not torch.equal(before[key], weight), key
 
 
-def test_peft_adapts_trunk_and_heads(exports):
+def test_peft_adapts_trunk_and_heads(exports, tmp_path):
     peft = pytest.importorskip("peft")
     ours, folder = exports("qwen2")
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -428,7 +437,10 @@ def test_peft_adapts_trunk_and_heads(exports):
         expected = model(input_ids=tokens, return_all_heads=True).logits
         merged = model.merge_and_unload()
         found = merged(tokens, return_all_heads=True).logits
+        merged.save_pretrained(tmp_path / "merged")
+        saved = opened(tmp_path / "merged")(tokens, return_all_heads=True).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(saved, found, rtol=0, atol=1e-6)
 
 
 def test_bfloat16_and_float64(exports):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DynamicCache
@@ -77,7 +78,13 @@ class MTPForCausalLM(Base):
     def from_pretrained(cls, path, *args, **kwargs):
         keys = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
         hub = {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
-        found = super().from_pretrained(path, *args, **kwargs)
+        ignored = cls._keys_to_ignore_on_load_missing
+        if transformers.__version__ < "5" and kwargs.get("device_map") is not None:
+            cls._keys_to_ignore_on_load_missing = None  # else nothing is allocated to place
+        try:
+            found = super().from_pretrained(path, *args, **kwargs)
+        finally:
+            cls._keys_to_ignore_on_load_missing = ignored
         model = found[0] if isinstance(found, tuple) else found
         if len(model.mtp_heads):
             prefix = f"{kwargs['subfolder']}/" if kwargs.get("subfolder") else ""
