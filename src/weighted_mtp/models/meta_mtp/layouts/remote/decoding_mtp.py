@@ -21,7 +21,10 @@ def unsupported(model, input_ids, logits_processor, generation_config, **kwargs)
     names = {type(processor).__name__ for processor in logits_processor}
     asked, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
-    own = asked is not None and not torch.equal(asked * mask, (mask.cumsum(1) - 1) * mask)
+    own = asked is not None and (
+        not hasattr(model, "_prepare_position_ids_for_generation")  # older ones do not count on
+        or not torch.equal(asked * mask, (mask.cumsum(1) - 1) * mask)
+    )
     past, attention = kwargs.get("past_key_values"), model.config._attn_implementation
     wrong = {
         "synced_gpus": kwargs.get("synced_gpus"),
