@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -44,8 +45,9 @@ def main() -> None:
     parser.add_argument("--out", default="/tmp/trl-out")
     parser.add_argument("--group", action="store_true", help="batches of like lengths")
     args = parser.parse_args()
-    rows = load_dataset("json", data_files=args.rows, split="train")
-    rows = rows.select_columns(["prompt", "completion"])
+    lines = Path(args.rows).read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    rows = Dataset.from_list([{k: r[k] for k in ("prompt", "completion")} for r in records])
     lora = args.adapt == "lora"
     dtype = torch.bfloat16 if lora else torch.float32  # full: float32 weights, autocast
     model = AutoModelForCausalLM.from_pretrained(
