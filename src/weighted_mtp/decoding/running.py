@@ -82,6 +82,11 @@ class RunningBatch:
         """Rows that may join."""
         return self.max_rows - len(self.rows)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache."""
+        return self._cache.nbytes
+
     def check(self, order: Order) -> None:
         """Refuse an order that no row can hold.
 

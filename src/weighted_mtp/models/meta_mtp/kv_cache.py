@@ -187,6 +187,11 @@ class KVCache:
         self._list()
         self.batch_size = len(rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(tensor.nbytes for stored in self._stored for tensor in stored)
+
     def rows(self, first: int, last: int) -> KVCache:
         """A cache of the rows `first` … `last` − 1, in the same memory."""
         part = copy(self)

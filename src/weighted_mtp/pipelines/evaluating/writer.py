@@ -60,7 +60,7 @@ class ModelWriter:
         self.model_dir, shape = source.directory, source.model.args
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
-        k = _heads_in_use(speculation, shape.n_future_tokens)
+        k = heads_in_use(speculation, shape.n_future_tokens)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
             source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
@@ -175,7 +175,12 @@ class ModelWriter:
         return Stopping(max_new_tokens, eos_id, tuple(stops), self._decode)
 
 
-def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
+def heads_in_use(speculation: Speculation | None, heads: int) -> int:
+    """Return k for a model of so many heads, 1 in plain decoding.
+
+    Raises:
+        UserError: it has fewer.
+    """
     try:
         return 1 if speculation is None else speculation.heads_of(heads)
     except ValueError as error:
