@@ -108,6 +108,7 @@ class _Texts:
     """
 
     def __init__(self, service: Service, orders: Sequence[Order]) -> None:
+        self._tickets: list[Ticket] = []
         loop, limits = asyncio.get_running_loop(), service.limits
         events: asyncio.Queue[tuple[int, Gain | Failure]] = asyncio.Queue()
         self._events = events
@@ -117,7 +118,6 @@ class _Texts:
 
         if len(orders) > limits.max_queue:
             raise RequestError(f"{len(orders)} texts are more than may wait ({limits.max_queue})")
-        self._tickets: list[Ticket] = []
         try:
             self._tickets = service.engine.submit(orders, deliver, limits.timeout)
         except QueueFullError:

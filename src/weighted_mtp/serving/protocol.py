@@ -137,7 +137,7 @@ def _check_names(given: Mapping[str, Any], known: set[str]) -> None:
         if name not in _ONLY:
             hint = did_you_mean(str(name)[:80], known)
             raise RequestError(f"unknown field {str(name)[:80]!r}{hint}", str(name)[:80])
-        if not any(value == idle and isinstance(value, type(idle)) for idle in _alike(name)):
+        if not any(value == idle and type(value) is type(idle) for idle in _alike(name)):
             raise RequestError(f"{name} is not served here; leave it out", name)
 
 
