@@ -291,6 +291,13 @@ def test_the_key_opens_all_but_health(writer):
         assert client.get("/v1/models", headers=headers).json()["data"][0]["id"] == "tiny"
 
 
+def test_the_model_is_listed(client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"]) == ("tiny", LIMITS.max_length)
+    assert client.get("/v1/models/tiny").json() == model
+    assert client.get("/v1/models/other").status_code == 404
+
+
 def test_another_name_does_not_lead_here(client):
     for host, status in (
         *(("evil.example", 403), ("evil.example:80", 403), ("", 403)),

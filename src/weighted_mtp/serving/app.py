@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from weighted_mtp.decoding.running_rows import Order
 from weighted_mtp.serving.engine import Failure, Gain, QueueFullError, Ticket
 from weighted_mtp.serving.metrics import CONTENT_TYPE
-from weighted_mtp.serving.protocol import RequestError, read_request
+from weighted_mtp.serving.protocol import RequestError, check_model, read_request
 from weighted_mtp.serving.responses import DONE, Answer, event
 from weighted_mtp.serving.service import Service
 
@@ -37,7 +37,13 @@ def make_app(service: Service) -> FastAPI:
             await run_in_threadpool(service.engine.close)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    started = int(time.time())
+    model = {
+        "id": service.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "weighted-mtp",
+        "max_model_len": service.limits.max_length,
+    }
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
@@ -63,9 +69,12 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": service.name, "object": "model", "created": started}
-        own = {"owned_by": "weighted-mtp", "max_model_len": service.limits.max_length}
-        return {"object": "list", "data": [{**model, **own}]}
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        check_model(name, service.name)
+        return model
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

@@ -108,13 +108,7 @@ def read_request(body: Any, chat: bool, model: str) -> Asked:
         raise RequestError("the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
     _check_names(given, _CHAT if chat else _COMPLETION)
-    if given.get("model", model) != model:
-        raise RequestError(
-            f"the model {str(given['model'])[:80]!r} is not served here; take {model!r}",
-            "model",
-            404,
-            "model_not_found",
-        )
+    check_model(given.get("model", model), model)
     stream = _flag(given, "stream")
     limit = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
     return Asked(
@@ -128,6 +122,17 @@ def read_request(body: Any, chat: bool, model: str) -> Asked:
         stream,
         _include_usage(given, stream),
     )
+
+
+def check_model(asked: Any, served: str) -> None:
+    """Raise `RequestError` if another model is asked for than the server's."""
+    if asked != served:
+        raise RequestError(
+            f"the model {str(asked)[:80]!r} is not served here; take {served!r}",
+            "model",
+            404,
+            "model_not_found",
+        )
 
 
 def _check_names(given: Mapping[str, Any], known: set[str]) -> None:
