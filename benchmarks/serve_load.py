@@ -113,7 +113,7 @@ def calls(count: int) -> list[Call]:
             )
         messages = [{"role": "user", "content": story}]
         temperature = 0.8 if number % 3 == 2 else 0.0
-        found.append(Call(messages, chance.randint(8, 40), temperature, number, number % 2 == 1))
+        found.append(Call(messages, chance.randint(8, 24), temperature, number, number % 2 == 1))
     return found
 
 
@@ -279,7 +279,7 @@ async def run(args: argparse.Namespace) -> dict:
     ours += ["--max-rows", str(ROWS), "--port", str(ports[0])]
     peer = [python, "-c", TRANSFORMERS, str(folder), "--device", "cpu", "--dtype", "float32"]
     batching = ["--continuous-batching", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "512"]
-    batching += ["--cb-max-memory-percent", "0.05"]
+    batching += ["--cb-max-memory-percent", "0.1"]
     servers = [
         Server("weighted-mtp serve", ours, ports[0], "smollm2"),
         Server("plain loop", [python, "-c", PLAIN_LOOP, str(folder), str(ports[1])], ports[1], "m"),
