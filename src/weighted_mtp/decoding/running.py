@@ -39,6 +39,7 @@ from weighted_mtp.decoding.verify import Judged, matches, rejection
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
+_WIDTHS = 32  # prompts are padded to multiples of this
 _MANY_STEPS = 1 << 30  # the batch has no end: weights may be copied
 
 
@@ -119,7 +120,9 @@ class RunningBatch:
         first = len(self.rows)
         lengths = [len(order.prompt) for order in orders]
         prompts = [self._tensor(list(order.prompt)) for order in orders]
-        tokens = pad_sequence(prompts, batch_first=True)  # on the right
+        # On the right, to few different widths: oneDNN keeps about 1 MiB (SmolLM2) for each shape.
+        width = min(-(-max(lengths) // _WIDTHS) * _WIDTHS, self._cache.length)
+        tokens = filled(pad_sequence(prompts, batch_first=True), width)
         cache = self._cache.rows(first, first + len(new))
         states, window = self.model.read(tokens, 0, cache)
         last = [length - 1 for length in lengths]
