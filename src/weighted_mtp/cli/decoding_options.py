@@ -84,6 +84,24 @@ def add_decoding_arguments(
         help="end the text before this string; \\n is a newline, \\t a tab, \\\\ a backslash; "
         "repeatable",
     )
+    add_speculation_arguments(group)
+    group.add_argument(
+        "--lossy-typical",
+        action="store_true",
+        help="LOSSY: accept drafts that are likely enough (Medusa's typical acceptance); faster, "
+        "but changes the distribution of the texts",
+    )
+    group.add_argument(
+        "--ties",
+        default="auto",
+        metavar="RULE",
+        help="greedy near-ties: exact (recompute, so that the text depends on the model alone), "
+        "fast, or auto (default: exact in float32, fast in bfloat16)",
+    )
+
+
+def add_speculation_arguments(group: argparse._ActionsContainer) -> None:
+    """Add the options that choose how many tokens are drafted."""
     group.add_argument(
         "--speculate",
         nargs="?",
@@ -105,19 +123,6 @@ def add_decoding_arguments(
         "--adaptive",
         action="store_true",
         help="draft fewer tokens where drafts are rejected",
-    )
-    group.add_argument(
-        "--lossy-typical",
-        action="store_true",
-        help="LOSSY: accept drafts that are likely enough (Medusa's typical acceptance); faster, "
-        "but changes the distribution of the texts",
-    )
-    group.add_argument(
-        "--ties",
-        default="auto",
-        metavar="RULE",
-        help="greedy near-ties: exact (recompute, so that the text depends on the model alone), "
-        "fast, or auto (default: exact in float32, fast in bfloat16)",
     )
 
 
@@ -144,7 +149,7 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
     if not all(args.stop):
         raise UserError("--stop is empty, which would end every text at once; give a string")
     stops = tuple(_unescaped(text) for text in args.stop)
-    return DecodingOptions(args.max_new_tokens, sampling, stops, _speculation(args))
+    return DecodingOptions(args.max_new_tokens, sampling, stops, speculation_option(args))
 
 
 def check_heads(args: argparse.Namespace, model: Path) -> None:
@@ -162,7 +167,12 @@ def check_heads(args: argparse.Namespace, model: Path) -> None:
         )
 
 
-def _speculation(args: argparse.Namespace) -> Speculation | None:
+def speculation_option(args: argparse.Namespace) -> Speculation | None:
+    """Return how to draft as given; None for plain decoding.
+
+    Raises:
+        UserError: a value is out of range, or an option has no effect.
+    """
     if args.speculate == _OFF:
         for name in ("adaptive", "lossy_typical"):
             if getattr(args, name):

@@ -50,6 +50,10 @@ COMMANDS = {
         "talk with a chat model",
         "weighted-mtp chat models/SmolLM2-135M-Instruct --system 'Answer briefly.'",
     ),
+    "serve": (
+        "serve a model over HTTP with OpenAI's protocol",
+        "weighted-mtp serve models/SmolLM2-135M-Instruct --port 8000",
+    ),
     "report": (
         "write an HTML report of a run",
         "weighted-mtp report runs/verifiable-micro --output report.html",

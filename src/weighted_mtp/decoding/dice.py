@@ -10,6 +10,7 @@ Letters: B batch, J positions in a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from enum import IntEnum
 
 import numpy as np
@@ -43,6 +44,13 @@ class Dice:
         start = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
         self._keys = _hash(_hash(np.zeros(1, np.uint64), start), rows)  # [B]
         self._device = device
+
+    @classmethod
+    def joined(cls, parts: Sequence[Dice]) -> Dice:
+        """Chance for the rows of all of `parts` (one at least), in their order."""
+        whole = copy(parts[0])
+        whole._keys = np.concatenate([part._keys for part in parts])
+        return whole
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch only."""

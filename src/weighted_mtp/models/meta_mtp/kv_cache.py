@@ -9,6 +9,7 @@ Letters: B batch, S new tokens, T slots read, K key/value heads, d head width.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,7 +86,8 @@ class KVCache:
             )
         shape = (batch_size, args.kv_heads, length, args.head_dim)
         self.batch_size, self.length = batch_size, length
-        self._read = 0  # slots 0 … _read − 1 of some row hold a token
+        # Slots 0 … _read[0] − 1 of some row hold a token; a list, because `rows` share it.
+        self._read = [0]
         self._blocks = args.n_layers
         self._heads_behind = False  # tokens were read that the extra heads never saw
         extra = args.n_future_tokens - 1
@@ -147,19 +149,19 @@ class KVCache:
     def _check_room(self, start_pos: int | Tensor, S: int) -> None:
         if isinstance(start_pos, Tensor):
             if start_pos.device.type != "cpu":
-                self._read = self.length
+                self._read[0] = self.length
                 return
             start_pos = int(start_pos.max())
         if start_pos + S > self.length:
             raise ValueError(
                 f"the cache holds {self.length} tokens, and {start_pos + S} are asked for"
             )
-        if start_pos > self._read:
+        if start_pos > self._read[0]:
             raise ValueError(
-                f"start_pos={start_pos}, but the cache has read {self._read} tokens; read the "
+                f"start_pos={start_pos}, but the cache has read {self._read[0]} tokens; read the "
                 "prompt first"
             )
-        self._read = max(self._read, start_pos + S)
+        self._read[0] = max(self._read[0], start_pos + S)
 
     def mask(self, start_pos: int | Tensor, S: int, window: int | None = None) -> Tensor | None:
         """Which slots each of S new tokens sees, `[S, T]` or `[B, 1, S, T]`; None where the
@@ -184,6 +186,32 @@ class KVCache:
                 stored[block] = tensor[rows]
         self._list()
         self.batch_size = len(rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(tensor.nbytes for stored in self._stored for tensor in stored)
+
+    def commit(self) -> None:
+        """Write zeros: a CPU's memory is handed out when it is first written, not when it is
+        allocated."""
+        for stored in self._stored:
+            for tensor in stored:
+                tensor.zero_()
+
+    def rows(self, first: int, last: int) -> KVCache:
+        """A cache of the rows `first` … `last` − 1, in the same memory."""
+        part = copy(self)
+        part._stored = [[tensor[first:last] for tensor in stored] for stored in self._stored]
+        part._list()
+        part.batch_size = last - first
+        return part
+
+    def copy_row(self, source: int, target: int, count: int) -> None:
+        """Write the first `count` slots of one row over those of another."""
+        for stored in self._stored:
+            for tensor in stored:
+                tensor[target, :, :count] = tensor[source, :, :count]
 
     def joint(self, slot: LayerCache) -> LayerCache:
         """The extra heads' slices as one of (n − 1)·K key heads, where `slot` is."""

@@ -22,6 +22,7 @@ from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, loa
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
 
@@ -59,7 +60,7 @@ class ModelWriter:
         self.model_dir, shape = source.directory, source.model.args
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
-        k = _heads_in_use(speculation, shape.n_future_tokens)
+        k = heads_in_use(speculation, shape.n_future_tokens)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
             source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
@@ -68,6 +69,11 @@ class ModelWriter:
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._decode = continuation_decoder(self.tokenizer)
         self._end_of_turn: tuple[str, ...] = ()  # of the chat template, once it is in use
+
+    @property
+    def model(self) -> Transformer:
+        """The model itself."""
+        return self._model
 
     @property
     def longest_prompt(self) -> int:
@@ -153,16 +159,28 @@ class ModelWriter:
         warn_past_positions(longest, self._model.args, where)
 
     def _stopping(self, stops: Sequence[str]) -> Stopping:
+        return self.stopping(stops, self._max_new_tokens, chat=True)
+
+    def stopping(self, stops: Sequence[str], max_new_tokens: int, chat: bool = False) -> Stopping:
         """Stop at any end-of-sequence token, and at a control token that a stop string names: its
-        name never appears in the text, because decoding leaves control tokens out."""
+        name never appears in the text, because decoding leaves control tokens out.
+
+        Args:
+            chat: stop at the chat template's end of turn as well, if the template is in use.
+        """
         control, eos = self.tokenizer.control, self.tokenizer.eos_id
-        named = (*stops, *self._end_of_turn)
+        named = (*stops, *(self._end_of_turn if chat else ()))
         ends = self.tokenizer.stop_ids.union(control[stop] for stop in named if stop in control)
         eos_id = ends if ends != {eos} else eos
-        return Stopping(self._max_new_tokens, eos_id, tuple(stops), self._decode)
+        return Stopping(max_new_tokens, eos_id, tuple(stops), self._decode)
 
 
-def _heads_in_use(speculation: Speculation | None, heads: int) -> int:
+def heads_in_use(speculation: Speculation | None, heads: int) -> int:
+    """Return k for a model of so many heads, 1 in plain decoding.
+
+    Raises:
+        UserError: it has fewer.
+    """
     try:
         return 1 if speculation is None else speculation.heads_of(heads)
     except ValueError as error:

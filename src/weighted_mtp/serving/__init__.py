@@ -1,0 +1,1 @@
+"""Serving a model over HTTP, for one machine: many requests share each forward pass."""
