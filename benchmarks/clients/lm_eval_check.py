@@ -130,7 +130,10 @@ def check(work: Path, out: Path | None) -> None:
     ]
     labels = [sample["doc"]["label"] for sample in samples]
     accuracy = [
-        sum(max(range(CHOICES), key=row.__getitem__) == label for row, label in zip(side, labels))
+        sum(
+            max(range(CHOICES), key=row.__getitem__) == label
+            for row, label in zip(side, labels, strict=True)
+        )
         / len(labels)
         for side in (ours, theirs)
     ]
