@@ -46,7 +46,7 @@ rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer
 
 FSDP = {"runtime__parallel": "fsdp"}
-ADAM_GAP = 1e-5
+ADAM_GAP = 1e-4
 """Adam divides a gradient by its own size: where a weight has next to none, rounding moves it."""
 WEIGHTED = {
     **SMALL,
@@ -214,7 +214,7 @@ def test_kill_nine_of_one_process(tmp_path, rows_file, undisturbed):
     run_dir = tmp_path / "run"
     output = killed(signal.SIGKILL, 1, 6, 0.1, *train_arguments(run_dir, rows_file, **SAVING))
     assert "error: rank 0 of 2, step" in output
-    assert "go on with --resume" in output
+    assert "continue with --resume" in output
     assert resume(run_dir) == 0
     assert_same_training(run_dir, undisturbed)
     assert [name for name in checkpoint_names(run_dir) if name.endswith(".partial")] == []
@@ -233,7 +233,7 @@ def test_kill_nine_at_a_random_moment(trial, tmp_path, rows_file, undisturbed):
     said = [line for line in output.splitlines() if line.startswith("error: rank")]
     print(f"rank {rank}, step {step}, after {delay:.3f} s:", *said)
     assert f"error: rank {1 - rank} of 2, step" in output
-    assert "go on with --resume" in output
+    assert "continue with --resume" in output
     assert resume(run_dir) == 0
     assert_same_training(run_dir, undisturbed)
 

@@ -352,11 +352,11 @@ def test_given_completions_in_markdown(tmp_path, capsys):
         ({"task_id": "HumanEval/0", "completion": None}, ["line 1", "'completion' or"]),
         (
             {"task_id": "HumanEval/0", "completion": "\ud800"},
-            ["line 1", "'completion' holds half a surrogate"],
+            ["line 1", "'completion' contains a lone surrogate"],
         ),
         (
             {"task_id": "HumanEval/0", "solution": "x = '\udfff'"},
-            ["line 1", "'solution' holds half a surrogate"],
+            ["line 1", "'solution' contains a lone surrogate"],
         ),
         ({"task_id": "HumanEval/0", "completion": ""}, ["163 of 164", "HumanEval/1,", "--partial"]),
     ],

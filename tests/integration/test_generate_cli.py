@@ -307,8 +307,11 @@ def test_a_mistake_is_one_line(options, words, checkpoint, capsys):
         (b'{"prompt": "a"}\nplain\n', ["line 2", "JSON"]),
         (b'{"text": "a"}\n', ["line 1", "'prompt' or 'instruction'"]),
         (b'{"prompt": "a", "input": []}\n', ["line 1"]),
-        (b'{"prompt": "\\ud800"}\n', ["line 1", "'prompt' holds half a surrogate"]),
-        (b'{"prompt": "a", "input": "\\uDFFF."}\n', ["line 1", "'input' holds half a surrogate"]),
+        (b'{"prompt": "\\ud800"}\n', ["line 1", "'prompt' contains a lone surrogate"]),
+        (
+            b'{"prompt": "a", "input": "\\uDFFF."}\n',
+            ["line 1", "'input' contains a lone surrogate"],
+        ),
         (b'{"prompt": "\xff"}\n', ["line 1", "not UTF-8"]),
     ],
 )

@@ -58,6 +58,7 @@ def limited(run_dir: Path, rows: Path, *more: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
 def test_a_row_beyond_memory_is_trained_with_checkpointing(tmp_path, long_row):
     done = limited(tmp_path / "full", long_row)

@@ -105,6 +105,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "not the results of an evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_expert_iteration_goes_round(tmp_path):
     """The example on a model that knows little: it writes, judges, and reports each round."""
     start = tmp_path / "start"

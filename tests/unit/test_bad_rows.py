@@ -59,19 +59,19 @@ HALF = b'"\\ud800"'
 MALFORMED = {
     "NUL bytes": (LINE[:9] + b"\0" * 50, "NUL bytes; the file is damaged"),
     "a NUL in a text": (LINE.replace(b"a", b"\0"), "NUL bytes"),
-    "a lone surrogate": (LINE.replace(b'"a"', HALF), "'instruction' holds half a surrogate"),
-    "the other half": (LINE.replace(b'"b"', b'"x\\uDFFFx"'), "'output' holds half a surrogate"),
+    "a lone surrogate": (LINE.replace(b'"a"', HALF), "'instruction' contains a lone surrogate"),
+    "the other half": (LINE.replace(b'"b"', b'"x\\uDFFFx"'), "'output' contains a lone surrogate"),
     "half a pair in metadata": (
         LINE[:-1] + b', "metadata": {"a": ["' + HALF[1:] + b"]}}",
-        "'metadata' holds half a surrogate",
+        "'metadata' contains a lone surrogate",
     ),
     "half a pair in a key": (
         LINE[:-1] + b', "metadata": {' + HALF + b": 1}}",
-        "'metadata' holds half a surrogate",
+        "'metadata' contains a lone surrogate",
     ),
     "half a pair as difficulty": (
         LINE[:-1] + b', "metadata": {"difficulty": ' + HALF + b"}}",
-        "'metadata' holds half a surrogate",
+        "'metadata' contains a lone surrogate",
     ),
     "a surrogate in UTF-8": (LINE.replace(b"a", b"\xed\xa0\x80"), "not UTF-8 at byte"),
     "a key twice": (LINE[:-1] + b', "output": "c"}', "the key 'output' is given twice"),

@@ -98,7 +98,7 @@ def test_nothing_is_renamed_and_scoring_is_as_before(how):
     assert calls == [1]
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", [pytest.param("selective", marks=pytest.mark.slow), "full"])
 def test_compiled_blocks_are_recomputed_too(how, monkeypatch):
     """Without generated code, whose compiler not every machine has."""
     real = nn.Module.compile

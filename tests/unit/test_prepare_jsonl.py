@@ -415,7 +415,7 @@ def test_check_names_bad_rows_by_line(tmp_path, capsys):
     assert said.out.startswith(f"{source}, line 2: not valid JSON")
     assert said.out.count("not valid JSON") == 5
     assert "… and 2 more" in said.out
-    assert "7 of 9 rows are bad" in said.err.splitlines()[-1]
+    assert "7 of 9 rows are invalid" in said.err.splitlines()[-1]
 
 
 def test_conversations_are_checked_counted_and_kept(tmp_path, capsys):

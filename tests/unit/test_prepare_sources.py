@@ -228,7 +228,7 @@ def test_missing_tests_and_solutions_are_no_mistake():
         ({"description": " "}, "'description' is empty"),
         ({"solutions": {"language": [3], "solution": []}}, "unequal length"),
         ({"solutions": {"language": [9], "solution": ["x"]}}, "'solutions' holds 9"),
-        ({"public_tests": {"input": [1], "output": ["2"]}}, "no text"),
+        ({"public_tests": {"input": [1], "output": ["2"]}}, "not text"),
         ({"public_tests": "x"}, "should hold input and output"),
     ],
 )

@@ -198,7 +198,7 @@ def test_what_fails_is_tried_again(flaky, monkeypatch):
 def test_no_name_leads_out_of_a_checkpoint(name, remote):
     listed = json.dumps({"files": {name: 1}}).encode()
     remote.write("checkpoints/step-00000001/COMPLETE", listed)
-    with pytest.raises(RemoteError, match="is no name of a file"):
+    with pytest.raises(RemoteError, match="is not the name of a file"):
         stored_files(remote, 1)
 
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_meant_is_refused(key):
 
 
 TOLD = {
-    "training__batch_size": (16, "goes on at the next row"),
+    "training__batch_size": (16, "continues at the next row"),
     "training__betas": ([0.9, 0.999], "in force from step 5 on"),
     "training__clip_norm": (2.0, "in force from step 5 on"),
     "training__monitor": ("value_auc", "best validations so far are forgotten"),

@@ -129,7 +129,7 @@ def test_a_stream_equals_the_naive_text(sampling, speculation):
 def test_an_unfinished_stream_has_no_completions():
     stream = Stream(tiny_model(tiny_args()), [[1]], Stopping(3))
     next(stream)
-    with pytest.raises(ValueError, match="goes on"):
+    with pytest.raises(ValueError, match="has not ended"):
         stream.completions()
 
 

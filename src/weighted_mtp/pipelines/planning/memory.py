@@ -1,7 +1,8 @@
 """What a training step holds in memory, moment by moment: arithmetic alone.
 
 Memory of a step peaks in the loss of a micro-batch, in the first block that the backward pass
-reaches, in the last one, or in the embedding. Each moment is counted by itself; the peak is the largest.
+reaches, in the last one, or in the embedding. Each moment is counted by itself; the peak is the
+largest.
 What is kept for the backward pass is exact to the byte (a test compares it with what autograd
 saved). What comes and goes is counted where it is as large as a row of hidden states.
 
