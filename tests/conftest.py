@@ -10,6 +10,7 @@ import pytest
 
 _cache = tempfile.TemporaryDirectory(prefix="weighted-mtp-test-cache-")
 os.environ["WEIGHTED_MTP_CACHE"] = _cache.name
+os.environ["HF_MODULES_CACHE"] = os.path.join(_cache.name, "modules")  # code of exports
 
 
 @pytest.fixture(scope="session")

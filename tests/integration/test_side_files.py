@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weighted_mtp.cli.main import main
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
+from weighted_mtp.models.meta_mtp.layouts.remote_code import FILES, GENERATE_FILE
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.pipelines.checkpointing.sharded import ShardedSaver
 
@@ -100,8 +101,9 @@ def source(tmp_path_factory) -> tuple[Path, int]:
 
 
 def said(folder: Path) -> dict[str, bytes]:
-    """Every file of a Hugging Face folder but weights, config and ours."""
+    """Every file of a Hugging Face folder but weights, config, ours and the modelling code."""
     left_out = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    left_out += (*FILES, GENERATE_FILE)
     return {
         name: path.read_bytes()
         for path in folder.rglob("*.*")

@@ -25,6 +25,7 @@ from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+from weighted_mtp.models.meta_mtp.layouts.remote_code import AUTO_MAP, write_code
 from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
     Part,
@@ -204,11 +205,13 @@ def write_huggingface(
         return halves[0] if len(halves) == 1 else torch.cat(halves)
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
-    write_json(directory / "config.json", write_config(args, dtype, config_fields))
+    config = write_config(args, dtype, config_fields)
+    write_json(directory / "config.json", {**config, "auto_map": AUTO_MAP} if extra else config)
     write_safetensors(state, directory, max_shard_bytes, transform, always_index=True)
     if extra:
         (directory / MTP_FOLDER).mkdir(exist_ok=True)
         write_safetensors_file(extra, directory / MTP_FOLDER / HEADS_FILE)
+        write_code(args.family.name, directory)
     copy_files(tokenizer_files, directory)
     (directory / MTP_FOLDER).mkdir(exist_ok=True)
     files = (path for path in directory.rglob("*") if path.is_file())
