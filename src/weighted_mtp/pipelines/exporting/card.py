@@ -15,7 +15,7 @@ from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import HUB_ID, MARKER, is_hub_id, newest_checkpoint
-from weighted_mtp.core.run_records import find_run, last, read_stages
+from weighted_mtp.core.run_records import last, read_stages
 from weighted_mtp.models.meta_mtp.layouts.eagle3 import Speculator
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
@@ -69,7 +69,7 @@ def _of_a_run(source: Path) -> tuple[RunFacts | None, str | None]:
         place = place.resolve().parent
     if not (place / MARKER).exists():
         return None, None
-    run_dir = find_run(place)
+    run_dir = place.resolve().parents[1]  # RUN/checkpoints/step-…
     config = run_dir / "config.yaml"
     if not config.is_file():
         return None, None

@@ -143,7 +143,7 @@ def _serving(card: Card) -> str:
     form, engine = card.speculator.form, card.speculator.engine
     command = serve_command("DIRECTORY", f"DIRECTORY/{form}", form, engine)
     moved = (
-        f"\n\nFirst correct the path of the base model in `{form}/config.json` "
+        f"\n\nThe base model is named in `{form}/config.json` "
         "(`speculators_config.verifier.name_or_path`)."
         if form == "speculators"
         else ""

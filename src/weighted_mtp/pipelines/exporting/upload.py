@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError, in_brief
-from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_json, read_regular
+from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.sums import Sums
+from weighted_mtp.core.sums import Sums, sums_of, write_sums
 from weighted_mtp.models.meta_mtp.checkpoints import CARD, detect_layout, inspect_checkpoint
+from weighted_mtp.models.meta_mtp.layouts.eagle3 import FORMS
 from weighted_mtp.models.meta_mtp.layouts.huggingface import SUMS_FILE
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 
 log = get_logger(__name__)
 
@@ -50,13 +55,16 @@ def upload(
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=directory,
-            allow_patterns=[glob.escape(name) for name in names],
-            revision=revision,
-            commit_message="Upload with weighted-mtp",
-        )
+        with _staged(directory, names, repository) as stage:
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=stage,
+                allow_patterns=[glob.escape(name) for name in names],
+                revision=revision,
+                commit_message="Upload with weighted-mtp",
+            )
+    except UserError:
+        raise
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         raise _refused(repository, error) from error
     return str(getattr(commit, "commit_url", None) or commit)
@@ -94,20 +102,49 @@ def _tell_of_others(directory: Path, names: Sequence[str]) -> None:
     if others:
         few = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         log.warning("%s: not uploaded, as the export does not list it: %s", directory, few)
-    base = _named_base(directory / "speculators" / "config.json")
-    if base.startswith(("/", "~")):
-        log.warning(
-            "%s: names the base model by a path of this machine; set "
-            "speculators_config.verifier.name_or_path to the repository's name",
-            directory / "speculators" / "config.json",
-        )
 
 
-def _named_base(config: Path) -> str:
+@contextmanager
+def _staged(directory: Path, names: Sequence[str], repository: str) -> Iterator[Path]:
+    """A directory of links to the files; those that name this directory's path (a speculator names
+    its base model so) are rewritten, and their sums with them."""
+    here = str(directory.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        stage, changed = Path(folder), []
+        for name in names:
+            source, target = directory.resolve() / name, stage / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = _published(source, here, repository)
+            if text is None:
+                target.symlink_to(source)
+                continue
+            target.write_text(text, encoding="utf-8")
+            changed.append(name)
+        listed = dict(Sums.read(directory, SUMS_FILE).expected)
+        changed = [name for name in changed if name in listed]
+        if changed:
+            log.info("%s: its path is left out of %s", directory, ", ".join(changed))
+            (stage / SUMS_FILE).unlink()
+            write_sums(stage, listed | sums_of(stage, (stage / x for x in changed)), SUMS_FILE)
+        yield stage
+
+
+def _published(path: Path, here: str, repository: str) -> str | None:
+    """What a file says in place of this machine's path; None if it does not name it."""
+    if path.suffix == ".md":
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return text.replace(here, "DIRECTORY") if here in text else None
+    if path.name != "config.json" or path.parent.name not in FORMS:
+        return None
+    fields = JsonFile.read(path).fields
     try:
-        return str(read_json(config)["speculators_config"]["verifier"]["name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        verifier = fields["speculators_config"]["verifier"]
+        if not Path(verifier["name_or_path"]).is_absolute():
+            return None
+        verifier["name_or_path"] = repository
+    except (KeyError, TypeError):
+        return None
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def _check_card(path: Path) -> None:
