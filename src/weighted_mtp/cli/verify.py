@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=int,
-        default=256,
+        default=128,
         metavar="N",
-        help="tokens of the text to read, and to write with either side (default 256)",
+        help="tokens of the text to read, and to write with either side (default 128)",
     )
     parser.add_argument(
         "--tolerance",

@@ -82,11 +82,15 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 def _plain(base: Path) -> tuple[Any, list[str]]:
     """The export as transformers loads it for everyone, and keys that it found wrong."""
     from transformers import AutoModelForCausalLM  # slow to import
+    from transformers.utils import logging
 
+    bars: Any = logging  # its functions are untyped
+    bars.disable_progress_bar()
     with _tensors_only(base) as folder:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+    bars.enable_progress_bar()
     plain, info = loaded
     names = {"missing_keys": "lacks", "unexpected_keys": "has unknown", "mismatched_keys": "shapes"}
     tied = {"lm_head.weight"} if plain.config.tie_word_embeddings else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -85,13 +86,16 @@ def _ids(text: str | None, model_dir: Path, base: Path, check: ExportCheck) -> l
     if not has[1]:
         check.failures.append("tokenizer: the export has none")
         return ids
-    try:
-        theirs = load_tokenizer(base).encode(text)
-    except UserError as error:
-        check.failures.append(f"tokenizer: {error}")
-        return ids
-    others = _ids_of_transformers(text, ours, base)
-    for reader, found in (("weighted-mtp", theirs), ("transformers", others)):
+    readers: dict[str, Callable[[], list[int] | None]] = {
+        "weighted-mtp": lambda: load_tokenizer(base).encode(text),
+        "transformers": lambda: _ids_of_transformers(text, ours, base),
+    }
+    for reader, read in readers.items():
+        try:
+            found = read()
+        except UserError as error:
+            check.failures.append(f"tokenizer: {error}")
+            continue
         if found is not None and found != ids:
             check.failures.append(f"tokenizer: {_first_difference(ids, found)} (by {reader})")
     return ids

@@ -49,7 +49,7 @@ class VerifyRequest:
     model: Path
     export: Path
     text: str | None = None
-    tokens: int = 256
+    tokens: int = 128
     tolerance: float | None = None
     device: str = "auto"
 
