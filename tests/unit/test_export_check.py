@@ -13,6 +13,7 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.core.sums import Sums, sums_of, write_sums
 from weighted_mtp.data.tokens.tokenizers import MICRO_VOCABULARY
 from weighted_mtp.evaluation.export_check import HeadCheck, copies, round_alike
+from weighted_mtp.models.meta_mtp.args import Family
 from weighted_mtp.models.meta_mtp.checkpoints import (
     load_meta_mtp_model,
     save_huggingface,
@@ -90,6 +91,32 @@ def test_other_layouts(place, tmp_path, capsys, layout):
     status, lines = verify(capsys, place / "m", tmp_path / "o")
     assert status == 0, lines
     assert len(verdicts(lines)) == 3
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        Family("qwen3", qk_norm=True, head_dim=8),
+        Family("phi3", rotary_dim=4, head_dim=8),
+        Family("granite", embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=4.0),
+    ],
+    ids=lambda family: family.name,
+)
+def test_other_families(tmp_path, capsys, family):
+    save_native(tiny_model(tiny_args(family=family)), tmp_path / "m")
+    assert main(["convert", str(tmp_path / "m"), str(tmp_path / "e"), "--to", "hf"]) == 0
+    status, lines = verify(capsys, tmp_path / "m", tmp_path / "e")
+    assert status == 0, lines
+    assert verdicts(lines)["1", "transformers"] == "equal"
+    key = "extra_heads.0.attention.wk.weight"
+    rewrite(
+        tmp_path / "e", HEADS, lambda s: s[key].copy_(to_halves(s[key], 4, family.rotary_dim or 8))
+    )
+    status, lines = verify(capsys, tmp_path / "m", tmp_path / "e")
+    assert status == 1
+    assert "head 2 (weighted-mtp): attention.wk.weight has its rows in the wrong rotary order" in (
+        lines
+    )
 
 
 def test_a_speculator_alone_and_rounded_weights(place, tmp_path, capsys):

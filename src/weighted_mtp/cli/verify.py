@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=128,
         metavar="N",
-        help="tokens of the text to read, and to write with either side (default 128)",
+        help="tokens of the text to read (default 128)",
     )
     parser.add_argument(
         "--tolerance",

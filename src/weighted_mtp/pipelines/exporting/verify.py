@@ -32,6 +32,9 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.exporting.other_readers import compare_others
 from weighted_mtp.pipelines.exporting.read_text import rows_to_read
 
+_WRITTEN = 32
+"""Tokens that either side adds to each row: a pass for each, where drafts are poor."""
+
 
 @dataclass(frozen=True)
 class VerifyRequest:
@@ -41,7 +44,7 @@ class VerifyRequest:
         model: a run, a checkpoint, a model directory, or ORG/NAME on the hub.
         export: a directory in any layout, or the speculator inside one.
         text: to read; None: a built-in text, or random tokens where neither side has a tokenizer.
-        tokens: of the text that are read, and that each side writes.
+        tokens: of the text that are read.
         tolerance: of logits and weights, relative; None is `TOLERANCE`, under which drafts must be
             the same, too.
     """
@@ -173,7 +176,7 @@ def _compare_drafts(
     """Continue half of each row with either side, greedily, with drafts of all heads."""
     prompts = [row[0, : (row.shape[1] + 1) // 2].tolist() for row in rows]
     room = min(model.max_positions, export.max_positions) - max(map(len, prompts))
-    new = min(-(-request.tokens // len(prompts)), room)
+    new = min(_WRITTEN, room)
     sides: list[Report] = []
     texts = []
     for side in (model, export):
