@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ def test_heads_swapped(place, export, capsys):
     found = verdicts(lines)
     assert (found["1", "weighted-mtp"], found["2", "weighted-mtp"]) == ("equal", "DIFFERS")
     assert found["2", "eagle3"] == "equal"
+    assert float(lines[3].split()[2]) > 0.1  # head 2's logits
     assert "head 2 (weighted-mtp): is head 3 of MODEL" in lines
     assert "head 3 (weighted-mtp): is head 2 of MODEL" in lines
 
@@ -213,6 +215,8 @@ def test_wrong_rotary_order(place, export, capsys, where):
         lambda s: s["fc.weight"].copy_(s["fc.weight"].roll(16, 1)),
         lambda s: s.pop("midlayer.mlp.up_proj.weight"),
         lambda s: s.update({"norm.weight": torch.ones(5)}),
+        lambda s: s.update({"d2t": torch.arange(1024)}),
+        lambda s: s.update({"d2t": torch.arange(3)}),
     ],
 )
 def test_a_speculator_that_is_not_head_2(place, export, capsys, change):
@@ -230,16 +234,7 @@ def test_a_weight_that_the_text_does_not_meet(place, export, capsys):
 
 
 def test_fewer_heads_and_settings(place, tmp_path, capsys):
-    args = tiny_args(
-        **{
-            **vars(ARGS),
-            "n_layers": 5,
-            "n_future_tokens": 2,
-            "rope_theta": 500.0,
-            "family": ARGS.family,
-        }
-    )
-    model = tiny_model(args)
+    model = tiny_model(replace(ARGS, n_layers=5, n_future_tokens=2, rope_theta=500.0))
     full = weights(place)
     model.load_state_dict({key: full[key] for key in model.state_dict()})
     save_huggingface(model, tmp_path / "o", tokenizer_files=sorted(MICRO_VOCABULARY.iterdir()))
@@ -247,6 +242,33 @@ def test_fewer_heads_and_settings(place, tmp_path, capsys):
     assert status == 1
     assert "heads: MODEL has 3, the export 2" in lines
     assert any("rope_theta 10000.0 / 500.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 800}, "vocabulary: MODEL has 1024"),
+        ({"dim": 32}, "shape: "),
+        ({"n_layers": 5}, "shape: "),
+    ],
+)
+def test_another_architecture(place, tmp_path, capsys, changes, message):
+    other = tiny_model(replace(ARGS, **changes))
+    save_huggingface(other, tmp_path / "o", tokenizer_files=sorted(MICRO_VOCABULARY.iterdir()))
+    status, lines = verify(capsys, place / "m", tmp_path / "o")
+    assert status == 1
+    assert any(line.startswith(message) for line in lines)
+
+
+def test_a_speculator_that_cannot_be_read(place, export, capsys):
+    path = export / "eagle3" / "config.json"
+    fields = json.loads(path.read_text())
+    for changed in ({"eagle_aux_hidden_state_layer_ids": [0, 1, 9]}, {"hidden_size": "many"}):
+        path.write_text(json.dumps({**fields, **changed}))
+        fix_sums(export)
+        status, lines = verify(capsys, place / "m", export)
+        assert status == 1
+        assert verdicts(lines)["2", "eagle3"] == "DIFFERS"
 
 
 def test_an_untrained_head_of_the_model_is_told(place, tmp_path, capsys):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import SafetensorsFile
 
@@ -54,7 +54,10 @@ class SpeculatorStep:
         weights = {key: stored.view(key).to(device) for key in stored.header}
         self._w = {key.replace("layers.0.", "midlayer."): value for key, value in weights.items()}
         described = {k: v for k, v in layer.items() if k not in ("model_type", "auto_map")}
-        settings = LlamaConfig(**described)
+        try:
+            settings = LlamaConfig(**described)
+        except Exception as error:  # transformers raises many kinds
+            raise UserError(f"{config.path}: {one_line(error, 120)}") from error
         self._eps = float(settings.rms_norm_eps)
         heads = settings.num_attention_heads
         self._d = getattr(settings, "head_dim", None) or settings.hidden_size // heads
@@ -62,6 +65,8 @@ class SpeculatorStep:
         rows = len(self._weight("lm_head.weight"))
         self.ids = torch.arange(rows, device=device)
         if "d2t" in self._w:
+            if self._w["d2t"].shape != self.ids.shape:
+                raise UserError(f"{folder}: d2t does not have a number for each row of lm_head")
             self.ids = self.ids + self._w["d2t"]
 
     def _weight(self, key: str) -> Tensor:
@@ -88,7 +93,7 @@ class SpeculatorStep:
         """
         try:
             return self._logits(states, embeddings)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
             raise UserError(
                 f"{self._folder}: its tensors do not fit together; write the export again"
             ) from error

@@ -58,6 +58,9 @@ def compare_others(
         except UserError as error:
             drafts.fail(str(error))
             continue
+        if not bool(((step.ids >= 0) & (step.ids < model.args.vocab_size)).all()):
+            drafts.fail("drafts tokens that MODEL does not have (d2t)")
+            continue
         check.notes.append(f"{form} numbers layers as {step.engine} does")
         steps[form] = drafts, step
     V = min(model.args.vocab_size, plain.config.vocab_size)

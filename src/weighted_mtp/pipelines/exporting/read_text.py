@@ -58,12 +58,12 @@ def rows_to_read(
     room = min(model.max_positions, export.max_positions)
     length = min(_ROW, room // 2, tokens)
     ids = _ids(text, *folders, check)
+    size = min(model.args.vocab_size, export.args.vocab_size)
     if ids is None:
         generator = torch.Generator().manual_seed(0)
-        size = min(model.args.vocab_size, export.args.vocab_size)
         ids = torch.randint(size, (tokens,), generator=generator).tolist()
         check.notes.append("no tokenizer on either side; random tokens were read")
-    ids = ids[:tokens]
+    ids = [token for token in ids if token < size][:tokens]
     if len(ids) < 2 or length < 2:
         raise UserError(f"the text has {len(ids)} token(s); give a longer one, or more --tokens")
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]
