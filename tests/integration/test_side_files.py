@@ -101,9 +101,9 @@ def source(tmp_path_factory) -> tuple[Path, int]:
 
 
 def said(folder: Path) -> dict[str, bytes]:
-    """Every file of a Hugging Face folder but weights, config, ours and the modelling code."""
+    """Every file of a Hugging Face folder but weights, config, card, ours and modelling code."""
     left_out = ("config.json", "model.safetensors", "model.safetensors.index.json")
-    left_out += (*FILES, GENERATE_FILE)
+    left_out += (*FILES, GENERATE_FILE, "README.md")
     return {
         name: path.read_bytes()
         for path in folder.rglob("*.*")

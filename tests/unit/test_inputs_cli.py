@@ -449,6 +449,8 @@ EMPTY = {
     "generate": ["generate", "", "--prompt", "x"],
     "inspect": ["inspect", ""],
     "convert": ["convert", "x", ""],
+    "verify": ["verify", "x", ""],
+    "push": ["push", "", "org/name"],
     "prepare": ["prepare", "micro", "--n", "1", "--out", ""],
     "reference losses": ["prepare", "reference-losses", "--data", "", "--model", "x"],
     "experiment": ["experiment", "wmtp", "--results", ""],

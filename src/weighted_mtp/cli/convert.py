@@ -43,6 +43,8 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
 from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
+from weighted_mtp.pipelines.exporting.card import check_license, make_card
+from weighted_mtp.pipelines.exporting.card_text import card_text
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--add-heads", type=int, metavar="N", help="add N heads, untrained copies of the last block"
     )
     parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="licence to name in the model card, as the hub spells it: mit, apache-2.0, …",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing checkpoint at DST"
     )
 
@@ -100,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
     dtype = resolve_dtype(args.dtype)
     if args.add_heads is not None and args.add_heads < 1:
         raise UserError(f"--add-heads must be at least 1, got {args.add_heads}")
+    if args.license is not None and args.to == "native":
+        raise UserError("--license goes into the model card, which --to native does not have")
+    check_license(args.license)
     speculator = _speculator(args)
     _check_apart(source, destination, args.to in ("native", "hf"))
     check_destination(destination, args.overwrite)
@@ -139,6 +149,8 @@ def _save_for_others(
         files, fields = hf_side_files(found.folder, found.model.args.vocab_size, Path(work))
         save = save_mtp_llama if args.to == "mtp_llama" else save_huggingface
         chosen: dict[str, Any] = {} if speculator is None else {"speculator": speculator}
+        name = args.destination.resolve().name
+        card = make_card(found.model, args.source, name, args.to, speculator)
         save(
             found.model,
             args.destination,
@@ -146,6 +158,7 @@ def _save_for_others(
             overwrite=args.overwrite,
             value_head_file=found.value_head,
             config_fields=fields,
+            card=card_text(replace(card, license=args.license)),
             **chosen,
         )
 

@@ -25,7 +25,7 @@ from weighted_mtp.core.urls import without_credentials
 
 DATA_ON_STDOUT = ("generate", "chat")
 """What these commands print is data for other programs and stays unescaped in a pipe."""
-SHORT = ("generate", "chat", "inspect", "options", "plan")
+SHORT = ("generate", "chat", "inspect", "options", "plan", "verify")
 """These commands exist for what they print: they end when it cannot be written. The others continue
 their work."""
 
@@ -65,6 +65,14 @@ COMMANDS = {
     "convert": (
         "write a checkpoint in another layout or number format",
         "weighted-mtp convert runs/verifiable-micro exported --to hf --dtype bfloat16",
+    ),
+    "verify": (
+        "compare a model with its export, head by head",
+        "weighted-mtp verify runs/verifiable-micro exported",
+    ),
+    "push": (
+        "upload an export to the Hugging Face hub",
+        "weighted-mtp push exported me/my-model --private",
     ),
     "inspect": (
         "describe a checkpoint: layout, shape, tokenizer, value head",

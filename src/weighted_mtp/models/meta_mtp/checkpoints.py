@@ -67,6 +67,7 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 log = get_logger(__name__)
 
+CARD = "README.md"
 MAX_SHARD_BYTES = 5 * 2**30
 _FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache", *FORMS)
 """Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
@@ -259,6 +260,7 @@ def save_huggingface(
     value_head_file: Path | None = None,
     config_fields: Mapping[str, Any] | None = None,
     speculator: Speculator | None = None,
+    card: str | None = None,
 ) -> None:
     """Write Hugging Face's Llama layout: trunk and next-token head as
     `LlamaForCausalLM.from_pretrained` loads them. Extra heads and value head go into the subfolder
@@ -268,10 +270,11 @@ def save_huggingface(
 
     Args:
         speculator: write head 2 for serving engines as well, into a subfolder of that form's name.
+        card: text of `README.md`.
     """
     if speculator is not None:
         check_speculator(model.args, speculator)
-    with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+    with _destination(directory, overwrite, value_head_file, MTP_FOLDER, card) as partial:
         if speculator is not None:
             write_speculator(model, partial / speculator.form, speculator, config_fields or {})
         write_huggingface(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
@@ -303,6 +306,7 @@ def save_mtp_llama(
     overwrite: bool = False,
     value_head_file: Path | None = None,
     config_fields: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write Fast-LLM's `mtp_llama` layout: trunk and all heads, without loss.
 
@@ -312,7 +316,7 @@ def save_mtp_llama(
         UserError: as for `save_native`, or the model is of another family than Llama.
     """
     check_llama(model.args, "mtp_llama")
-    with _destination(directory, overwrite, value_head_file, MTP_FOLDER) as partial:
+    with _destination(directory, overwrite, value_head_file, MTP_FOLDER, card) as partial:
         write_mtp_llama(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
 
 
@@ -362,7 +366,11 @@ def value_head_path(model_dir: str | Path) -> Path:
 
 @contextmanager
 def _destination(
-    directory: str | Path, overwrite: bool, value_head_file: Path | None, head_folder: str = "."
+    directory: str | Path,
+    overwrite: bool,
+    value_head_file: Path | None,
+    head_folder: str = ".",
+    card: str | None = None,
 ) -> Iterator[Path]:
     destination = Path(directory).expanduser().resolve()
     check_destination(destination, overwrite)
@@ -371,6 +379,8 @@ def _destination(
             (partial / head_folder).mkdir(exist_ok=True)
             shutil.copyfile(value_head_file, partial / head_folder / VALUE_HEAD_FILE)
         yield partial
+        if card is not None:  # after the sums, which do not list it: a card is there to be edited
+            (partial / CARD).write_text(card, encoding="utf-8")
 
 
 def open_checkpoint(directory: str | Path) -> Source:
