@@ -33,7 +33,7 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: label
-target_delimiter: ""
+target_delimiter: "\\n"
 metric_list:
   - metric: acc
   - metric: acc_norm
@@ -68,7 +68,7 @@ def items_of(mbpp: Path) -> list[dict[str, Any]]:
         others = [codes[(i + step) % len(codes)] for step in (1, 2, 3)]
         label = i % CHOICES
         choices = [*others[:label], codes[i], *others[label:]]
-        question = f"{problems[i]['text']}\n"
+        question = problems[i]["text"].strip()  # the harness moves blanks into the choice
         items.append({"question": question, "choices": choices, "label": label})
     return items
 
@@ -98,7 +98,7 @@ def write(model: Path, work: Path, mbpp: Path) -> None:
             row = []
             for choice in item["choices"]:
                 question = tokenizer.encode(item["question"])
-                whole = torch.tensor([tokenizer.encode(item["question"] + choice)])
+                whole = torch.tensor([tokenizer.encode(f"{item['question']}\n{choice}")])
                 log_p = transformer(whole[:, :-1])[0, :, 0].log_softmax(-1)
                 targets = whole[0, 1:]
                 each = log_p.gather(1, targets[:, None])[:, 0]
