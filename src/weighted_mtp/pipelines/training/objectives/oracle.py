@@ -1,4 +1,4 @@
-"""The oracle: what could be gained at most by knowing which tokens of a wrong program are wrong."""
+"""The oracle: what it is worth to know which tokens of a wrong program are wrong."""
 
 from __future__ import annotations
 
