@@ -49,6 +49,8 @@ PAIRS = {"objective.value.loss": "pairwise", "objective.value.trunk": "all"}
 PACKED = {"data.packing": True}
 RECOMPUTED = {"training.activation_checkpointing": "selective"}
 DECISIONS = {
+    "baseline dft": {"objective.name": "dft"},
+    "baseline surprise": {"objective.name": "surprise"},
     "critic": {**CRITIC, **RECOMPUTED},
     "critic pairwise": PAIRS,
     "verifiable": {"objective.value.gradient_to_trunk": True},

@@ -56,11 +56,22 @@ CURRICULUM = (
     "{until: 1, weights: {other: 1, a: 1}}]}"
 )
 EMA = {"objective__td__whiten": "ema"}
+MICRO = {
+    "data__source": "micro",
+    "data__train": None,
+    "data__validation": None,
+    "data__max_length": 160,
+    "data__micro__n_problems": 6,
+    "data__micro__n_validation": 2,
+    "data__micro__incorrect_per_problem": 1,
+}
 PIPELINES = {
     "critic": ("critic", CRITIC),
     "pairwise": ("critic", {"objective__value__loss": "pairwise"}),
     "verifiable": ("verifiable", EMA),
     "two stages": ("verifiable", {**EMA, **CRITIC, "critic_stage__steps": 5}),
+    "surprise": ("baseline", {"objective__name": "surprise", "data__packing": True}),
+    "oracle": ("baseline", {"objective__name": "oracle", **MICRO}),
     "rho1": ("rho1", {"objective__scope": "step"}),
     "reference first": ("rho1", {"reference_stage__steps": 5}),
     "packed": ("baseline", {"data__packing": True, "data__workers": 1}),
@@ -185,7 +196,11 @@ def test_kill_nine_at_a_random_moment(name, trial, tmp_path, arguments_of, whole
         assert_same_run(run_dir / FIRST[name], whole[name] / FIRST[name])
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name",
+    # The oracle's rows come from a sandbox, which takes seconds.
+    [pytest.param(x, marks=pytest.mark.slow) if x == "oracle" else x for x in PIPELINES],
+)
 def test_every_pipeline_goes_on_where_it_died(name, tmp_path, arguments_of, whole, monkeypatch):
     """Step 5 comes after a checkpoint that is not the last; of two stages the first one dies."""
     run_dir = tmp_path / "run"

@@ -148,6 +148,21 @@ MISTAKES = {
         {"objective.name": "shuffled"},
         ["objective.name shuffled", "baseline pipeline", "uniform"],
     ),
+    "the oracle without micro tasks": (
+        "baseline",
+        {"objective.name": "oracle"},
+        ["objective.name oracle", "data.source is jsonl", "data.source=micro"],
+    ),
+    "the oracle without wrong programs": (
+        "baseline",
+        {"objective.name": "oracle", "data.source": "micro"},
+        ["objective.name oracle", "data.micro.incorrect_per_problem=3"],
+    ),
+    "surprise whose bounds cross": (
+        "baseline",
+        {"objective.name": "surprise", "objective.options.max_weight": 0.05},
+        ["objective.options.min_weight (0.1) is above max_weight (0.05)"],
+    ),
     "pairs for token weights": (
         "verifiable",
         {"model.path": "critic_model", **PAIRS},

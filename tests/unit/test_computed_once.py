@@ -21,6 +21,8 @@ ONCE = {"weigh": 1, "td_errors": 1, "advantages": 1, "align": 1}
 CASES = {
     "baseline": ("baseline", {}, {"loss": 2}),
     "uniform": ("baseline", {"objective__name": "uniform"}, {"loss": 2}),
+    "dft": ("baseline", {"objective__name": "dft"}, {"loss": 4, "weigh": 2}),
+    "surprise": ("baseline", {"objective__name": "surprise"}, {"loss": 4, "weigh": 2}),
     "ntp": ("ntp", {"objective__heads": 1}, {"loss": 2}),
     "critic": ("critic", {}, {}),
     "critic that reads": ("critic", LM, {"loss": 2}),

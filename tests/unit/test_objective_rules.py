@@ -166,6 +166,8 @@ def test_rho1_without_reference_losses_is_an_error(make_trainer):
 LM = {"objective__value__trunk": "all", "objective__value__lm_coef": 1.0}
 HELD_OUT = {
     "uniform": ("baseline", {"objective__name": "uniform"}),
+    "dft": ("baseline", {"objective__name": "dft"}),
+    "surprise": ("baseline", {"objective__name": "surprise"}),
     "curriculum": ("baseline", {"objective__head_curriculum": "forward"}),
     "head weights": ("baseline", {"objective__head_weights": "[1, 0, 0]"}),
     "critic": ("critic", {**LM, "objective__value__lm_coef": 0.3}),

@@ -24,6 +24,8 @@ STEP = {"objective__scope": "step"}
 CASES = {
     "baseline": {},
     "baseline uniform": {"objective__name": "uniform"},
+    "baseline dft": {"objective__name": "dft"},
+    "baseline surprise": {"objective__name": "surprise"},
     "critic": {"objective__value__trunk": "all", "objective__value__lm_coef": 1.0},
     "critic pairwise": {"objective__value__loss": "pairwise", "objective__value__trunk": "top"},
     "verifiable": {"objective__value__gradient_to_trunk": True},

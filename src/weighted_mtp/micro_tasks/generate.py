@@ -10,8 +10,9 @@ from typing import Any
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Judge, Program, Row
 from weighted_mtp.micro_tasks.catalogue import FAMILIES, draw_problems
-from weighted_mtp.micro_tasks.family import SPLITS, Family, Split, Task, pose
+from weighted_mtp.micro_tasks.family import SPLITS, Family, Split, Task
 from weighted_mtp.micro_tasks.mutations import Mutation, mutations
+from weighted_mtp.micro_tasks.originals import pose_problem
 from weighted_mtp.micro_tasks.packing import Outcome, run_packed
 
 AT_ONCE = 500
@@ -55,7 +56,7 @@ def generate(
     rows: list[Row] = []
     for start in range(0, len(problems), AT_ONCE):
         part = problems[start : start + AT_ONCE]
-        tasks = [pose(x, Random(f"pose/{seed}/{x.task_id}")) for x in part]
+        tasks = [pose_problem(x, seed) for x in part]
         right = _correct_rows(tasks, seed, judge, correct_per_problem)
         wrong = _incorrect_rows(tasks, seed, judge, incorrect_per_problem)
         rows += [row for both in zip(right, wrong, strict=True) for some in both for row in some]

@@ -1,6 +1,11 @@
 """Which tokens matter: weights from temporal differences, from Rho-1, and the controls of both."""
 
 from weighted_mtp.value_weighting.controls import random_matched_weights, shuffle_weights
+from weighted_mtp.value_weighting.policy_weighting import (
+    probability_weights,
+    surprise_scores,
+    surprise_weights,
+)
 from weighted_mtp.value_weighting.rho1_weighting import (
     align_reference,
     compute_mtp_selective_weights,
@@ -31,6 +36,9 @@ __all__ = [
     "compute_td_targets",
     "compute_value_loss",
     "compute_weight_stats",
+    "probability_weights",
     "random_matched_weights",
     "shuffle_weights",
+    "surprise_scores",
+    "surprise_weights",
 ]

@@ -27,7 +27,9 @@ from weighted_mtp.data.tokens.tokenizers import spelled_ends
 from weighted_mtp.data.tokens.windows import PackedWindows
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate, up_to
+from weighted_mtp.micro_tasks.originals import posed_problems
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
+from weighted_mtp.pipelines.training.mutated import WithoutMutations, mutated_spans
 from weighted_mtp.pipelines.training.objectives import Objective
 from weighted_mtp.pipelines.training.reference import Annotate, reference_digest, with_reference
 from weighted_mtp.runtime import distributed
@@ -91,6 +93,11 @@ def training_data(
     examples: Examples = tokenised
     if objective.needs_reference:
         examples = with_reference(recipe, collator, tokenised, store.digest, objective.heads)
+    if objective.needs_mutations:
+        micro = recipe.data.micro
+        problems = posed_problems(micro.n_problems, micro.seed, "train", micro_families(micro))
+        spans = mutated_spans(store, tokenised.rows, collator, problems, micro.seed)
+        examples = WithoutMutations(tokenised, spans)
     sources = {"train": store.digest, "tokenizer": collator.tokenizer.fingerprint}
     if objective.needs_reference and distributed.is_main_process():  # only it compares them
         sources["reference"] = reference_digest(recipe)

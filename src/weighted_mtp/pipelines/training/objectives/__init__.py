@@ -15,12 +15,15 @@ from weighted_mtp.pipelines.training.objectives.base import (
     Weighed,
 )
 from weighted_mtp.pipelines.training.objectives.critic import Critic, PairwiseCritic, ValueObjective
+from weighted_mtp.pipelines.training.objectives.dft import DFT
+from weighted_mtp.pipelines.training.objectives.oracle import Oracle
 from weighted_mtp.pipelines.training.objectives.registry import (
     find_objective,
     register_objective,
     resolve_objective,
 )
 from weighted_mtp.pipelines.training.objectives.rho1 import Rho1
+from weighted_mtp.pipelines.training.objectives.surprise import Surprise
 from weighted_mtp.pipelines.training.objectives.td_weighted import (
     RandomMatched,
     Shuffled,
@@ -30,6 +33,9 @@ from weighted_mtp.pipelines.training.objectives.td_weighted import (
 register_objective("baseline")(CorrectOnly)
 register_objective("ntp")(NextToken)
 register_objective("uniform")(Uniform)
+register_objective("dft")(DFT)
+register_objective("surprise")(Surprise)
+register_objective("oracle")(Oracle)
 register_objective("critic")(Critic)
 register_objective("verifiable")(Verifiable)
 register_objective("random_matched")(RandomMatched)

@@ -94,6 +94,7 @@ class Objective:
         head_weights: `[n]` c_k of the present step.
         needs_value_head: the adapter must have one.
         needs_reference: rows must carry a reference model's losses.
+        needs_mutations: mutated tokens are no targets, which micro tasks alone can tell.
         runs_heads: False if the language-model loss has no part in it.
         gradient_to_trunk: whether the value loss reaches what the value head reads.
         value_coef: factor of the value loss.
@@ -106,6 +107,7 @@ class Objective:
     pipelines: ClassVar[tuple[PipelineName, ...]] = ("baseline", "ntp")
     needs_value_head: ClassVar[bool] = False
     needs_reference = False
+    needs_mutations: ClassVar[bool] = False
     default_rows: ClassVar[Literal["correct", "all"]] = "all"
     signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "none"
     pooled = False

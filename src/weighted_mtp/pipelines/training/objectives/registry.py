@@ -99,10 +99,27 @@ def resolve_objective(recipe: Recipe) -> Recipe:
             f"objective.name {objective.name} does not run in the {pipeline} pipeline, which takes "
             f"{takes}; it runs with pipeline: {' or '.join(kind.pipelines)}"
         )
+    if kind.needs_mutations:
+        _check_mutations(recipe)
     options = kind.parse_options(objective).model_dump(mode="json")
     return recipe.model_copy(
         update={"objective": objective.model_copy(update={"options": options})}
     )
+
+
+def _check_mutations(recipe: Recipe) -> None:
+    """Raise `UserError` for data of which nobody knows the mutated tokens."""
+    name, data = recipe.objective.name, recipe.data
+    if data.source != "micro":
+        raise UserError(
+            f"objective.name {name} has to know which tokens of a wrong program are the mistake, "
+            f"which only micro tasks tell; data.source is {data.source}, set data.source=micro"
+        )
+    if not data.micro.incorrect_per_problem:
+        raise UserError(
+            f"objective.name {name} masks the mistakes of wrong programs, and there are none: set "
+            "data.micro.incorrect_per_problem=3"
+        )
 
 
 def _imported(name: str, load: Callable[[], object]) -> type[Objective]:
