@@ -247,6 +247,8 @@ STEPS = {
     "heads bfloat16": ("baseline", {"half": True}),
     "heads two micro-batches": ("baseline", {"accumulate": True}),
     "heads recomputed": ("baseline", {"checkpointing": "full"}),
+    "heads taught": ("heads", {}),
+    "heads taught bfloat16": ("heads", {"half": True}),
     "lora": ("baseline", {}),
     "lora bfloat16": ("baseline", {"half": True}),
     "lora two micro-batches": ("verifiable", {"accumulate": True}),

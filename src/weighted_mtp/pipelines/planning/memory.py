@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from weighted_mtp.losses.distillation import rows_of_chunk
 from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES, SOFTMAX_BYTES
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.pipelines.planning.memory_inputs import HALF, WIDE, Adapters, Counts, Setting
@@ -199,6 +200,15 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
     rows = min(counts.predicting, counts.heads) * setting.positions  # of heads that learn
     states = s * rows * args.dim  # also of their gradient
     gradient = counts.vocabulary_gradient
+    if setting.distils:
+        C = min(setting.positions, setting.chunk_rows or rows_of_chunk(args.vocab_size, s))
+        # What the teacher says, a student's logits and their gradient, and work on the way there.
+        chunk = C * (7 * WIDE * args.vocab_size + 3 * WIDE * args.dim)
+        chunk += s * setting.positions * args.dim + (
+            HALF * counts.vocabulary if setting.half else 0
+        )
+        kept = states + gradient
+        return _Loss(3 * states + gradient + chunk, kept + states, kept)
     C = min(rows, setting.chunk_rows or max(16, CHUNK_BYTES // (args.vocab_size * s)))
     chunk = C * (s * args.vocab_size + 3 * WIDE * args.dim)  # logits, and rows gathered and scaled
     if setting.half:
