@@ -196,6 +196,7 @@ class _FusedDistillation(torch.autograd.Function):
                     grad_students[k - 1, u - k] = grad.to(students.dtype)
                 if grad_weight is not None:
                     add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
+                del logits, residual  # not beside those of the next head
 
         ctx.largest, ctx.weight_dtype = largest, weight.dtype
         ctx.grad_students, ctx.grad_weight = grad_students, grad_weight
@@ -219,31 +220,41 @@ class _Lesson(NamedTuple):
 
     Attributes:
         choice: `[C]` its likeliest token.
-        p: `[C, V]` its distribution at τ; None if nothing compares it.
+        p: `[C, V]` its distribution at τ; None if `tv` does not compare it.
         cut: the same, cut to the likeliest tokens, for `kl`; `p` itself if all of them count.
+        entropy: `[C]` that of `cut`.
     """
 
     choice: Tensor
     p: Tensor | None
     cut: Tensor | None
+    entropy: Tensor | None
 
     @classmethod
     def of(cls, logits: Tensor, kind: Distillation) -> _Lesson:
         """Read it off logits `[C, V]`."""
-        scaled = logits / kind.temperature
+        scaled, choice = _cooled(logits, kind.temperature), logits.argmax(-1)
         cuts = kind.kl > 0 and kind.top_n is not None and kind.top_n < logits.shape[1]
         p = scaled.softmax(-1) if kind.tv > 0 or (kind.kl > 0 and not cuts) else None
+        if kind.kl == 0:
+            return cls(choice, p, None, None)
         cut = p
         if cuts:
             top, places = scaled.topk(kind.top_n or 0, dim=-1)
             cut = torch.zeros_like(scaled).scatter_(1, places, top.softmax(-1))
-        return cls(logits.argmax(-1), p, cut)
+        assert cut is not None
+        return cls(choice, p, cut, torch.special.entr(cut).sum(-1))
 
     def select(self, rows: Tensor) -> _Lesson:
         """That of some rows, by a mask `[C]`."""
-        p = None if self.p is None else self.p[rows]
-        cut = p if self.cut is self.p else None if self.cut is None else self.cut[rows]
-        return _Lesson(self.choice[rows], p, cut)
+        p, cut, entropy = (None if x is None else x[rows] for x in (self.p, None, self.entropy))
+        if self.cut is not None:
+            cut = p if self.cut is self.p else self.cut[rows]
+        return _Lesson(self.choice[rows], p, cut, entropy)
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,27 +269,32 @@ def _teach(
     logits: Tensor, targets: Tensor, lesson: _Lesson, kind: Distillation
 ) -> tuple[Tensor, Tensor]:
     """Compute the loss `[C]` of a student's logits `[C, V]`, and its gradient `[C, V]`."""
-    tau = kind.temperature
-    loss, residual = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits)
-    y, choice = targets.unsqueeze(1), lesson.choice.unsqueeze(1)
-    if kind.ce > 0 or kind.hard > 0:
-        log_q = logits.log_softmax(-1)
-        loss -= (kind.ce * log_q.gather(1, y) + kind.hard * log_q.gather(1, choice)).squeeze(1)
-        residual += log_q.exp_() * (kind.ce + kind.hard)
-        residual.scatter_add_(1, y, torch.full_like(residual[:, :1], -kind.ce))
-        residual.scatter_add_(1, choice, torch.full_like(residual[:, :1], -kind.hard))
-    if kind.kl > 0 and lesson.cut is not None:
-        log_q, p = (logits / tau).log_softmax(-1), lesson.cut
-        apart = -torch.special.entr(p).sum(-1) - (p * log_q).sum(-1)
+    tau, scaled = kind.temperature, _cooled(logits, kind.temperature)
+    top, loss = logits.argmax(-1, keepdim=True), torch.zeros_like(logits[:, 0])
+    parts: list[Tensor] = []  # of the gradient
+    if kind.kl > 0 and lesson.cut is not None and lesson.entropy is not None:
+        log_q, p = scaled.log_softmax(-1), lesson.cut
+        apart = -lesson.entropy - (p * log_q).sum(-1)
         loss += kind.kl * tau**2 * apart.clamp(min=0.0)
-        residual += (log_q.exp_() - p) * (kind.kl * tau)
+        parts.append(log_q.exp_().sub_(p).mul_(kind.kl * tau))
     if kind.tv > 0 and lesson.p is not None:
-        q, p = (logits / tau).softmax(-1), lesson.p
+        q, p = scaled.softmax(-1), lesson.p
         below = (q < p).to(q.dtype)
         loss += kind.tv * (p - q).clamp_(min=0.0).sum(-1)
         mean = (below * q).sum(-1, keepdim=True)
-        residual += (mean - below) * q * (kind.tv / tau)
-    top = logits.argmax(-1, keepdim=True)
+        parts.append(below.neg_().add_(mean).mul_(q).mul_(kind.tv / tau))
+        del q
+    if kind.ce > 0 or kind.hard > 0:
+        log_q = logits.log_softmax(-1)
+        y, choice = targets.unsqueeze(1), lesson.choice.unsqueeze(1)
+        loss -= (kind.ce * log_q.gather(1, y) + kind.hard * log_q.gather(1, choice)).squeeze(1)
+        part = log_q.exp_().mul_(kind.ce + kind.hard)
+        part.scatter_add_(1, y, torch.full_like(part[:, :1], -kind.ce))
+        part.scatter_add_(1, choice, torch.full_like(part[:, :1], -kind.hard))
+        parts.append(part)
+    residual = parts[0]
+    for part in parts[1:]:
+        residual += part
     residual.scatter_(1, top, 0.0)
     residual.scatter_(1, top, -residual.sum(-1, keepdim=True))
     return loss, residual
