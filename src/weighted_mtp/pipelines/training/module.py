@@ -218,7 +218,7 @@ class TrainingModule(nn.Module):
         batch: Batch,
         states: Sequence[Tensor],
         terms: LossTerms,
-        loss: HeadLoss = loss_of_terms,
+        loss: HeadLoss | None = None,
     ) -> MTPLoss:
         unembedding = self.adapter.transformer.output.weight
         return batch_loss(batch, states, unembedding, terms, self.chunk_rows, loss)
@@ -242,11 +242,11 @@ def batch_loss(
     unembedding: Tensor,
     terms: LossTerms,
     chunk_rows: int | None = None,
-    loss: HeadLoss = loss_of_terms,
+    loss: HeadLoss | None = None,
 ) -> MTPLoss:
     """Compute `loss_of_terms`, or another loss, of states from `read_batch`. The terms and the
     cross-entropies are `[B, S, n]`, whether the batch is packed or not."""
-    packing = batch.packing
+    packing, loss = batch.packing, loss or loss_of_terms
     if packing is None:
         return loss(states, unembedding, terms, chunk_rows)
     weights = None if terms.weights is None else packing.pack(terms.weights, 0)
