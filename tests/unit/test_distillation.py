@@ -226,6 +226,7 @@ def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
     [
         ({"model__add_heads": None}, "n is 1"),
         ({"training__adapt": "full"}, "training.adapt=heads"),
+        ({"training__adapt": "lora"}, "--add-heads 2, and set model.path=START"),
         ({"objective__head_weights": [1, 1, 1]}, "objective.distil.beta"),
         ({"objective__distil__kl": 0}, "objective.distil.kl=1"),
         (

@@ -107,6 +107,12 @@ def resolve(
             "training.adapt lora adapts a model that is there; set model.path, or "
             "training.adapt=full"
         )
+    if recipe.training.adapt == "lora" and recipe.model.add_heads is not None:
+        raise UserError(
+            "model.add_heads does not go with training.adapt lora, whose checkpoints name a base "
+            "that has the heads; make one first: weighted-mtp convert MODEL START --add-heads "
+            f"{recipe.model.add_heads}, and set model.path=START"
+        )
     if tokenizer is not None:
         check_vocabulary(tokenizer, args.vocab_size, str(path or "the model"))
     if tokenizer is not None and recipe.data.template == CHAT:
