@@ -228,7 +228,7 @@ def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
         ({"training__adapt": "full"}, "training.adapt=heads"),
         ({"training__adapt": "lora"}, "--add-heads 2, and set model.path=START"),
         ({"objective__head_weights": [1, 1, 1]}, "objective.distil.beta"),
-        ({"objective__distil__kl": 0}, "objective.distil.kl=1"),
+        ({"objective__distil__kl": 0, "objective__distil__hard": 0}, "objective.distil.kl=1"),
         (
             {"objective__distil__kl": 0, "objective__distil__tv": 1, "objective__distil__top_n": 2},
             "top_n is a setting of kl",

@@ -251,7 +251,7 @@ SHAPE |= {"max_seq_len": 99, "tie_embeddings": True}
 TD = {"gamma": 0.5, "lam": 0.2, "final_lam": 0.0, "beta": 0.1, "min_weight": 0.9}
 TD |= {"max_weight": 1.01, "whiten": "batch", "renormalise": True}
 
-TAUGHT = {"ce": 1.0, "hard": 1.0, "tv": 1.0, "temperature": 2.0, "top_n": 3, "beta": 0.1}
+TAUGHT = {"ce": 1.0, "hard": 2.0, "tv": 1.0, "temperature": 2.0, "top_n": 3, "beta": 0.1}
 
 BINS = "{low: {difficulty_number: {below: 3}}, high: {difficulty_number: {at_least: 3}}}"
 DIFFICULTY = {"data.sampling.strategy": "difficulty", "data.sampling.bins": BINS}
