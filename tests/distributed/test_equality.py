@@ -53,6 +53,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 def test_two_stages_on_two_processes(tmp_path, rows_file):
     """The process group is formed twice in one process."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -75,7 +76,8 @@ def test_compiled_blocks_learn_the_same(mode, tmp_path, rows_file):
     assert_same_training(compiled, plain, weight_gap=1e-5)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_heads_on_a_frozen_trunk(mode, tmp_path, rows_file):
     """Frozen weights in bfloat16 and trained ones in float32, beside each other in FSDP's units."""
     start = tmp_path / "start"

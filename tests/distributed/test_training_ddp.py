@@ -62,7 +62,7 @@ def steps_logged(run_dir: Path, kind: str) -> list[int]:
     return [r["step"] for r in records(run_dir) if r["kind"] == kind]
 
 
-@pytest.mark.parametrize("batch_size", [6, 2])
+@pytest.mark.parametrize("batch_size", [6, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(batch_size, tmp_path, rows_file):
     """Cut in micro-batches of two, neither batch divides: the second process gets an empty one."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -90,6 +90,7 @@ def test_two_processes_train_as_one(batch_size, tmp_path, rows_file):
     assert output.count("done: 10 steps") == 1
 
 
+@pytest.mark.slow
 def test_one_process_then_two(tmp_path, rows_file):
     """With gradients added up over two micro-batches on each."""
     run_dir, reference = tmp_path / "run", tmp_path / "one"

@@ -64,6 +64,7 @@ DECISIONS = {
     "rho1 step": STEP,
     "rho1 difficult": {"objective.rho1.mode": "difficult"},
     "baseline packed": PACKED,
+    "heads packed": PACKED,
     "critic pairwise packed": {**PAIRS, **PACKED},
     "verifiable whiten step packed": {**WHITEN, **STEP, **PACKED},
     "rho1 step packed": {**STEP, **PACKED},

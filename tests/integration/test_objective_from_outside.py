@@ -162,7 +162,10 @@ def test_an_installed_package_offers_an_objective_by_name(site, rows_file, tmp_p
     assert train(tmp_path / "x", rows_file, **{**changes, "objective__name": "focol"}) == 2
     error = capsys.readouterr().err
     assert "objective.name focol: no such objective (did you mean focal?)" in error
-    assert "baseline, critic, dft, focal, ntp, oracle, random_matched, rho1, shuffled," in error
+    assert (
+        "baseline, critic, dft, distil, focal, ntp, oracle, random_matched, rho1, shuffled,"
+        in error
+    )
     install(site, "focal_again", "focal = focal_again:Focal")
     importlib.invalidate_caches()
     with pytest.raises(UserError, match=r"several installed packages define it.*focal_again:Focal"):

@@ -164,7 +164,7 @@ def same_values(one, other):
 @pytest.mark.parametrize(
     ("recipe", "changes", "words"),
     [
-        ("baseline", {"n_future_tokens": 1}, ["n is 1", "--add-heads 3"]),
+        ("baseline", {"n_future_tokens": 1}, ["n is 1", "model.add_heads=3"]),
         ("critic", {}, ["training.adapt heads", "training.adapt=full"]),
     ],
 )

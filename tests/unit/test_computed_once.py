@@ -8,7 +8,7 @@ from tests.integration import helpers_training
 from tests.integration.helpers_training import SMALL
 
 from weighted_mtp.pipelines.training import module, reference
-from weighted_mtp.pipelines.training.objectives import base, rho1, td_weighted
+from weighted_mtp.pipelines.training.objectives import base, distil, rho1, td_weighted
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer
@@ -24,6 +24,7 @@ CASES = {
     "dft": ("baseline", {"objective__name": "dft"}, {"loss": 4, "weigh": 2}),
     "surprise": ("baseline", {"objective__name": "surprise"}, {"loss": 4, "weigh": 2}),
     "ntp": ("ntp", {"objective__heads": 1}, {"loss": 2}),
+    "heads": ("heads", {}, {"loss": 2}),
     "critic": ("critic", {}, {}),
     "critic that reads": ("critic", LM, {"loss": 2}),
     "pairs": ("critic", {**LM, "objective__value__loss": "pairwise"}, {"loss": 2}),
@@ -74,6 +75,8 @@ def test_a_step_computes_once(case, make_trainer, monkeypatch):
     count(td_weighted, "align_reference", "align")
     count(rho1, "align_reference", "align")
     count(module, "loss_of_terms", "loss")
+    count(base, "loss_of_terms", "loss")
+    count(distil, "distillation_loss", "loss")
     count(trainer.objective, "weigh", "weigh")
     trainer.train_step()
     assert calls == {"targets": 2, **expected}

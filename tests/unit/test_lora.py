@@ -282,7 +282,7 @@ def run_of(start, **changes):
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_run_learns_resumes_bit_for_bit_and_is_merged(dtype, start, tmp_path, rows_file, capsys):
     changes = run_of(start, runtime__compute_dtype=dtype, training__lora__dropout=0.1)
     run_dir = tmp_path / "run"

@@ -247,6 +247,8 @@ STEPS = {
     "heads bfloat16": ("baseline", {"half": True}),
     "heads two micro-batches": ("baseline", {"accumulate": True}),
     "heads recomputed": ("baseline", {"checkpointing": "full"}),
+    "heads taught": ("heads", {"distils": True}),
+    "heads taught bfloat16": ("heads", {"half": True, "distils": True}),
     "lora": ("baseline", {}),
     "lora bfloat16": ("baseline", {"half": True}),
     "lora two micro-batches": ("verifiable", {"accumulate": True}),

@@ -90,6 +90,7 @@ def test_json_has_them_all_with_what_sets_them(capsys):
     rate = next(r for r in records if r["key"] == "training.learning_rate")
     assert rate["set_by"] == {
         **dict.fromkeys(["baseline", "critic", "ntp", "rho1", "verifiable"], 1e-5),
+        "heads": 1e-3,
         "pretrain": 2e-3,
         "micro": 3e-3,
     }

@@ -251,6 +251,8 @@ SHAPE |= {"max_seq_len": 99, "tie_embeddings": True}
 TD = {"gamma": 0.5, "lam": 0.2, "final_lam": 0.0, "beta": 0.1, "min_weight": 0.9}
 TD |= {"max_weight": 1.01, "whiten": "batch", "renormalise": True}
 
+TAUGHT = {"ce": 1.0, "hard": 2.0, "tv": 1.0, "temperature": 2.0, "top_n": 3, "beta": 0.1}
+
 BINS = "{low: {difficulty_number: {below: 3}}, high: {difficulty_number: {at_least: 3}}}"
 DIFFICULTY = {"data.sampling.strategy": "difficulty", "data.sampling.bins": BINS}
 RATED = "{low: {cf_rating: {below: 1200}}, high: {cf_rating: {at_least: 1200}}}"
@@ -317,12 +319,18 @@ OPTIONS: dict[str, Proof | str] = {
     "objective.rho1.reference": "integration/test_reference_losses.py::"
     "test_stored_and_on_line_are_one",
     "objective.rho1.reference_model": Proof(weights, "MODEL", "rho1"),
+    **{
+        f"objective.distil.{name}": Proof(weights, value, "heads") for name, value in TAUGHT.items()
+    },
+    "objective.distil.kl": Proof(weights, 0.0, "heads", {"objective.distil.tv": 1.0}),
     # --- model and tokenizer
     "model.path": Proof(model, "REFERENCE", "stored"),
     **{f"model.architecture.{name}": Proof(model, value) for name, value in SHAPE.items()},
     "model.init_std": Proof(model, 0.5),
     "model.max_seq_len": Proof(model, 99, "stored"),
     "model.rope_theta": Proof(model, 10, "stored"),
+    "model.add_heads": "unit/test_distillation.py::"
+    "test_added_heads_learn_to_draft_and_the_model_stays",
     "tokenizer.kind": Proof(batches, "micro"),
     "tokenizer.path": Proof(asked, "here", also={"tokenizer.kind": "huggingface"}),
     # --- data
@@ -467,6 +475,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline": ("baseline", {}),
     "stored": ("baseline", {"model.path": "MODEL"}),
     "critic": ("critic", ALL),
+    "heads": ("heads", {"model.architecture.n_future_tokens": 3}),
     "verifiable": ("verifiable", {"model.path": "MODEL"}),
     "two stages": ("verifiable", {"critic_stage.steps": 2}),
     "reference first": ("rho1", {"reference_stage.steps": 2}),

@@ -122,7 +122,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = (torch.mm(residual, W) * factor).to(hidden.dtype)
             if grad_weight is not None:
-                _add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
+                add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
 
         ctx.largest, ctx.weight_dtype = largest, weight.dtype
         ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
@@ -176,7 +176,7 @@ def _residual_and_cross_entropy_(
     return ce, hit, others
 
 
-def _add_outer_(total: Tensor, residual: Tensor, h: Tensor) -> None:
+def add_outer_(total: Tensor, residual: Tensor, h: Tensor) -> None:
     """`total += residualᵀ h`, `[V, D] += [V, C] [C, D]`, summed in the precision of `total`.
 
     A 16-bit product is added piece by piece: cast whole, it would be a second [V, D] in float32.

@@ -29,11 +29,13 @@ class MTPLoss(NamedTuple):
         loss: scalar L, differentiable.
         ce: `[B, S, n]` cross-entropy in nats, detached; 0 where there is no target or no weight.
         hit: `[B, S, n]` whether the target was the head's most likely token; False likewise.
+        taught: `[B, S, n]` what `loss` sums, detached, where that is not `ce`.
     """
 
     loss: Tensor
     ce: Tensor
     hit: Tensor
+    taught: Tensor | None = None
 
 
 class LossTerms(NamedTuple):

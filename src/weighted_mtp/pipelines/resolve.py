@@ -34,6 +34,7 @@ from weighted_mtp.pipelines.checkpointing.model_start import (
     check_fresh,
     warn_past_positions,
     with_context_length,
+    with_new_heads,
 )
 from weighted_mtp.pipelines.training.objectives import (
     Objective,
@@ -106,13 +107,26 @@ def resolve(
             "training.adapt lora adapts a model that is there; set model.path, or "
             "training.adapt=full"
         )
+    if recipe.training.adapt == "lora" and recipe.model.add_heads is not None:
+        raise UserError(
+            "model.add_heads does not go with training.adapt lora, whose checkpoints name a base "
+            "that has the heads; make one first: weighted-mtp convert MODEL START --add-heads "
+            f"{recipe.model.add_heads}, and set model.path=START"
+        )
     if tokenizer is not None:
         check_vocabulary(tokenizer, args.vocab_size, str(path or "the model"))
     if tokenizer is not None and recipe.data.template == CHAT:
         ChatTemplate(tokenizer)  # refuses a tokenizer that has none
     args = with_context_length(args, recipe.model)
+    if model is None or planned:  # else it is this run's own checkpoint, which has them
+        args = with_new_heads(args, recipe.model)
     check_length(recipe, args)
     objective = make_objective(recipe.objective, args.n_future_tokens, recipe.runtime.seed)
+    if objective.learns_from_head_1 and recipe.training.adapt != "heads":
+        raise UserError(
+            f"objective {recipe.objective.name} teaches the other heads what head 1 predicts, "
+            "which must not change meanwhile; set training.adapt=heads"
+        )
     head = None
     if objective.needs_value_head and given is None:
         head = stored_value_head(recipe, None if source is None else source.directory)

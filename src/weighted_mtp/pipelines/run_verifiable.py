@@ -25,7 +25,9 @@ def run_verifiable(request: RunRequest) -> TrainResult:
         return run(request)
 
     def then(critic: Path) -> Recipe:
-        config = recipe.model.model_copy(update={"path": critic, "architecture": None})
+        config = recipe.model.model_copy(
+            update={"path": critic, "architecture": None, "add_heads": None}
+        )
         return recipe.model_copy(update={"model": config, "critic_stage": None})
 
     return run_two_stages(request, FirstStage("critic", critic_recipe(recipe), then))

@@ -58,6 +58,8 @@ class ModelConfig(Section):
         max_seq_len: replaces the checkpoint's own nominal context length, in tokens, to train on
             longer rows; the model has twice as many positions.
         rope_theta: replaces the checkpoint's own base of the rotary frequencies.
+        add_heads: prediction heads to add to a checkpoint that has the next-token head only. Each
+            begins as a copy of its last block.
     """
 
     path: Path | None = None
@@ -65,6 +67,7 @@ class ModelConfig(Section):
     init_std: PositiveFloat = 0.02
     max_seq_len: PositiveInt | None = None
     rope_theta: PositiveFloat | None = None
+    add_heads: Annotated[PositiveInt, Field(le=64)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -80,6 +83,11 @@ class ModelConfig(Section):
                         f"model.{name} changes a checkpoint; from scratch, set "
                         f"model.architecture.{name}"
                     )
+            if self.add_heads is not None:
+                raise ValueError(
+                    "model.add_heads adds heads to a checkpoint; from scratch, set "
+                    "model.architecture.n_future_tokens"
+                )
         return self
 
 
@@ -200,6 +208,44 @@ class Rho1Config(Section):
     reference_model: Path | None = None
 
 
+class DistilConfig(Section):
+    """What heads 2 to n are taught by objective distil: a sum of losses of head k at position t
+    against head 1 at t + k − 1, which predicts the same token.
+
+    Attributes:
+        ce: factor of the cross-entropy with the data.
+        hard: factor of the cross-entropy with the likeliest token of head 1.
+        kl: factor of the Kullback-Leibler divergence of the head from head 1, times temperature².
+        tv: factor of the total variation, 1 − Σ min(p, q): the probability that a drafted token is
+            rejected.
+        temperature: of both distributions in `kl` and `tv`.
+        top_n: compare only so many of head 1's likeliest tokens in `kl`; null for all.
+        beta: head k counts beta^(k − 1), scaled so that heads 2 to n sum to 1.
+    """
+
+    ce: NonNegativeFloat = 0.0
+    hard: NonNegativeFloat = 0.0
+    kl: NonNegativeFloat = 1.0
+    tv: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 1.0
+    top_n: PositiveInt | None = None
+    beta: PositiveFloat = 0.6
+
+    @model_validator(mode="after")
+    def _teaches(self) -> DistilConfig:
+        if self.ce + self.hard + self.kl + self.tv == 0:
+            raise ValueError(
+                "objective.distil: ce, hard, kl and tv are all 0; set one of them, e.g. "
+                "objective.distil.kl=1"
+            )
+        if self.top_n is not None and self.kl == 0:
+            raise ValueError(
+                "objective.distil.top_n is a setting of kl, which is 0; leave it out, or set "
+                "objective.distil.kl"
+            )
+        return self
+
+
 class ObjectiveConfig(Section):
     """What is optimized.
 
@@ -233,6 +279,7 @@ class ObjectiveConfig(Section):
     value: ValueConfig = ValueConfig()
     td: TDConfig = TDConfig()
     rho1: Rho1Config = Rho1Config()
+    distil: DistilConfig = DistilConfig()
 
 
 class CriticStage(Section):

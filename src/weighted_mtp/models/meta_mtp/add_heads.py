@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -33,11 +35,30 @@ def add_heads(model: Transformer, n_future_tokens: int) -> Transformer:
         )
     new = n_future_tokens - have
     with torch.device("meta"):  # a frame: all that holds numbers is put in below
-        wide = Transformer(
-            replace(args, n_layers=args.n_layers + new, n_future_tokens=n_future_tokens)
-        )
+        wide = Transformer(with_heads(args, n_future_tokens))
     wide.tok_embeddings, wide.layers = model.tok_embeddings, model.layers
     copies = [copy.deepcopy(model.layers[-1]) for _ in range(new)]
     wide.extra_heads = nn.ModuleList([*model.extra_heads, *copies])
     wide.norm, wide.output, wide.freqs_cis = model.norm, model.output, model.freqs_cis
     return wide.train(model.training)
+
+
+def with_heads(args: ModelArgs, n_future_tokens: int) -> ModelArgs:
+    """The shape of a model that `add_heads` returns."""
+    new = n_future_tokens - args.n_future_tokens
+    return replace(args, n_layers=args.n_layers + new, n_future_tokens=n_future_tokens)
+
+
+def places_of(name: str, args: ModelArgs, had: int) -> Iterator[str]:
+    """Yield the weights that begin as a stored one: itself, and its copies in new heads.
+
+    Args:
+        name: of the stored weight.
+        args: shape of the model with the new heads.
+        had: heads of the model that is stored.
+    """
+    yield name
+    last = f"layers.{args.n_layers - args.n_future_tokens}."  # the next-token head
+    if name.startswith(last):
+        for head in range(had - 1, args.n_future_tokens - 1):
+            yield f"extra_heads.{head}.{name.removeprefix(last)}"

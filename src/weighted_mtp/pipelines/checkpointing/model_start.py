@@ -18,6 +18,7 @@ from weighted_mtp.core.device import machine_memory
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.models.meta_mtp.add_heads import places_of, with_heads
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.adapted import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
@@ -104,7 +105,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
     """Start from the weights of an opened checkpoint, without its value head.
 
     Args:
-        args: its shape, possibly with more positions.
+        args: its shape, possibly with more positions, or more heads (`with_new_heads`).
     """
     directory = source.directory
     with torch.device("meta"):
@@ -113,8 +114,10 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
     def fill() -> None:
         tie(transformer)
         weights = {plain_name(name): w for name, w in transformer.named_parameters()}
+        had = source.model.args.n_future_tokens
         for name, weight in source.read(CPU, torch.float32):
-            copy_whole(weight, weights[name])
+            for place in places_of(name, args, had):
+                copy_whole(weight, weights[place])
         log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
 
     adapter = MetaLlamaMTPAdapter(transformer)
@@ -169,6 +172,22 @@ def with_context_length(args: ModelArgs, config: ModelConfig) -> ModelArgs:
         max_seq_len=config.max_seq_len or args.max_seq_len,
         rope_theta=config.rope_theta or args.rope_theta,
     )
+
+
+def with_new_heads(args: ModelArgs, config: ModelConfig) -> ModelArgs:
+    """Return a checkpoint's shape with the heads that a recipe adds.
+
+    Raises:
+        UserError: it has more than the next-token head.
+    """
+    if config.add_heads is None:
+        return args
+    if args.n_future_tokens > 1:
+        raise UserError(
+            f"model.add_heads: {config.path} has {args.n_future_tokens} heads already; leave it "
+            "out (--set model.add_heads=null) to train those"
+        )
+    return with_heads(args, 1 + config.add_heads)
 
 
 def warn_past_positions(longest: int, args: ModelArgs, where: str) -> None:

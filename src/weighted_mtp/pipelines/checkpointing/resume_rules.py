@@ -178,7 +178,10 @@ RULES: Mapping[str, Rule] = {
     ),
     **_section("objective.rho1", "k_percent mode first_head_always reference_heads", _OTHER_AIM),
     **_section("objective.rho1", "reference reference_model", _MOVED),
-    **_section("model", "path architecture init_std max_seq_len rope_theta", _OTHER_WEIGHTS),
+    **_section("objective.distil", "ce hard kl tv temperature top_n beta", _OTHER_AIM),
+    **_section(
+        "model", "path architecture init_std max_seq_len rope_theta add_heads", _OTHER_WEIGHTS
+    ),
     **_section("tokenizer", "kind path", _OTHER_IDS),
     "data.source": _OTHER_ROWS,
     **_section("data", "train text.path", _MOVED),

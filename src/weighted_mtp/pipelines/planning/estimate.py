@@ -227,6 +227,7 @@ def setting_of(
         reduce_each=fsdp.reduce_gradients == "micro_batch",
         offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
         chunk_rows=training.loss_chunk_rows,
+        distils=objective.learns_from_head_1,
     )
     if not data.packing:
         return setting

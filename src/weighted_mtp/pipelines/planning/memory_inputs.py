@@ -139,6 +139,7 @@ class Setting:
         reduce_each: FSDP reduces the gradient after every micro-batch.
         offload: what a rank keeps of weights, gradient and optimizer is in the host's memory.
         chunk_rows: C; None is `CHUNK_BYTES` worth.
+        distils: head 1 teaches the others, so that a chunk has its logits too.
         reference: numbers of a reference model that scores online.
     """
 
@@ -157,6 +158,7 @@ class Setting:
     reduce_each: bool = False
     offload: bool = False
     chunk_rows: int | None = None
+    distils: bool = False
     reference: int = 0
 
     @property

@@ -48,8 +48,8 @@ def _freeze_trunk(adapter: MetaLlamaMTPAdapter, objective: Objective) -> None:
     heads = list(adapter.transformer.extra_heads)[: objective.heads - 1]
     if not heads:
         raise UserError(
-            "training.adapt heads trains heads 2 to n, and n is 1; add heads first: weighted-mtp "
-            "convert MODEL START --add-heads 3, and set model.path=START"
+            "training.adapt heads trains heads 2 to n, and n is 1; add heads: "
+            "--set model.add_heads=3"
         )
     learns = {id(p) for head in heads for p in head.parameters() if p.requires_grad}
     for parameter in adapter.transformer.parameters():

@@ -8,7 +8,7 @@ Letters: B batch, S sequence, n future tokens, F fractions of a response, D mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.objectives import Objective, Pool, Sums
 from weighted_mtp.pipelines.training.objectives.base import plain_targets, targets_of
 from weighted_mtp.pipelines.training.objectives.critic import mean_value
+from weighted_mtp.pipelines.training.objectives.distil import taught_sums
 from weighted_mtp.runtime.pooling import gather_rows
 from weighted_mtp.value_weighting.rho1_weighting import reference_per_head
 
@@ -30,6 +31,9 @@ FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Fractions of the response at which held-out values are read."""
 
 Task = Literal["train", "score", "validate"]
+
+HeadLoss = Callable[[Sequence[Tensor], Tensor, LossTerms, int | None], MTPLoss]
+"""`loss_of_terms`, or what an objective has in its place."""
 
 
 class StepOutput(NamedTuple):
@@ -125,10 +129,14 @@ class TrainingModule(nn.Module):
         if objective.runs_heads:
             head_weights = objective.head_weights.to(targets.device)
             terms = LossTerms(targets, denominators[:-1], weights, head_weights)
-            out = self._loss(batch, states, terms)
+            out = self._loss(batch, states, terms, objective.loss)
             loss = out.loss
             if objective.signal != "cross_entropy":
-                counted = (targets != IGNORE_INDEX) & (head_weights > 0)
+                counted = targets != IGNORE_INDEX
+                if out.taught is None:
+                    counted &= head_weights > 0
+                else:  # head 1 teaches: its cross-entropy is known too
+                    sums |= taught_sums(out.taught, counted)
                 if weights is not None:
                     counted &= weights != 0  # the loss skips the others: their CE is not known
                 sums["heads"] = _head_sums(out.ce, out.hit, counted, batch.correct)
@@ -205,9 +213,15 @@ class TrainingModule(nn.Module):
         weighed = self.objective.weigh_checked(Pool.of(everyone))
         return weighed.select(own, pool.signal.shape[1])
 
-    def _loss(self, batch: Batch, states: Sequence[Tensor], terms: LossTerms) -> MTPLoss:
+    def _loss(
+        self,
+        batch: Batch,
+        states: Sequence[Tensor],
+        terms: LossTerms,
+        loss: HeadLoss | None = None,
+    ) -> MTPLoss:
         unembedding = self.adapter.transformer.output.weight
-        return batch_loss(batch, states, unembedding, terms, self.chunk_rows)
+        return batch_loss(batch, states, unembedding, terms, self.chunk_rows, loss)
 
 
 def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) -> list[Tensor]:
@@ -228,16 +242,18 @@ def batch_loss(
     unembedding: Tensor,
     terms: LossTerms,
     chunk_rows: int | None = None,
+    loss: HeadLoss | None = None,
 ) -> MTPLoss:
-    """Compute `loss_of_terms` of states from `read_batch`. The terms and the cross-entropies are
-    `[B, S, n]`, whether the batch is packed or not."""
-    packing = batch.packing
+    """Compute `loss_of_terms`, or another loss, of states from `read_batch`. The terms and the
+    cross-entropies are `[B, S, n]`, whether the batch is packed or not."""
+    packing, loss = batch.packing, loss or loss_of_terms
     if packing is None:
-        return loss_of_terms(states, unembedding, terms, chunk_rows)
+        return loss(states, unembedding, terms, chunk_rows)
     weights = None if terms.weights is None else packing.pack(terms.weights, 0)
     terms = terms._replace(targets=packing.pack(terms.targets, IGNORE_INDEX), weights=weights)
-    out = loss_of_terms(states, unembedding, terms, chunk_rows)
-    return MTPLoss(out.loss, packing.unpack(out.ce, 0), packing.unpack(out.hit, 0))
+    out = loss(states, unembedding, terms, chunk_rows)
+    taught = None if out.taught is None else packing.unpack(out.taught, 0)
+    return MTPLoss(out.loss, packing.unpack(out.ce, 0), packing.unpack(out.hit, 0), taught)
 
 
 def pool_of(batch: Batch, signal: Tensor, with_reference: bool = True) -> Pool:

@@ -16,6 +16,7 @@ from weighted_mtp.pipelines.training.objectives.base import (
 )
 from weighted_mtp.pipelines.training.objectives.critic import Critic, PairwiseCritic, ValueObjective
 from weighted_mtp.pipelines.training.objectives.dft import DFT
+from weighted_mtp.pipelines.training.objectives.distil import Distil
 from weighted_mtp.pipelines.training.objectives.oracle import Oracle
 from weighted_mtp.pipelines.training.objectives.registry import (
     find_objective,
@@ -41,6 +42,7 @@ register_objective("verifiable")(Verifiable)
 register_objective("random_matched")(RandomMatched)
 register_objective("shuffled")(Shuffled)
 register_objective("rho1")(Rho1)
+register_objective("distil")(Distil)
 
 
 def make_objective(config: ObjectiveConfig, model_heads: int, seed: int = 0) -> Objective:

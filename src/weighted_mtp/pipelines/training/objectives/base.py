@@ -20,7 +20,13 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.data.rows.metadata import Indices, Metadata
-from weighted_mtp.losses import count_targets, shift_labels
+from weighted_mtp.losses import (
+    LossTerms,
+    MTPLoss,
+    count_targets,
+    loss_of_terms,
+    shift_labels,
+)
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.training.objectives.head_weights import HeadWeights
 
@@ -101,6 +107,7 @@ class Objective:
         signal: what `weigh` starts from; "none" means every weight is 1, and `weigh` is not called.
         pooled: weights depend on the whole pool, not on each row by itself.
         group_size: rows that are drawn together (2 for pairs).
+        learns_from_head_1: what head 1 predicts is a target, so that nothing may change it.
     """
 
     Options: ClassVar[type[Section]] = Section
@@ -108,6 +115,7 @@ class Objective:
     needs_value_head: ClassVar[bool] = False
     needs_reference = False
     needs_mutations: ClassVar[bool] = False
+    learns_from_head_1: ClassVar[bool] = False
     default_rows: ClassVar[Literal["correct", "all"]] = "all"
     signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "none"
     pooled = False
@@ -227,6 +235,17 @@ class Objective:
                     f"{list(figure.shape)}"
                 )
         return weighed
+
+    def loss(
+        self,
+        states: Sequence[Tensor],
+        unembedding: Tensor,
+        terms: LossTerms,
+        chunk_rows: int | None = None,
+    ) -> MTPLoss:
+        """Compute the heads' share of the loss. Arguments as for `loss_of_terms`; of a packed batch
+        all are `[P, L, …]`."""
+        return loss_of_terms(states, unembedding, terms, chunk_rows)
 
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Compute the value head's share of the loss from its values `[B, S]`."""
