@@ -31,8 +31,8 @@ rows_file = helpers_training.rows_file
 @pytest.mark.parametrize(
     ("groups", "processes"),
     [
-        ("curves,parts,empty", 2),
-        pytest.param("others,even", 2, marks=pytest.mark.slow),
+        ("parts,empty", 2),
+        pytest.param("curves,others,even", 2, marks=pytest.mark.slow),
         pytest.param("curves,others,hsdp,even", 4, marks=pytest.mark.slow),
     ],
 )

@@ -108,7 +108,8 @@ def test_one_process_goes_on_in_the_place_of_two(sharded, alone, tmp_path):
     assert_same_training(run_dir, alone, ADAM_GAP)
 
 
-@pytest.mark.parametrize("mode", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fsdp", "ddp"])
 def test_two_processes_go_on_in_the_place_of_one(mode, sharded, alone, tmp_path):
     run_dir = before_its_end(alone, tmp_path / "run")
     fsdp("--resume", "--output-dir", str(run_dir), "--set", f"runtime.parallel={mode}")

@@ -65,6 +65,7 @@ def test_several_nodes(variables, several, monkeypatch, tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_nodes_that_do_not_share_a_directory(nodes):
     told = [line for line in nodes.output.splitlines() if "does not see" in line]
     assert sorted(line[:13] for line in told) == ["rank 0 error:", "rank 1 error:"]
@@ -75,6 +76,7 @@ def test_nodes_that_do_not_share_a_directory(nodes):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_run_in_parts_goes_on_elsewhere(nodes, tmp_path, rows_file):
     """Two processes hold it in parts, then one has it all; its model is made whole at the end."""
     assert train(tmp_path / "alone", rows_file, **RUN) == 0

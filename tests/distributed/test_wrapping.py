@@ -28,6 +28,7 @@ def test_two_processes_equal_one(record_property):
             record_property(f"{how}_max_{what}_error", float(error))
 
 
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     output = torchrun(WORKER.with_name("worker_agreement.py"), str(tmp_path), nproc=2)
     assert output.count("agreed") == 2

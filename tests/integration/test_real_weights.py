@@ -118,6 +118,7 @@ def test_smollm2_reads_conversations_as_transformers_does(smollm2):
         )
 
 
+@pytest.mark.slow
 def test_smollm2_answers_as_transformers_does(smollm2, capsys):
     from transformers import AutoTokenizer
 

@@ -140,21 +140,19 @@ def test_a_window_that_begins_on_a_documents_last_token_is_read():
     assert groups.take(0, 2) == [(nothing, something)]
 
 
-def test_no_worker_outlives_the_process_that_reads(tmp_path):
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=pytest.mark.slow), "forkserver"])
+def test_no_worker_outlives_the_process_that_reads(method, tmp_path):
     """Killed, under a fork server too, whose children PyTorch's own watch does not see."""
-    for method in ("fork", "forkserver"):
-        numbers = tmp_path / method
-        process = multiprocessing.get_context(method).Process(
-            target=_read_for_ever, args=(numbers,)
-        )
-        process.start()
-        while not (numbers.exists() and numbers.read_text().endswith(".")):
-            time.sleep(0.05)
-        started = [psutil.Process(int(pid)) for pid in numbers.read_text().rstrip(".").split()]
-        assert started
-        process.kill()
-        process.join()
-        assert not psutil.wait_procs(started, timeout=20)[1]
+    numbers = tmp_path / method
+    process = multiprocessing.get_context(method).Process(target=_read_for_ever, args=(numbers,))
+    process.start()
+    while not (numbers.exists() and numbers.read_text().endswith(".")):
+        time.sleep(0.05)
+    started = [psutil.Process(int(pid)) for pid in numbers.read_text().rstrip(".").split()]
+    assert started
+    process.kill()
+    process.join()
+    assert not psutil.wait_procs(started, timeout=20)[1]
 
 
 def _read_for_ever(numbers):
