@@ -27,7 +27,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_huggingface,
     save_native,
 )
-from weighted_mtp.models.meta_mtp.layouts.adapted import Base, Trained, sampled_places
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Base, Trained, sampled_places
 from weighted_mtp.models.meta_mtp.lora import (
     LoRA,
     adapted_modules,
@@ -248,6 +248,8 @@ def test_a_base_that_is_gone_moved_or_another(tmp_path, capsys):
     description.write_text(json.dumps({**fields, "path": str(both / "base")}))
     load_meta_mtp_model(folder, "cpu", verify=True)
     assert main(["inspect", str(folder), "--verify"]) == 0
+    output = capsys.readouterr().out
+    assert "SHA-256 of 3 files; without a sum: mtp/base.json; base: SHA-256 of" in output
     save_native(moved(tiny_model()), tmp_path / "other")
     description.write_text(json.dumps({**fields, "path": str(tmp_path / "other")}))
     assert main(["inspect", str(folder)]) == 2
@@ -261,6 +263,22 @@ def test_a_base_that_is_gone_moved_or_another(tmp_path, capsys):
     (folder / "mtp/trained.safetensors").write_bytes(data)
     with pytest.raises(UserError, match=r"trained\.safetensors"):
         load_meta_mtp_model(folder, "cpu")
+
+
+def test_sums_are_verified_where_the_base_has_none(tmp_path, capsys):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 37}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "base")
+    model = moved(adapted(open_checkpoint(tmp_path / "base").model.args))
+    folder = saved(model, tmp_path / "base", tmp_path / "lora")
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    output = capsys.readouterr().out
+    assert "SHA-256 of 3 files" in output
+    assert "base: no SHA-256 sums are stored with it" in output
+    (folder / "mtp/sums.json").unlink()
+    assert main(["inspect", str(folder), "--verify"]) == 2
 
 
 @pytest.fixture(scope="module")

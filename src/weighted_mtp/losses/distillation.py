@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES, add_outer_
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk
 from weighted_mtp.losses.mtp_loss import LossTerms, MTPLoss
 
 
@@ -87,7 +87,7 @@ def distillation_loss(
         students, teacher = students.to(dtype), teacher.to(dtype)
     wide = torch.float64 if teacher.dtype == torch.float64 else torch.float32
     if chunk_rows is None:
-        chunk_rows = rows_of_chunk(unembedding.shape[0], teacher.element_size())
+        chunk_rows = rows_of_chunk(2 * unembedding.shape[0], teacher.element_size())  # of both
     graph = torch.is_grad_enabled()
     B, S, n = terms.targets.shape
     scale = _at_teacher(terms.scale(wide), 0.0)
@@ -112,11 +112,6 @@ def mask_untaught(targets: Tensor, filled: Tensor) -> Tensor:
     the model runs, `filled` `[B, S]`: they become −100."""
     there = [_moved(filled, -j, False) for j in range(targets.shape[2])]
     return targets.masked_fill(~torch.stack(there, dim=2), IGNORE_INDEX)
-
-
-def rows_of_chunk(vocabulary: int, size: int) -> int:
-    """Rows of logits, `size` bytes a number, that teacher and student hold by default."""
-    return max(16, CHUNK_BYTES // (2 * vocabulary * size))
 
 
 def _at_teacher(x: Tensor, fill: float) -> Tensor:
@@ -247,9 +242,8 @@ class _Lesson(NamedTuple):
 
     def select(self, rows: Tensor) -> _Lesson:
         """That of some rows, by a mask `[C]`."""
-        p, cut, entropy = (None if x is None else x[rows] for x in (self.p, None, self.entropy))
-        if self.cut is not None:
-            cut = p if self.cut is self.p else self.cut[rows]
+        p, entropy = (None if x is None else x[rows] for x in (self.p, self.entropy))
+        cut = p if self.cut is self.p else None if self.cut is None else self.cut[rows]
         return _Lesson(self.choice[rows], p, cut, entropy)
 
 

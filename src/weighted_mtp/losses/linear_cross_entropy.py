@@ -66,7 +66,7 @@ def fused_linear_cross_entropy(
     if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device_type))
     if chunk_rows is None:
-        chunk_rows = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+        chunk_rows = rows_of_chunk(weight.shape[0], hidden.element_size())
     graph = torch.is_grad_enabled()
     plan = _Plan(chunk_rows, graph and hidden.requires_grad, graph and weight.requires_grad)
     with torch.autocast(device_type, enabled=False):
@@ -74,6 +74,11 @@ def fused_linear_cross_entropy(
             hidden, weight, targets, scale.detach(), plan
         )
     return loss, ce, hit
+
+
+def rows_of_chunk(vocabulary: int, size: int) -> int:
+    """Rows of logits, `size` bytes a number, that are held at a time by default."""
+    return max(16, CHUNK_BYTES // (vocabulary * size))
 
 
 class _Plan(NamedTuple):

@@ -35,9 +35,9 @@ from weighted_mtp.core.sums import SUMS, verifying
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import save_adapted, save_huggingface, save_native
-from weighted_mtp.models.meta_mtp.layouts.adapted import Trained
 from weighted_mtp.models.meta_mtp.layouts.huggingface import VALUE_HEAD_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Trained
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files

@@ -18,7 +18,8 @@ from weighted_mtp.core.model_folder import (
 )
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
-from weighted_mtp.models.meta_mtp.layouts.adapted import AdaptedSource, Base
+from weighted_mtp.models.meta_mtp.layouts.adapted import AdaptedSource
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.checkpointing.model_start import (
@@ -110,7 +111,7 @@ def run(request: RunRequest) -> TrainResult:
         module = TrainingModule(adapter, objective, dtype, chunk_rows)
         freeze(adapter, recipe, objective)
         halve_frozen(adapter, recipe, start.formats)
-        module.drops = recipe.training.adapt == "lora" and recipe.training.lora.dropout > 0
+        module.drops = recipe.training.drops
         size = sum(p.numel() for p in adapter.parameters())
         trained = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
         prepare_blocks(recipe, adapter.transformer)
@@ -153,8 +154,7 @@ def prepare_blocks(recipe: Recipe, transformer: Transformer) -> None:
     plan = transformer.grouping_plan()
     how = recipe.training.activation_checkpointing
     if how != "none":
-        drops = recipe.training.adapt == "lora" and recipe.training.lora.dropout > 0
-        checkpoint_activations(transformer, plan, how, drops)
+        checkpoint_activations(transformer, plan, how, recipe.training.drops)
     if recipe.runtime.compile:
         compile_blocks(transformer, plan)
 

@@ -424,3 +424,8 @@ class TrainingConfig(Section):
     log_every: PositiveInt = 1
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     remote: RemoteURL | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether adapters drop some of their inputs."""
+        return self.adapt == "lora" and self.lora.dropout > 0

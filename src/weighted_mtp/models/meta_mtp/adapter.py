@@ -16,7 +16,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     open_checkpoint,
     value_head_path,
 )
-from weighted_mtp.models.meta_mtp.layouts.adapted import Base
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.source import Source
 from weighted_mtp.models.meta_mtp.transformer import Transformer

@@ -26,7 +26,7 @@ from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.adapted import (
-    Trained,
+    AdaptedSource,
     is_adapted_folder,
     read_adapted,
     write_adapted,
@@ -57,6 +57,7 @@ from weighted_mtp.models.meta_mtp.layouts.mtp_llama import (
     write_mtp_llama,
 )
 from weighted_mtp.models.meta_mtp.layouts.native import METADATA, read_native, write_native
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Trained
 from weighted_mtp.models.meta_mtp.layouts.side_files import (
     find_side_files,
     read_config_fields,
@@ -168,8 +169,8 @@ def load_meta_mtp_model(
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = model_dir if isinstance(model_dir, Source) else open_checkpoint(model_dir)
     directory = source.directory
-    if verify and source.sums is not None:
-        source.sums.verify()
+    if verify:
+        source.verify()
     formats = sorted(str(dtype).removeprefix("torch.") for dtype in set(source.formats.values()))
     if number_format is None and not keep_formats and len(formats) > 1:
         number_format = common_dtype(source.formats)
@@ -409,11 +410,22 @@ def _verified(directory: Path, source: Source) -> str:
     """Read everything; say what was compared, and which files have no sum."""
     with source.comparing(always=True):
         source.check_values()
+    found = _summed(directory, source)
+    if isinstance(source, AdaptedSource):
+        found += f"; base: {_summed(source.base.directory, source.base)}"
+    return found
+
+
+def _summed(directory: Path, source: Source) -> str:
+    """Which files of a folder have sums.
+
+    Raises:
+        UserError: there are none, though it was written with them.
+    """
     if source.sums is None:
-        config = directory / "config.json"
-        if source.layout == "native" or (
-            source.layout != "meta" and SUMS_KEY in JsonFile.read(config).fields
-        ):
+        always = source.layout in ("native", "adapted")
+        others = source.layout in ("huggingface", "mtp_llama")
+        if always or (others and SUMS_KEY in JsonFile.read(directory / "config.json").fields):
             raise UserError(
                 f"{directory}: the SHA-256 sums with which it was written are missing "
                 f"({METADATA if source.layout == 'native' else SUMS_FILE}); copy it again"
@@ -421,7 +433,7 @@ def _verified(directory: Path, source: Source) -> str:
         return "no SHA-256 sums are stored with it"
     count = len(source.sums.expected)
     known = {source.sums.listing, *(directory / name for name in source.sums.expected)}
-    found = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in known)
-    others = [path.relative_to(directory).as_posix() for path in found]
-    without = f"; without a sum: {', '.join(others)}" if others else ""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in known)
+    rest = [path.relative_to(directory).as_posix() for path in files]
+    without = f"; without a sum: {', '.join(rest)}" if rest else ""
     return f"SHA-256 of {count} files{without}"

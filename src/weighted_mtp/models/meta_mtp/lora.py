@@ -68,11 +68,6 @@ def adapted_modules(transformer: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def is_adapted(transformer: nn.Module) -> bool:
-    """Whether the transformer has adapters."""
-    return next(adapted_modules(transformer), None) is not None
-
-
 def plain_name(name: str) -> str:
     """The name of a parameter without peft's layers: of a base weight its own name, of an adapter
     `….lora_A.weight` or `….lora_B.weight`."""

@@ -20,7 +20,7 @@ from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.add_heads import places_of, with_heads
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.layouts.adapted import Base
+from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
 from weighted_mtp.models.meta_mtp.layouts.source import Source, Stored

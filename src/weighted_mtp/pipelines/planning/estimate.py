@@ -158,7 +158,7 @@ def _adapters(
         return None
     block = transformer.layers[-1]
     found = {name.rpartition(".")[2]: module for name, module in adapted_modules(block)}
-    drops = recipe.training.lora.dropout > 0
+    drops = recipe.training.drops
     reads = ({"wq", "wk", "wv"}, {"w1", "w3"})
     learning = {id(p) for each in blocks if _learns(each) for p in each.parameters()}
     inner = {id(p) for each in transformer.layers for p in each.parameters()}

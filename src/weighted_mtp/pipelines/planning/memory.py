@@ -20,8 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from weighted_mtp.losses.distillation import rows_of_chunk
-from weighted_mtp.losses.linear_cross_entropy import CHUNK_BYTES, SOFTMAX_BYTES
+from weighted_mtp.losses.linear_cross_entropy import SOFTMAX_BYTES, rows_of_chunk
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.pipelines.planning.memory_inputs import HALF, WIDE, Adapters, Counts, Setting
 
@@ -203,13 +202,13 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
     is_half = counts.halved and not counts.trains_vocabulary  # autocast needs no copy
     copy = HALF * counts.vocabulary if setting.half and not is_half else 0
     if setting.distils:
-        C = min(setting.positions, setting.chunk_rows or rows_of_chunk(args.vocab_size, s))
+        C = min(setting.positions, setting.chunk_rows or rows_of_chunk(2 * args.vocab_size, s))
         # The teacher's distribution and a student's (some rows of them), its logits, its gradient
         # and work on the way there; a sum of several losses takes up to two more.
         chunk = C * (5 * WIDE * args.vocab_size + 3 * WIDE * args.dim)
         chunk += s * setting.positions * args.dim  # the teacher's states
     else:
-        C = min(rows, setting.chunk_rows or max(16, CHUNK_BYTES // (args.vocab_size * s)))
+        C = min(rows, setting.chunk_rows or rows_of_chunk(args.vocab_size, s))
         chunk = C * (s * args.vocab_size + 3 * WIDE * args.dim)  # logits, rows gathered and scaled
         if setting.half:
             wide_rows = C if setting.gpu else min(C, SOFTMAX_BYTES // (WIDE * args.vocab_size) or 1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, SUMS_KEY, write_config
-from weighted_mtp.models.meta_mtp.layouts.huggingface import hf_name, rotary_heads, to_halves
+from weighted_mtp.models.meta_mtp.layouts.huggingface import hf_name, in_hf_order
 from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
 from weighted_mtp.models.meta_mtp.layouts.source import common_dtype
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import write_safetensors_file
@@ -197,11 +197,9 @@ def speculator_tensors(
         "norm.weight": model.norm.weight.detach(),
     }
     for inner, parameter in model.extra_heads[0].named_parameters():
-        name, weight = f"layers.0.{inner}", parameter.detach().cpu()
+        name = f"layers.0.{inner}"
         key = hf_name(name, args).replace("model.layers.0.", "midlayer.")
-        heads = rotary_heads(name, args)
-        if heads:
-            weight = to_halves(weight, heads, args.rotary_dim)
+        weight = in_hf_order(parameter.detach().cpu(), name, args)
         if inner.startswith(("attention.wq", "attention.wk", "attention.wv")):
             weight = torch.cat([torch.zeros_like(weight), weight], 1)
         # The norm before attention is that of the hidden state, not of the embedding.

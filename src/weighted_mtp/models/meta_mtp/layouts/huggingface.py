@@ -154,16 +154,20 @@ def rotary_heads(name: str, args: ModelArgs) -> int:
     return known.get(inner.removeprefix("attention."), 0)
 
 
+def fused_rows(name: str, args: ModelArgs) -> int:
+    """How many rows the fused tensor has that a parameter is a part of."""
+    path = name.rsplit(".", 2)[0]
+    last = stored_rows(f"{path}.{'wv' if path.endswith('.attention') else 'w3'}.weight", args)
+    assert last is not None  # of a parameter that is stored alone
+    return last[1]
+
+
 def _check_fused(part: Part, name: str, args: ModelArgs) -> None:
     """Raise `UserError` unless a fused tensor has the rows of all that it is made of."""
-    first = "wv" if ".attention." in name else "w3"
-    number = name.split(".")[1]
-    where = "attention" if first == "wv" else "feed_forward"
-    last = stored_rows(f"layers.{number}.{where}.{first}.weight", args)
-    rows = part.shape[0] if part.shape else 0
-    if last is not None and rows != last[1]:
+    wanted, rows = fused_rows(name, args), part.shape[0] if part.shape else 0
+    if rows != wanted:
         raise UserError(
-            f"{part} has {rows} rows, but the configuration asks for {last[1]}; correct the "
+            f"{part} has {rows} rows, but the configuration asks for {wanted}; correct the "
             "configuration, or copy the checkpoint again"
         )
 
@@ -200,8 +204,7 @@ def write_huggingface(
 
     def transform(key: str, tensor: Tensor) -> Tensor:
         ordered = sorted(parts[key], key=lambda part: stored_rows(part[0], args) or (0, 0))
-        rotated = [(weight, rotary_heads(name, args)) for name, weight in ordered]
-        halves = [to_halves(w, heads, args.rotary_dim) if heads else w for w, heads in rotated]
+        halves = [in_hf_order(weight, name, args) for name, weight in ordered]
         return halves[0] if len(halves) == 1 else torch.cat(halves)
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
@@ -224,6 +227,12 @@ def _frame(weights: Sequence[Tensor]) -> Tensor:
         return weights[0]
     rows = sum(len(weight) for weight in weights)
     return torch.empty((rows, *weights[0].shape[1:]), dtype=weights[0].dtype, device="meta")
+
+
+def in_hf_order(weight: Tensor, name: str, args: ModelArgs) -> Tensor:
+    """A parameter with its rows as Hugging Face stores them."""
+    heads = rotary_heads(name, args)
+    return to_halves(weight, heads, args.rotary_dim) if heads else weight
 
 
 def to_halves(weight: Tensor, heads: int, r: int) -> Tensor:

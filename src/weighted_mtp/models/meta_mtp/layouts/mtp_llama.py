@@ -28,9 +28,9 @@ from weighted_mtp.models.meta_mtp.layouts.huggingface import (
     SUMS_FILE,
     WEIGHT_FILES,
     hf_name,
+    in_hf_order,
     is_rope_table,
     rotary_heads,
-    to_halves,
 )
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
@@ -119,17 +119,16 @@ def write_mtp_llama(
     """
     args = model.args
     check_llama(args, MODEL_TYPE)
-    state, heads = {}, {}
+    state, layers = {}, {}
     for name, parameter in model.named_parameters():
         key = mtp_llama_name(name)
         state[key] = parameter.detach()
-        heads[key] = rotary_heads(_as_layer(name), args)
+        layers[key] = _as_layer(name)
     for head in range(1, args.n_future_tokens):
         state[norm_name(head)] = model.norm.weight.detach().clone()
 
     def transform(key: str, tensor: Tensor) -> Tensor:
-        count = heads.get(key, 0)
-        return to_halves(tensor, count, args.rotary_dim) if count else tensor
+        return in_hf_order(tensor, layers[key], args) if key in layers else tensor
 
     dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
     write_json(directory / "config.json", _written_config(args, dtype, config_fields))

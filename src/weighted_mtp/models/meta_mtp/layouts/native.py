@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying
-from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import is_extended, read_params, write_params
-from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
+from weighted_mtp.models.meta_mtp.layouts.side_files import write_tokenizer_folder
 from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.source import (
     EMBEDDING,
@@ -72,11 +71,7 @@ def write_native(
     (directory / "safetensors").mkdir()
     write_json(directory / "configs" / "params.json", write_params(model.args))
     write_safetensors(state, directory / "safetensors", max_shard_bytes)
-    if tokenizer_files or config_fields:
-        (directory / "tokenizer").mkdir()
-        copy_files(tokenizer_files, directory / "tokenizer")
-    if config_fields:
-        write_json(directory / CONFIG_FIELDS, dict(config_fields))
+    write_tokenizer_folder(directory, tokenizer_files, config_fields)
     metadata = {
         "format_version": FORMAT_VERSION if is_extended(model.args) else 1,
         "layout": "native",

@@ -7,14 +7,15 @@ the files unchanged, and in a `config.json` what that of the model said of ids a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.input_files import InvalidTextError, parse_json, read_regular
 from weighted_mtp.core.types import DERIVED_FROM
-from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
+from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
+from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_FIELDS = Path("tokenizer", "config.json")
@@ -57,6 +58,18 @@ _GENERATION_KEYS = (
     "top_p",
     "typical_p",
 )
+
+
+def write_tokenizer_folder(
+    directory: Path, files: Sequence[Path], config_fields: Mapping[str, Any]
+) -> None:
+    """Copy the files into `tokenizer/`, and write beside them what the model's `config.json` said;
+    nothing where there is neither."""
+    if files or config_fields:
+        (directory / "tokenizer").mkdir()
+        copy_files(files, directory / "tokenizer")
+    if config_fields:
+        write_json(directory / CONFIG_FIELDS, dict(config_fields))
 
 
 def find_side_files(model_dir: Path) -> dict[str, Path]:

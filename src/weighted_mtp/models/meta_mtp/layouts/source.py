@@ -185,6 +185,15 @@ class Source:
         if verifying():
             sums.verify(sums.expected.keys() - set(self._weight_names(sums)))
 
+    def verify(self) -> None:
+        """Compare the sums of all files that have one.
+
+        Raises:
+            UserError: a file is missing or not what was written.
+        """
+        if self.sums is not None:
+            self.sums.verify()
+
     def comparing(self, always: bool = False) -> AbstractContextManager[None]:
         """Compare the sums of the weight files while the caller reads them.
 
