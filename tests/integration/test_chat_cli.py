@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.helpers import tiny_args, tiny_model
 from tests.integration.helpers_training import CRITIC, TINY, last_checkpoint
-from tests.unit.test_chat_template import TEMPLATES, byte_level, say
+from tests.unit.test_chat_template import TEMPLATES, byte_level, chat_model, say
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
@@ -28,12 +28,7 @@ ON_CPU = ["--device", "cpu", "--max-new-tokens", "12"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A random model of 160 positions and three heads, with a chat template."""
-    path = tmp_path_factory.mktemp("models") / "chat"
-    tokenizer = load_tokenizer(byte_level(path.with_name("files"), TEMPLATES["llama 3"]))
-    save_native(tiny_model(tiny_args(vocab_size=tokenizer.vocab_size, max_seq_len=160)), path)
-    tokenizer.save(path / "tokenizer")
-    return path
+    return chat_model(tmp_path_factory.mktemp("models") / "chat")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import tiny_args, tiny_model
 from tests.unit.test_control_tokens import save
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -22,6 +23,7 @@ from weighted_mtp.data.rows.store import open_rows
 from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.data.tokens.row_tokens import tokenise
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer, make_tokenizer
+from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.training.module import values_along
 from weighted_mtp.pipelines.training.objectives.critic import across_turns
 from weighted_mtp.value_weighting.td_weighting import compute_td_errors, compute_td_targets
@@ -159,6 +161,14 @@ def byte_level(folder: Path, template: str, **flags) -> Path:
     backend = Backend(models.BPE({p: i for i, p in enumerate(pieces)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return _saved(backend, folder, template, **flags)
+
+
+def chat_model(path: Path) -> Path:
+    """Write a random model of 160 positions and three heads, with a chat template."""
+    tokenizer = load_tokenizer(byte_level(path.with_name("files"), TEMPLATES["llama 3"]))
+    save_native(tiny_model(tiny_args(vocab_size=tokenizer.vocab_size, max_seq_len=160)), path)
+    tokenizer.save(path / "tokenizer")
+    return path
 
 
 def prefixed(folder: Path, template: str, **flags) -> Path:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from tests.helpers import tiny_args, tiny_model
-from tests.unit.test_chat_template import TEMPLATES, byte_level, say
+from tests.unit.test_chat_template import chat_model, say
 
 from weighted_mtp.cli.main import main
-from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.decoding import Sampling, Speculation, complete
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.evaluating.writer import ModelWriter
@@ -37,12 +37,7 @@ TEXTS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A random model of 160 positions and three heads, with a chat template."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = load_tokenizer(byte_level(path.with_name("files"), TEMPLATES["llama 3"]))
-    save_native(tiny_model(tiny_args(vocab_size=tokenizer.vocab_size, max_seq_len=160)), path)
-    tokenizer.save(path / "tokenizer")
-    return path
+    return chat_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
