@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -72,7 +73,27 @@ class Evil:
         return (Path.touch, (Path("evil"),))
 
 
-@pytest.mark.parametrize("thing", [Evil(), OrderedDict(), print])
+class Looked:
+    """`getattr(kind, name)`, as Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+
+    def __init__(self, kind, name):
+        self.found = (kind, name)
+
+    def __reduce__(self):
+        return (getattr, self.found)
+
+
+def test_members_of_enumerations_are_read_as_any_python_pickles_them(folder):
+    member = Looked(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    expected = shards.stored_shapes(folder)
+    edit(folder, lambda metadata: setattr(metadata, "planner_data", member))
+    assert shards.stored_shapes(folder) == expected
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [Evil(), OrderedDict(), print, Looked(Path, "touch"), Looked(_MEM_FORMAT_ENCODING, "mro")],
+)
 def test_an_index_that_would_build_anything_else_is_refused(thing, folder, monkeypatch):
     monkeypatch.chdir(folder)
     edit(folder, lambda metadata: setattr(metadata, "planner_data", thing))
