@@ -230,8 +230,8 @@ def _overlap(boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
 
 
 def _member(kind: object, name: object) -> Enum:
-    """Do for a member of an enumeration what `getattr` does, as which Python 3.11.0 to 3.11.3 pickle
-    it; nothing else is looked up."""
+    """Look a member of an enumeration up, which Python 3.11.0 to 3.11.3 pickle as a call of
+    `getattr`; nothing else is looked up."""
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind[str(name)]
     raise pickle.UnpicklingError("refused, because it carries builtins.getattr")
