@@ -32,13 +32,17 @@ class DecodingOptions:
 
 
 def add_decoding_arguments(
-    parser: argparse.ArgumentParser, new_tokens: int | None, new_tokens_help: str = ""
+    parser: argparse.ArgumentParser,
+    new_tokens: int | None,
+    new_tokens_help: str = "",
+    lossy: bool = True,
 ) -> None:
     """Add the options to a command.
 
     Args:
         new_tokens: default of the command.
         new_tokens_help: how its help names the default.
+        lossy: offer `--lossy-typical`.
     """
     group = parser.add_argument_group("decoding")
     group.add_argument(
@@ -85,12 +89,14 @@ def add_decoding_arguments(
         "repeatable",
     )
     add_speculation_arguments(group)
-    group.add_argument(
-        "--lossy-typical",
-        action="store_true",
-        help="LOSSY: accept drafts that are likely enough (Medusa's typical acceptance); faster, "
-        "but changes the distribution of the texts",
-    )
+    if lossy:
+        group.add_argument(
+            "--lossy-typical",
+            action="store_true",
+            help="LOSSY: accept drafts that are likely enough (Medusa's typical acceptance); "
+            "faster, but changes the distribution of the texts",
+        )
+    parser.set_defaults(lossy_typical=False)
     group.add_argument(
         "--ties",
         default="auto",

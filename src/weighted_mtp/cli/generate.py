@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
 from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
@@ -29,11 +28,9 @@ from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
     check_chat,
     row_seed,
-    run_data,
+    template_of,
     warn_of_chat_model,
 )
-
-RAW = "raw"
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     parser.add_argument(
         "--template",
-        choices=[*TEMPLATE_NAMES, RAW],
+        choices=list(TEMPLATE_NAMES),
         help="prompt template (default: the one of the run; chat is the chat template of the "
         "tokenizer; raw continues the text as it is)",
     )
@@ -104,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args)
     find_model(args.checkpoint)  # first, for a clear error where there is no model
     check_heads(args, args.checkpoint)
-    template = args.template or _template_of(args.checkpoint)
+    template = args.template or template_of(args.checkpoint)
     if args.system is not None and template != CHAT:
         raise UserError("--system goes with --template chat")
     warn_of_chat_model(args.checkpoint, template)
@@ -128,12 +125,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _template_of(path: Path) -> str:
-    """Return the template of the run: `raw` after plain text, `alpaca` for a bare model."""
-    data = run_data(path)
-    return RAW if data.get("source") == "text" else str(data.get("template", "alpaca"))
-
-
 def _asked(
     writer: ModelWriter,
     prompts: Sequence[Prompt],
@@ -149,9 +140,7 @@ def _asked(
     asked = []
     for number, prompt in enumerate(prompts):
         given: str | list[Message]
-        if template == RAW:
-            given = prompt.text + prompt.input
-        elif template == CHAT:
+        if template == CHAT:
             given = [user_turn(prompt.text, prompt.input)]
             if system is not None:
                 given = [{"role": "system", "content": system}, *given]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,8 @@ from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.files import given_name
 from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.core.streams import CLOSED
-from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
+from weighted_mtp.core.types import Message
+from weighted_mtp.data.datasets import read_lines, read_messages, refuse_half_pairs, unreadable
 from weighted_mtp.data.prepare.reading import decode
 from weighted_mtp.data.prepare.source import BadRecordError
 
@@ -23,10 +25,12 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Prompt:
-    """An instruction with its input, or any text with the template `raw`."""
+    """An instruction with its input, or any text with the template `raw`; or messages, of a user
+    last, where they are read."""
 
     text: str
     input: str = ""
+    messages: Sequence[Message] = ()
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +62,7 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
         raise UserError("standard input can be read only once: use one - in --prompt and --prompts")
     prompts = [Prompt(_whole_stdin() if text == STDIN else text) for text in args.prompt]
     if args.prompts is not None:
-        prompts += _of_file(args.prompts)
+        prompts += prompts_of_file(args.prompts)
     if not prompts:
         empty = f"{args.prompts}: contains no prompt"
         raise UserError(empty if args.prompts else "give --prompt TEXT or --prompts FILE")
@@ -78,34 +82,46 @@ def _stdin() -> bytes:
         raise UserError(f"standard input: cannot be read ({one_line(error, 120)})") from error
 
 
-def _of_file(name: str) -> Iterator[Prompt]:
+def prompts_of_file(name: str, conversations: bool = False) -> Iterator[Prompt]:
+    """The prompts of `--prompts`.
+
+    Args:
+        conversations: lines may have `messages`, of which those before the first answer are the
+            prompt.
+
+    Raises:
+        UserError: it cannot be read, or a line is not a prompt.
+    """
     if name == STDIN:
         content = _stdin()
         path, is_json = Path("standard input"), content.lstrip().startswith(b"{")
-        yield from _of_lines(io.BytesIO(content), path, is_json)
+        yield from _of_lines(io.BytesIO(content), path, is_json, conversations)
         return
     path = Path(name)
     try:
         with open_regular(path) as file:
-            yield from _of_lines(file, path, path.suffix.lower() in (".jsonl", ".json"))
+            is_json = path.suffix.lower() in (".jsonl", ".json")
+            yield from _of_lines(file, path, is_json, conversations)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _of_lines(file: BinaryIO, path: Path, is_json: bool) -> Iterator[Prompt]:
+def _of_lines(file: BinaryIO, path: Path, is_json: bool, conversations: bool) -> Iterator[Prompt]:
     for number, line in read_lines(file, path):
         where = f"{path}, line {number}"
         if is_json:
-            yield _of_record(line, where)
+            yield _of_record(line, where, conversations)
         else:
             yield Prompt(_text(line, where).rstrip("\r\n"))
 
 
-def _of_record(line: bytes, where: str) -> Prompt:
+def _of_record(line: bytes, where: str, conversations: bool) -> Prompt:
     try:
         record = decode(line, {})
     except BadRecordError as error:
         raise UserError(f"{where}: {error}") from error
+    if conversations and record.get("messages") is not None:
+        return _of_messages(record["messages"], where)
     text = record.get("prompt", record.get("instruction"))
     more = record.get("input")
     more = "" if more is None else more
@@ -113,6 +129,15 @@ def _of_record(line: bytes, where: str) -> Prompt:
         raise UserError(f"{where}: needs a string in the field 'prompt' or 'instruction'")
     refuse_half_pairs({"prompt": text, "input": more}, where)
     return Prompt(text, more)
+
+
+def _of_messages(given: object, where: str) -> Prompt:
+    messages = read_messages(given, where)
+    refuse_half_pairs({"messages": messages}, where)
+    question = list(takewhile(lambda message: message["role"] != "assistant", messages))
+    if not question or question[-1]["role"] != "user":
+        raise UserError(f"{where}: 'messages' should begin with what a user asks")
+    return Prompt("", messages=question)
 
 
 def _text(content: bytes, where: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weighted_mtp.cli.prepare_reference import add_reference, run_reference
+from weighted_mtp.cli.prepare_self import add_self, run_self
 from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
@@ -196,6 +197,12 @@ KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
         "weighted-mtp prepare reference-losses --data rows.jsonl --model runs/baseline",
         add_reference,
         run_reference,
+    ),
+    "self": (
+        "write a model's own texts as rows, for heads that draft",
+        "weighted-mtp prepare self --model MODEL --n 2000 --template raw --out rows.jsonl",
+        add_self,
+        run_self,
     ),
     "attempts": (
         "turn the judged programs of an evaluation into labelled rows",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
+from weighted_mtp.data.datasets import is_unfinished
 from weighted_mtp.data.tokens.chat import ChatTemplate, conversation, user_turn
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 
@@ -29,6 +30,7 @@ class PromptTemplate:
         return re.sub(r"\{instruction\}|\{input\}", lambda match: values[match.group()], chosen)
 
 
+RAW = "raw"
 TEMPLATES = {
     # Stanford Alpaca's prompts, which instruction-tuned Llamas have seen most.
     "alpaca": PromptTemplate(
@@ -40,6 +42,8 @@ TEMPLATES = {
     ),
     # Byte-level models pay for every letter of boilerplate.
     "short": PromptTemplate("{instruction}\n>>>\n", "{instruction}\n{input}\n>>>\n"),
+    # Text and its continuation.
+    RAW: PromptTemplate("{instruction}", "{instruction}{input}"),
 }
 CHAT = "chat"
 TEMPLATE_NAMES = (*TEMPLATES, CHAT)
@@ -102,7 +106,7 @@ class AlpacaCollator:
         return bos + self.tokenizer.encode(self.template.render(instruction, input_text))
 
     def encode(self, row: Row, index: int = 0) -> Example:
-        """Tokenise one row.
+        """Tokenise one row. One that is unfinished (`is_unfinished`) gets no EOS, and is truncated.
 
         Raises:
             RowError: it has messages that this template cannot write.
@@ -117,8 +121,10 @@ class AlpacaCollator:
             prompt = self.encode_prompt(row["instruction"], row["input"])
             prompt_length = len(prompt)
             ids = prompt + self.tokenizer.encode_continuation(row["output"])
-        ids.append(self.tokenizer.eos_id)
-        truncated = len(ids) > self.max_length
+        unfinished = is_unfinished(row)
+        if not unfinished:
+            ids.append(self.tokenizer.eos_id)
+        truncated = unfinished or len(ids) > self.max_length
         ids = ids[: self.max_length]
         prompt_length = min(prompt_length, len(ids))
         return Example(ids, prompt_length, truncated, index, row["task_id"], row["is_correct"])
@@ -129,7 +135,13 @@ class AlpacaCollator:
 
     def _encode_chat(self, template: ChatTemplate, row: Row, index: int) -> Example:
         ids, answers = template.encode(conversation(row))
-        truncated = answers[-1][1] > self.max_length
+        unfinished = is_unfinished(row)
+        if unfinished:  # up to the control token that ends the last answer
+            first, last = answers[-1]
+            control = set(self.tokenizer.control.values())
+            last = next((i for i in range(last - 1, first, -1) if ids[i] in control), last)
+            ids, answers[-1] = ids[:last], (first, last)
+        truncated = unfinished or answers[-1][1] > self.max_length
         ids = ids[: self.max_length]
         ends = [*(start for start, _ in answers[1:]), len(ids)]
         between = zip((end for _, end in answers), ends, strict=True)

@@ -38,6 +38,10 @@ _DEFAULTS: dict[str, Any] = {"input": "", "is_correct": True}
 _TEXTS = ("instruction", "input", "output")
 ROLES = ("system", "user", "assistant", "tool")
 """Who may say a message."""
+FINISH = "finish"
+UNFINISHED = ("length", "stop")
+"""Values of a row's `metadata.finish` that say that its text goes on where the row ends: cut at a
+length, or before a stop string. The names are those of `generate --json`."""
 _NOT_TEXT = {
     b"\x1f\x8b": "compressed by gzip; unpack it first (gunzip FILE)",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (zstd -d FILE)",
@@ -63,6 +67,12 @@ def read_jsonl(path: Path) -> list[Row]:
     if not rows:
         raise no_rows(path)
     return rows
+
+
+def is_unfinished(row: Row) -> bool:
+    """Whether a row says that its response was cut: no end is learned from it."""
+    finish = row["metadata"].get(FINISH)
+    return isinstance(finish, str) and finish in UNFINISHED
 
 
 def first_row(path: Path) -> Row:
@@ -204,18 +214,27 @@ def no_rows(path: Path) -> UserError:
     return UserError(f"{path}: no rows; one JSON object a line is expected")
 
 
-def _messages(given: Any, where: str) -> list[Message]:
-    """Check a conversation; contents that are lists of text parts are joined.
+def read_messages(given: Any, where: str) -> list[Message]:
+    """Check messages; contents that are lists of text parts are joined.
 
     Raises:
-        UserError: it is not a list of messages, or nothing can be learned from it.
+        UserError: it is not a list of messages; starts with `where`.
     """
     if not isinstance(given, list):
         raise UserError(
             f"{where}: 'messages' should be a list of objects with 'role' and 'content', it is "
             f"{type(given).__name__}"
         )
-    messages = [_message(item, f"{where}: message {i}") for i, item in enumerate(given, 1)]
+    return [_message(item, f"{where}: message {i}") for i, item in enumerate(given, 1)]
+
+
+def _messages(given: Any, where: str) -> list[Message]:
+    """Check a conversation.
+
+    Raises:
+        UserError: it is not a list of messages, or nothing can be learned from it.
+    """
+    messages = read_messages(given, where)
     turns = [message["role"] for message in messages if message["role"] != "system"]
     if "assistant" not in turns:
         raise UserError(f"{where}: 'messages' has no assistant turn, so nothing to learn")

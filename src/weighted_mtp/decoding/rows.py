@@ -56,11 +56,13 @@ class Row:
         index: of the prompt.
         tokens: prompt and new tokens; only the newest is not in the cache yet.
         finish: why it ended; None while it is decoded.
+        end: the end of sequence that ended it; it is not among the tokens.
     """
 
     def __init__(self, index: int, prompt: Sequence[int], stopping: Stopping) -> None:
         self.index, self.tokens = index, list(prompt)
         self.finish: Finish | None = None
+        self.end: int | None = None
         self.logprobs: list[float] = []
         self._prompt, self._stopping = len(prompt), stopping
         self._text = None
@@ -83,7 +85,7 @@ class Row:
         """Add tokens until one ends the row; how many counted, an EOS being one."""
         for count, token in enumerate(tokens, 1):
             if self._stopping.ends(token):
-                self.finish = "eos"
+                self.finish, self.end = "eos", token
                 return count
             self.tokens.append(token)
             self.logprobs += logprobs[count - 1 : count]

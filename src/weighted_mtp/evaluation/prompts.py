@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.collators import CHAT, RAW, TEMPLATE_NAMES, TEMPLATES
 from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.evaluation.benchmarks import MICRO, Problem
 
@@ -39,6 +39,7 @@ INCODER_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n
 TEMPLATE_STOPS = {
     "alpaca": ("\n### Instruction:", "\n### Input:", "\n### Response:"),
     "short": ("\n>>>\n",),
+    RAW: (),
     CHAT: (),  # a control token ends a turn
 }
 

@@ -49,7 +49,7 @@ class DataConfig(Section):
         cache_dir: directory where prepared rows and tokens are cached between runs; null uses
             the default cache directory.
         template: prompt template put around instruction and input; `chat` is the tokenizer's own
-            chat template.
+            chat template, `raw` puts nothing around them.
         max_length: maximum length of a row, or of a window of text, in tokens.
         joint: tokenize prompt and response as one text instead of separately.
         packing: concatenate rows up to `max_length` with attention kept within each row;
@@ -68,7 +68,7 @@ class DataConfig(Section):
     text: TextConfig = TextConfig()
     cache_dir: Path | None = None
     sampling: SamplingConfig = SamplingConfig()
-    template: Literal["alpaca", "short", "chat"] = "alpaca"
+    template: Literal["alpaca", "short", "raw", "chat"] = "alpaca"
     max_length: Annotated[int, Field(gt=1)] = 2048
     joint: bool = False
     packing: bool = False

@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import RowError, UserError
 from weighted_mtp.core.processes import share_out
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Example
-from weighted_mtp.data.datasets import read_lines
+from weighted_mtp.data.datasets import is_unfinished, read_lines
 from weighted_mtp.data.rows.columns import texts as all_texts
 from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
@@ -28,9 +28,10 @@ the second: each needs 3 to 4 seconds of a core (imports) before its first row."
 _PART = 256
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
-"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `correct`, `spelled` (see
-`spelled_ends`) `[n]`; `ids`, `names` and `holes` (first and end of each) of all of them, one after
-the other; `offsets`, `name_offsets` and `hole_offsets` `[n]`, where in those each row ends.
+"""Of consecutive rows: `rows`, `prompt_lengths`, `truncated`, `cut` (truncated here, and not
+before), `correct`, `spelled` (see `spelled_ends`) `[n]`; `ids`, `names` and `holes` (first
+and end of each) of all of them, one after the other; `offsets`, `name_offsets` and `hole_offsets`
+`[n]`, where in those each row ends.
 """
 
 
@@ -108,6 +109,9 @@ def _encode(store: RowSource, encoder: Encoder, rows: Indices) -> Columns:
         "offsets": np.cumsum([len(e.ids) for e in examples]),
         "prompt_lengths": np.array([e.prompt_length for e in examples]),
         "truncated": np.array([e.truncated for e in examples]),
+        "cut": np.array(
+            [e.truncated and not is_unfinished(row) for e, row in zip(examples, found, strict=True)]
+        ),
         "spelled": np.array(spelled),
         "correct": np.array([e.is_correct for e in examples]),
         "holes": np.fromiter(chain.from_iterable(holes), np.int32),

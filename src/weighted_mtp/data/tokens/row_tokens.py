@@ -31,7 +31,7 @@ from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
 from weighted_mtp.data.tokens.encode_rows import Columns, Encoder, RowSource, encode_rows
 
-FORMAT = "weighted-mtp tokenised rows v3"
+FORMAT = "weighted-mtp tokenised rows v4"
 _META = "rows.json"
 _TYPES = {
     "rows": np.int64,  # [N] number of the row in its file
@@ -92,7 +92,8 @@ class TokenisedRows:
 
     Attributes:
         rows: `[N]` numbers of the rows that are here, ascending.
-        truncated: how many of them were cut to the longest length.
+        truncated: how many of them were cut to the longest length; not those that were unfinished
+            before.
         spelled: how many contain the name of BOS or EOS, as text.
 
     Raises:
@@ -235,7 +236,7 @@ def _write(folder: Path, parts: Iterable[Columns], progress: Progress) -> tuple[
         for name, end in ends.items():
             files[name].write(np.int64(end).tobytes())
         for part in parts:
-            truncated += int(part["truncated"].sum())
+            truncated += int(part.pop("cut").sum())
             spelled += int(part.pop("spelled").sum())
             for name, end in ends.items():  # counted from the first part on
                 part[name] = part[name] + end

@@ -24,6 +24,7 @@ from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.processes import available_cores
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
+from weighted_mtp.data.collators import RAW
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark, micro_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting, choose_prompting
@@ -114,7 +115,7 @@ def _evaluate(request: EvaluationRequest) -> EvaluationResult:
     trained = run_data(request.path) if request.path is not None else {}
     benchmark = _load(request, trained)
     template = trained.get("template")
-    if trained.get("source") == "text" and not request.micro:
+    if (trained.get("source") == "text" or template == RAW) and not request.micro:
         template = None  # plain text was trained on without a template
     prompting = choose_prompting(request.dataset, request.prompt, request.template, template)
     if request.path is not None and prompting.style == TEMPLATE:

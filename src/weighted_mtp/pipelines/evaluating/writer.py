@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model, has_chat_template
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, TEMPLATES
+from weighted_mtp.data.collators import CHAT, RAW, TEMPLATES
 from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
@@ -220,11 +220,18 @@ def run_data(path: Path) -> dict[str, Any]:
     return {}
 
 
+def template_of(path: Path) -> str:
+    """Return the template of a run: `raw` after plain text, `alpaca` for a bare model."""
+    data = run_data(path)
+    return RAW if data.get("source") == "text" else str(data.get("template", "alpaca"))
+
+
 def warn_of_chat_model(path: Path, template: str) -> None:
     """Warn if a chat model, not trained here with this template, is prompted by a template other
     than its own: it is likely to write worse."""
     trained = run_data(path).get("template")
-    if template in TEMPLATES and template != trained and has_chat_template(find_model(path)):
+    other = template in TEMPLATES and template not in (RAW, trained)
+    if other and has_chat_template(find_model(path)):
         _log.warning(
             "%s: its tokenizer has a chat template, but the prompt is the template %s, which such "
             "a model does not expect; take its own with --template chat, or train the model with "

@@ -1,0 +1,135 @@
+"""`weighted-mtp prepare self`: a model's own texts as training rows."""
+
+from __future__ import annotations
+
+import argparse
+
+from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
+from weighted_mtp.cli.generate_prompts import prompts_of_file
+from weighted_mtp.core.config.recipe import setting
+from weighted_mtp.core.errors import UserError, did_you_mean
+from weighted_mtp.core.files import command_line, given_name, given_path
+from weighted_mtp.core.model_folder import find_model
+from weighted_mtp.data.collators import TEMPLATE_NAMES
+from weighted_mtp.pipelines.generating.rows import Question
+from weighted_mtp.pipelines.generating.self_rows import (
+    OPENINGS,
+    SelfRequest,
+    summary,
+    write_self_rows,
+)
+
+MAX_NEW_TOKENS = 128
+_MAX_LENGTH = 2048  # data.max_length of the recipe
+
+
+def add_self(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prepare self`."""
+    parser.add_argument(
+        "--model",
+        type=given_path,
+        required=True,
+        help="the model that writes: a run, a checkpoint, a model directory or ORG/NAME",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=given_name,
+        metavar="FILE",
+        help="one prompt per line: objects with 'prompt' or 'instruction' (and 'input'), or "
+        "'messages', in FILE.jsonl, plain text in any other file; - reads standard input (default: "
+        "openings of functions and classes of the Python standard library)",
+    )
+    parser.add_argument(
+        "--n",
+        type=int,
+        metavar="PROMPTS",
+        help=f"openings to draw (default {OPENINGS}), or most prompts to take from FILE",
+    )
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="draw openings from held-out documents, for data.validation: they share none with the "
+        "others",
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
+    )
+    parser.add_argument(
+        "--template",
+        help=f"prompt template, the data.template of the training: {', '.join(TEMPLATE_NAMES)} "
+        "(default: the one of the run, alpaca for a bare model)",
+    )
+    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a FILE.jsonl of another command"
+    )
+    add_decoding_arguments(parser, MAX_NEW_TOKENS, lossy=False)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+
+
+def run_self(args: argparse.Namespace) -> int:
+    """Write the rows and print the command that trains with them."""
+    options = decoding_options(args)
+    for name in ("n", "n_samples", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.n_samples > 1 and options.sampling.greedy:
+        raise UserError("--n-samples: greedy texts are identical; set --temperature above 0")
+    if args.held_out and args.prompts is not None:
+        raise UserError(
+            "--held-out chooses among documents of the standard library; it does not "
+            "go with --prompts"
+        )
+    if args.template is not None and args.template not in TEMPLATE_NAMES:
+        raise UserError(
+            f"--template {args.template!r}{did_you_mean(args.template, TEMPLATE_NAMES)}: choose "
+            f"one of {', '.join(TEMPLATE_NAMES)}"
+        )
+    find_model(args.model)  # first, for a clear error where there is no model
+    check_heads(args, args.model)
+    written = write_self_rows(
+        SelfRequest(
+            args.model,
+            args.out,
+            _questions(args.prompts),
+            args.n,
+            args.held_out,
+            args.template,
+            options.max_new_tokens or MAX_NEW_TOKENS,
+            options.sampling,
+            options.speculation,
+            options.stops,
+            args.n_samples,
+            args.batch_size,
+            args.device,
+            args.dtype,
+            args.overwrite,
+        )
+    )
+    print(f"{summary(written)}: {args.out}{' (finished earlier)' if written.already else ''}")
+    settings = [
+        setting("model.path", args.model),
+        setting("data.train", args.out),
+        f"data.template={written.template}",
+    ]
+    if written.figures["longest"] > _MAX_LENGTH:
+        settings.append(f"data.max_length={written.figures['longest']}")
+    sets = [word for one in settings for word in ("--set", one)]
+    print("next: " + command_line("weighted-mtp", "train", "--recipe", "heads", *sets))
+    return 0
+
+
+def _questions(name: str | None) -> list[Question] | None:
+    """The prompts of a file; None if none is named."""
+    if name is None:
+        return None
+    found = [
+        Question(prompt.text, prompt.input, prompt.messages)
+        for prompt in prompts_of_file(name, conversations=True)
+    ]
+    if not found:
+        raise UserError(f"{name}: contains no prompt")
+    return found
