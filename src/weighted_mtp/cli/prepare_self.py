@@ -11,6 +11,7 @@ from weighted_mtp.core.errors import UserError, did_you_mean
 from weighted_mtp.core.files import command_line, given_name, given_path
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.collators import TEMPLATE_NAMES
+from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.generating.rows import Question
 from weighted_mtp.pipelines.generating.self_rows import (
     OPENINGS,
@@ -110,13 +111,16 @@ def run_self(args: argparse.Namespace) -> int:
         )
     )
     print(f"{summary(written)}: {args.out}{' (finished earlier)' if written.already else ''}")
+    shape = inspect_checkpoint(args.model).args
     settings = [
         setting("model.path", args.model),
+        *(["model.add_heads=3"] if shape.n_future_tokens == 1 else []),
         setting("data.train", args.out),
         f"data.template={written.template}",
     ]
-    if written.figures["longest"] > _MAX_LENGTH:
-        settings.append(f"data.max_length={written.figures['longest']}")
+    max_length = max(written.figures["longest"], min(_MAX_LENGTH, shape.max_positions))
+    if max_length != _MAX_LENGTH:
+        settings.append(f"data.max_length={max_length}")
     sets = [word for one in settings for word in ("--set", one)]
     print("next: " + command_line("weighted-mtp", "train", "--recipe", "heads", *sets))
     return 0

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from weighted_mtp.decoding import Sampling, Speculation, Stopping
 from weighted_mtp.decoding.running import RunningBatch
 from weighted_mtp.decoding.running_rows import Order, RunningRow
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
     check_chat,
@@ -139,6 +141,8 @@ def write_self_rows(request: SelfRequest) -> SelfRows:
                 "--template"
             )
         journal.finish(figures)
+    with suppress(OSError):  # there is the journal of another run, by now
+        work_directory(request.out).rmdir()
     return SelfRows(template, figures, False, tokens, seconds)
 
 
@@ -236,13 +240,20 @@ class _Work:
             writer.encode([user_turn("x")])  # from now on its end of turn ends a text
         stopping = writer.stopping(request.stops, request.max_new_tokens, chat=True)
         length = max(len(text.ids) for text in texts) + request.max_new_tokens
+        where = f"{writer.model_dir}: a prompt with {request.max_new_tokens} new tokens"
+        warn_past_positions(length, writer.model.args, where)
         rows = min(request.batch_size, len(texts))
         batch = RunningBatch(writer.model, rows, length, writer.speculation)
         start = time.monotonic()
         with Progress(total, "text", done=done) as progress:
-            for _ in self._ended(batch, texts, stopping):
-                rate = batch.report.tokens / max(time.monotonic() - start, 1e-9)
-                progress.update(1, f"{rate:,.0f} tokens/s")
+            try:
+                for _ in self._ended(batch, texts, stopping):
+                    rate = batch.report.tokens / max(time.monotonic() - start, 1e-9)
+                    progress.update(1, f"{rate:,.0f} tokens/s")
+            except KeyboardInterrupt:
+                kept = f"{len(self._journal.texts):,} of {total:,} texts are kept"
+                progress.note(f"{kept}; the same command goes on from there")
+                raise
         return batch.report.tokens, time.monotonic() - start
 
     def _ended(
