@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers import tiny_args, tiny_model
-from tests.unit.test_chat_template import TEMPLATES, byte_level
+from tests.unit.test_chat_template import MARKED, TEMPLATES, byte_level, row_of, say
 
 from weighted_mtp.cli.main import main
 from weighted_mtp.data.collators import AlpacaCollator
@@ -197,6 +197,22 @@ def test_rows_of_a_chat_are_what_the_model_read_and_wrote(chat, tmp_path, capsys
         assert example.truncated != finished
         ends.add(finished)
     assert ends == {True, False}
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, *MARKED])
+def test_an_unfinished_answer_teaches_no_end_of_turn(name, tmp_path):
+    tokenizer = load_tokenizer(byte_level(tmp_path, {**TEMPLATES, **MARKED}[name]))
+    collator = AlpacaCollator(tokenizer, "chat")
+    whole, part = (
+        collator.encode(row_of(say("a b", "c d", "e", "f g"), metadata={"finish": finish}))
+        for finish in ("eos", "length")
+    )
+    read = learned(part)
+    assert part.truncated
+    assert read == whole.ids[: len(read)]
+    assert part.prompt_length == whole.prompt_length
+    assert tokenizer.decode(read).endswith("f g")
+    assert len(read) < len(learned(whole))
 
 
 def test_messages_need_the_chat_template(model, tmp_path, capsys):

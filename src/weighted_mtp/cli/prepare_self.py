@@ -12,11 +12,11 @@ from weighted_mtp.core.files import command_line, given_name, given_path
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.collators import TEMPLATE_NAMES
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
-from weighted_mtp.pipelines.generating.rows import Question
+from weighted_mtp.pipelines.generating.rows import Question, named_counts
 from weighted_mtp.pipelines.generating.self_rows import (
     OPENINGS,
     SelfRequest,
-    summary,
+    SelfRows,
     write_self_rows,
 )
 
@@ -110,7 +110,7 @@ def run_self(args: argparse.Namespace) -> int:
             args.overwrite,
         )
     )
-    print(f"{summary(written)}: {args.out}{' (finished earlier)' if written.already else ''}")
+    print(f"{_summary(written)}: {args.out}{' (finished earlier)' if written.already else ''}")
     shape = inspect_checkpoint(args.model).args
     settings = [
         setting("model.path", args.model),
@@ -137,3 +137,19 @@ def _questions(name: str | None) -> list[Question] | None:
     if not found:
         raise UserError(f"{name}: contains no prompt")
     return found
+
+
+def _summary(written: SelfRows) -> str:
+    """One line: rows, tokens, how they ended, and what was cut or dropped."""
+    figures = written.figures
+    parts = [
+        f"{figures['rows']:,} rows",
+        f"{figures['tokens']:,} tokens",
+        f"{figures['ended']:,} ended by themselves",
+    ]
+    if written.seconds:
+        parts.insert(2, f"{written.tokens / written.seconds:,.0f} tokens/s")
+    for what in ("cut", "dropped"):
+        if figures[what]:
+            parts.append(f"{what}: {named_counts(figures[what])}")
+    return ", ".join(parts)

@@ -134,13 +134,10 @@ class AlpacaCollator:
         return pad_batch(examples, self.tokenizer.pad_id, self.pad_to_multiple, self.max_length - 1)
 
     def _encode_chat(self, template: ChatTemplate, row: Row, index: int) -> Example:
-        ids, answers = template.encode(conversation(row))
         unfinished = is_unfinished(row)
-        if unfinished:  # up to the control token that ends the last answer
-            first, last = answers[-1]
-            control = set(self.tokenizer.control.values())
-            last = next((i for i in range(last - 1, first, -1) if ids[i] in control), last)
-            ids, answers[-1] = ids[:last], (first, last)
+        ids, answers = template.encode(conversation(row), unfinished)
+        if unfinished:
+            ids = ids[: answers[-1][1]]
         truncated = unfinished or answers[-1][1] > self.max_length
         ids = ids[: self.max_length]
         ends = [*(start for start, _ in answers[1:]), len(ids)]

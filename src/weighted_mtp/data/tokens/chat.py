@@ -103,15 +103,22 @@ class ChatTemplate:
         text, control = marks.read(self.render(marks.guarded(), prompt=True))
         return self.tokenizer.encode_with_control(text, control)[0]
 
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[Span]]:
+    def encode(
+        self, messages: Sequence[Message], unfinished: bool = False
+    ) -> tuple[list[int], list[Span]]:
         """Ids of a conversation, and which of them are answers, as runs of tokens in order. A token
         with a share in an answer is part of it.
+
+        Args:
+            unfinished: the last answer was cut: it ends with its content.
 
         Raises:
             RowError: the template refuses the conversation, or its answers cannot be told from the
                 rest.
         """
         text, control, answers = self.rendered(messages)
+        if unfinished and answers:
+            answers = [*answers[:-1], _without_end(text, answers[-1], messages)]
         ids, places = self.tokenizer.encode_with_control(text, control)
         runs: list[Span] = []
         at = 0
@@ -257,6 +264,16 @@ class _Marks:
         """Where stretches of a marked text are once the marks are gone."""
         marks = [match.start() for match in self._any.finditer(marked)]
         return [(a - bisect_left(marks, a), b - bisect_left(marks, b)) for a, b in spans]
+
+
+def _without_end(text: str, answer: Span, messages: Sequence[Message]) -> Span:
+    """The last answer up to the end of its content, whose last blanks a template may drop."""
+    start, end = answer
+    said = [message["content"] for message in messages if message["role"] == "assistant"][-1]
+    for content in (said, said.rstrip(), said.strip()):
+        if content and (at := text.rfind(content, start, end)) >= 0:
+            return start, at + len(content)
+    return start, end if said.strip() else start
 
 
 def conversation(row: Row) -> Sequence[Message]:

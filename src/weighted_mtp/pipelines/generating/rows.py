@@ -8,9 +8,10 @@ as any row that was cut, that its text goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Message, Row
@@ -145,3 +146,22 @@ def _row(question: Question, text: str, finish: str) -> Row:
         row["messages"] = [*question.messages, answer]
         row["output"] = ""
     return row
+
+
+def figures_of(texts: Collection[Written]) -> dict[str, Any]:
+    """Count rows, tokens and ends, and what was cut and dropped, by reason."""
+    kept = [text for text in texts if text.row is not None]
+    dropped = [text for text in texts if text.row is None]
+    return {
+        "rows": len(kept),
+        "tokens": sum(text.tokens for text in kept),
+        "ended": sum(text.ended for text in kept),
+        "longest": max((text.length for text in kept), default=0),
+        "cut": dict(Counter(text.why for text in kept if text.why)),
+        "dropped": dict(Counter(text.why for text in dropped)),
+    }
+
+
+def named_counts(reasons: Mapping[str, int]) -> str:
+    """`3 this, 1 that`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))

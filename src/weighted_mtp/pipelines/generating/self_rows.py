@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,13 @@ from weighted_mtp.pipelines.evaluating.writer import (
     warn_of_chat_model,
 )
 from weighted_mtp.pipelines.generating.journal import TextJournal, work_directory
-from weighted_mtp.pipelines.generating.rows import Question, RowMaker, Written
+from weighted_mtp.pipelines.generating.rows import (
+    Question,
+    RowMaker,
+    Written,
+    figures_of,
+    named_counts,
+)
 
 FORMAT = 1
 OPENINGS = 2000
@@ -134,10 +140,10 @@ def write_self_rows(request: SelfRequest) -> SelfRows:
         missing = [text for text in texts if text.number not in journal.texts]
         work = _Work(request, collator, questions, journal)
         tokens, seconds = work.run(missing, len(texts)) if missing else (0, 0.0)
-        figures = _figures(journal.texts.values())
+        figures = figures_of(journal.texts.values())
         if not figures["rows"]:
             raise UserError(
-                f"{request.out}: no row remains ({_counts(figures['dropped'])}); take another "
+                f"{request.out}: no row remains ({named_counts(figures['dropped'])}); take another "
                 "--template"
             )
         journal.finish(figures)
@@ -287,36 +293,3 @@ class _Work:
                 made.row["metadata"]["sample"] = text.sample
         self._journal.add(text.number, made)
         return made
-
-
-def _figures(texts: Collection[Written]) -> dict[str, Any]:
-    kept = [text for text in texts if text.row is not None]
-    dropped = [text for text in texts if text.row is None]
-    return {
-        "rows": len(kept),
-        "tokens": sum(text.tokens for text in kept),
-        "ended": sum(text.ended for text in kept),
-        "longest": max((text.length for text in kept), default=0),
-        "cut": dict(Counter(text.why for text in kept if text.why)),
-        "dropped": dict(Counter(text.why for text in dropped)),
-    }
-
-
-def summary(written: SelfRows) -> str:
-    """One line: rows, tokens, how they ended, and what was cut or dropped."""
-    figures = written.figures
-    parts = [
-        f"{figures['rows']:,} rows",
-        f"{figures['tokens']:,} tokens",
-        f"{figures['ended']:,} ended by themselves",
-    ]
-    if written.seconds:
-        parts.insert(2, f"{written.tokens / written.seconds:,.0f} tokens/s")
-    for what in ("cut", "dropped"):
-        if figures[what]:
-            parts.append(f"{what}: {_counts(figures[what])}")
-    return ", ".join(parts)
-
-
-def _counts(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
