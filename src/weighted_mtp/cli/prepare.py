@@ -10,6 +10,7 @@ from pathlib import Path
 
 from weighted_mtp.cli.prepare_reference import add_reference, run_reference
 from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
+from weighted_mtp.cli.prepare_states import add_states, run_states
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
@@ -196,6 +197,12 @@ KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
         "weighted-mtp prepare reference-losses --data rows.jsonl --model runs/baseline",
         add_reference,
         run_reference,
+    ),
+    "states": (
+        "store the states of a frozen trunk, to train heads on (recipe heads)",
+        "weighted-mtp prepare states --data rows.jsonl --model MODEL --out states",
+        add_states,
+        run_states,
     ),
     "attempts": (
         "turn the judged programs of an evaluation into labelled rows",
