@@ -44,7 +44,7 @@ def add_states(parser: argparse.ArgumentParser) -> None:
         help="model.path of the training: a run, a checkpoint, a model directory or ORG/NAME",
     )
     parser.add_argument(
-        "--out", type=given_path, required=True, metavar="DIR", help="folder to write"
+        "--out", type=given_path, required=True, metavar="DIR", help="directory to write"
     )
     parser.add_argument(
         "--budget",

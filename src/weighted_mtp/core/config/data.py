@@ -59,7 +59,7 @@ class DataConfig(Section):
         processes: processes that convert and tokenize the data before training; null uses one per
             CPU core where that is faster.
         pad_to_multiple: pad batches to a multiple of this many tokens.
-        states: folder of stored trunk states of the training rows, from `weighted-mtp prepare
+        states: directory of stored trunk states of the training rows, from `weighted-mtp prepare
             states`; the trunk then reads validation rows only. For `training.adapt` heads.
     """
 
