@@ -154,6 +154,9 @@ def test_bfloat16_differs_by_its_rounding(model, tmp_path, rows_file):
     gap = float((curves[1] / curves[0] - 1).abs().max())
     print(f"largest relative difference: {gap:.1e}")
     assert 0 < gap < 2e-3
+    assert train(tmp_path / "c", rows_file, "heads", **heads(model, tmp_path / "states")) == 0
+    wide = torch.tensor(train_curve(tmp_path / "c"))  # computed in float32
+    torch.testing.assert_close(wide, curves[0], rtol=1e-2, atol=0)
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(model, states, tmp_path, rows_file, capsys):

@@ -218,7 +218,6 @@ class Transformer(nn.Module):
         """Normalised states `[B, S, D]` of some heads, the last of `layers` or `extra_heads`, from
         a trunk state `[B, S, D]`. Other arguments and errors as for `forward`."""
         freqs_cis, mask = self.context(trunk[..., 0], 0, None, positions, mask)
-        trunk = trunk.to(self.stream_dtype or self.tok_embeddings.weight.dtype)
         return [self.final(head(trunk, freqs_cis, mask)) for head in heads]
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -241,7 +241,8 @@ def read_heads_only(
     transformer: Transformer, heads: Sequence[nn.Module], batch: Batch, states: Tensor
 ) -> list[Tensor]:
     """The same of head 1 and some more from stored states `[B, S, 2, D]`, which head 1's are."""
-    trunk, first = states.unbind(2)
+    stream = transformer.stream_dtype or transformer.tok_embeddings.weight.dtype
+    trunk, first = states.to(stream).unbind(2)
     return [first, *transformer.states_from(trunk, heads, *_documents(batch))]
 
 
