@@ -17,6 +17,7 @@ from tests.integration.helpers_training import (
     train_curve,
     weights,
 )
+from tests.integration.test_stored_states import heads, prepare, save
 
 pytestmark = pytest.mark.distributed
 
@@ -56,6 +57,19 @@ def assert_same_training(run_dir: Path, reference: Path, weight_gap: float = 1e-
     assert gaps["grad_norm"] < 1e-5
     assert gaps["validation"] < 1e-5
     assert gaps["weights"] < weight_gap
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_stored_states(tmp_path, rows_file):
+    """Three micro-batches of two: the second process gets an empty one, which has no states."""
+    model, states = save(tmp_path / "model"), tmp_path / "states"
+    assert prepare(model, rows_file, states) == 0
+    cut = {"training__batch_size": 6, "training__micro_batch_size": 2}
+    changes = heads(model, states, **cut, data__validation=rows_file)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(one, rows_file, "heads", **changes) == 0
+    torchrun("-m", "weighted_mtp", "train", *train_arguments(two, rows_file, "heads", **changes))
+    assert_same_training(two, one, weight_gap=1e-4)
 
 
 def steps_logged(run_dir: Path, kind: str) -> list[int]:

@@ -1,5 +1,9 @@
 """Head 1 teaches the others: the fused loss against a plain one, masks, and whole runs."""
 
+import json
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,10 @@ from tests.integration.helpers_training import (
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example, pack_batch, pad_batch
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.datasets import read_jsonl
+from weighted_mtp.data.tokens import row_tokens
+from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.losses import Distillation, LossTerms, distillation_loss, mask_untaught
 from weighted_mtp.losses.mtp_loss import count_targets, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -24,6 +32,7 @@ from weighted_mtp.models.meta_mtp.add_heads import add_heads
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import make_objective
+from weighted_mtp.pipelines.training.objectives.distil import frequent_tokens
 
 rows_file = helpers_training.rows_file
 ALL = {"ce": 0.3, "hard": 0.2, "kl": 0.7, "tv": 1.1}
@@ -104,6 +113,72 @@ def test_what_is_reported_of_every_head():
     assert not out.taught[..., 0].any()
     total = (out.taught.sum((0, 1)) / terms.denominators * terms.head_weights).sum()
     torch.testing.assert_close(out.loss, total)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Distillation(**{name: 1.0}) for name in ALL] + [Distillation(**ALL, temperature=1.7, top_n=5)],
+)
+def test_part_of_the_vocabulary_is_the_plain_loss_of_its_rows(kind):
+    vocabulary = torch.tensor([1, 2, 5, 7, 8, 11, 13, 17, 20, 22])
+    results = []
+    for fused in (False, True):
+        states, weight, terms = inputs()
+        states = [state.requires_grad_() for state in states]
+        if fused:
+            out = distillation_loss(states, weight, terms, kind, 4, vocabulary)
+            loss = out.loss
+        else:
+            loss = 0.0
+            inside = torch.isin(terms.targets, vocabulary)
+            known = terms.targets != IGNORE_INDEX
+            places = torch.searchsorted(vocabulary, terms.targets).clamp(max=9)
+            for part, coefficients in (
+                (inside, kind),
+                (known & ~inside, kind._replace(ce=0.0, hard=0.0)),
+            ):
+                some = terms._replace(targets=torch.where(part, places * inside, IGNORE_INDEX))
+                loss = loss + naive(states, weight[vocabulary], some, coefficients)
+        loss.backward()
+        results.append((loss.detach(), [state.grad for state in states]))
+    (loss, of_states), (fused, of_fused) = results
+    torch.testing.assert_close(fused, loss, rtol=0, atol=1e-10)
+    for one, other in zip(of_states[1:], of_fused[1:], strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-10)
+    logits = torch.stack([state.detach() @ weight[vocabulary].T for state in states], dim=2)
+    ce = F.cross_entropy(logits[inside], places[inside], reduction="none")
+    torch.testing.assert_close(out.ce[inside], ce, rtol=0, atol=1e-10)
+    assert not out.ce[~inside].any()
+    assert not out.hit[~inside].any()
+
+
+def test_the_whole_vocabulary_is_none():
+    states, weight, terms = inputs()
+    for kind in (Distillation(**ALL), Distillation(hard=1.0)):
+        one = distillation_loss(states, weight, terms, kind)
+        other = distillation_loss(states, weight, terms, kind, None, torch.arange(V))
+        for x, y in zip(one, other, strict=True):
+            assert torch.equal(x, y)
+    with pytest.raises(ValueError, match="must be frozen"):
+        distillation_loss(states, weight.requires_grad_(), terms, kind, None, torch.arange(3))
+
+
+def test_the_most_frequent_tokens_and_eos():
+    counts = np.array([3, 0, 5, 3, 1, 0, 9])
+    assert frequent_tokens(counts, 3, eos_id=1).tolist() == [1, 2, 6]
+    assert frequent_tokens(counts, 3, eos_id=6).tolist() == [0, 2, 6]
+    assert frequent_tokens(counts, 1, eos_id=5).tolist() == [5]
+    assert frequent_tokens(counts, 100, eos_id=6).tolist() == [0, 2, 3, 4, 6]
+
+
+def test_targets_are_counted_without_prompts_and_holes(monkeypatch):
+    monkeypatch.setattr(row_tokens, "_COUNTED", 2)
+    rows = object.__new__(row_tokens.TokenisedRows)
+    rows.rows = np.arange(3)
+    rows._ids = np.array([1, 2, 3, 4, 5, 1, 1, 2, 2, 3, 4, 0], np.uint16)
+    rows._offsets, rows._prompt_lengths = np.array([0, 5, 7, 12]), np.array([1, 2, 0], np.int32)
+    rows._holes, rows._hole_offsets = np.array([2, 4, 1, 2, 3, 5], np.int32), np.array([0, 2, 2, 6])
+    assert rows.target_counts(7).tolist() == [0, 0, 2, 1, 0, 1, 0]  # 2, 5; none; 2, 3
 
 
 @pytest.mark.parametrize("sure", ["teacher", "student", "both"])
@@ -219,6 +294,26 @@ def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
     assert resume(parts, "--set", "training.steps=20") == 0
     assert same(weights(parts), weights(whole))
     assert resume(parts, "--set", "model.add_heads=3") == 2
+
+
+def test_a_run_keeps_the_vocabulary_that_it_counted(plain, tmp_path, rows_file, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    change = {"training__schedule": "constant", "objective__distil__vocabulary": 12}
+    assert train(whole, rows_file, "heads", **heads_of(plain, **change)) == 0
+    assert train(parts, rows_file, "heads", **heads_of(plain, **change, training__steps=10)) == 0
+    assert resume(parts, "--set", "training.steps=20") == 0
+    assert same(weights(parts), weights(whole))
+    collator = AlpacaCollator(ByteTokenizer(), "short", 64)
+    examples = [collator.encode(row) for row in read_jsonl(rows_file)]
+    counts = Counter(token for e in examples for token in e.ids[e.prompt_length :])
+    kept = json.loads((last_checkpoint(whole) / "trainer.json").read_text())["objective"]
+    most = sorted(counts, key=lambda token: (token != 258, -counts[token], token))[:12]
+    assert kept["vocabulary"] == sorted(most)
+    steps = [r for r in records(whole) if r["kind"] == "train"]
+    check = [r for r in records(whole) if r["kind"] == "validation"][-1]
+    assert check["head_loss"][0] > steps[-1]["head_loss"][0]  # of all tokens, not of 12
+    assert resume(parts, "--set", "objective.distil.vocabulary=30") == 2
+    assert "two objectives" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,7 @@ OPTIONS: dict[str, Proof | str] = {
     **{
         f"objective.distil.{name}": Proof(weights, value, "heads") for name, value in TAUGHT.items()
     },
+    "objective.distil.vocabulary": Proof(weights, 5, "heads"),
     "objective.distil.kl": Proof(weights, 0.0, "heads", {"objective.distil.tv": 1.0}),
     # --- model and tokenizer
     "model.path": Proof(model, "REFERENCE", "stored"),
@@ -336,6 +337,8 @@ OPTIONS: dict[str, Proof | str] = {
     # --- data
     "data.source": Proof(micro, "micro"),
     "data.train": Proof(batches, "OTHER"),
+    "data.states": "integration/test_stored_states.py::"
+    "test_a_training_is_the_same_and_never_runs_the_trunk",
     "data.validation": Proof(held_out, "OTHER"),
     "data.micro.families": Proof(micro, "[linear]", "micro"),
     "data.micro.max_constant": Proof(micro, 9, "micro"),

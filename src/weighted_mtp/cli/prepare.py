@@ -11,6 +11,7 @@ from pathlib import Path
 from weighted_mtp.cli.prepare_reference import add_reference, run_reference
 from weighted_mtp.cli.prepare_self import add_self, run_self
 from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
+from weighted_mtp.cli.prepare_states import add_states, run_states
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file, given_path
 from weighted_mtp.core.progress import Progress
@@ -203,6 +204,12 @@ KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
         "weighted-mtp prepare self --model MODEL --n 2000 --template raw --out rows.jsonl",
         add_self,
         run_self,
+    ),
+    "states": (
+        "store the states of a frozen trunk, to train heads on (recipe heads)",
+        "weighted-mtp prepare states --data rows.jsonl --model MODEL --out states",
+        add_states,
+        run_states,
     ),
     "attempts": (
         "turn the judged programs of an evaluation into labelled rows",

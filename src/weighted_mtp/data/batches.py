@@ -4,7 +4,7 @@ What is decided about a token (targets, rewards, weights, values, statistics) ha
 of its own for each example. Packing changes only what the model reads: `Packing` carries numbers
 from one layout to the other, so nothing that is computed row by row can cross a border.
 
-Letters: B examples, S positions of the longest, P packed rows, L positions of each.
+Letters: B examples, S positions of the longest, P packed rows, L positions of each, D model width.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Example(NamedTuple):
             last.
         holes: runs of tokens after `prompt_length` that are not targets, as (first, end): what
             others say between the answers of a conversation.
+        states: `[positions, 2, D]` of a frozen trunk, see `trunk_states`; None where it is run.
     """
 
     ids: Sequence[int]
@@ -44,6 +45,7 @@ class Example(NamedTuple):
     reference: Tensor | None = None
     inputs: int | None = None
     holes: Sequence[tuple[int, int]] = ()
+    states: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -117,6 +119,7 @@ class Batch(NamedTuple):
         reference: `[B, S + 1, h]` (or without h) as the examples had it, 0 on padding.
         packing: how the examples lie in `tokens`; None if each has a row of its own.
         targets: `[B, S, n]` what each head is to predict, once an objective has set it.
+        states: `[B, S, 2, D]`, `[P, L, 2, D]` if packed, those of the examples; 0 on padding.
     """
 
     tokens: Tensor
@@ -127,6 +130,7 @@ class Batch(NamedTuple):
     reference: Tensor | None = None
     packing: Packing | None = None
     targets: Tensor | None = None
+    states: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -174,7 +178,7 @@ def pad_batch(
     S = max((e.positions for e in examples), default=1)
     S = min(S + -S % multiple, max(S, longest or S + multiple))
     table = _row_table(examples, S, pad_id)
-    return Batch(table.ids[:, :S].contiguous(), *table[1:])
+    return Batch(table.ids[:, :S].contiguous(), *table[1:], states=_states(examples, S))
 
 
 def pack_batch(rows: Sequence[Sequence[Example]], pad_id: int, multiple: int = 1) -> Batch:
@@ -199,7 +203,22 @@ def pack_batch(rows: Sequence[Sequence[Example]], pad_id: int, multiple: int = 1
             source[p, start : start + m] = torch.arange(index * S, index * S + m)
             start, index = start + m, index + 1
     packing = Packing(slots, source)
-    return Batch(packing.pack(table.ids[:, :S], pad_id), *table[1:], packing=packing)
+    states = _states(examples, S)
+    if states is not None:
+        states = packing.pack(states, 0)
+    tokens = packing.pack(table.ids[:, :S], pad_id)
+    return Batch(tokens, *table[1:], packing=packing, states=states)
+
+
+def _states(examples: Sequence[Example], S: int) -> Tensor | None:
+    """`[B, S, 2, D]` those of the examples; None if they have none, or there are no examples."""
+    known = [example.states for example in examples if example.states is not None]
+    if not known or len(known) < len(examples):
+        return None
+    table = known[0].new_zeros(len(known), S, *known[0].shape[1:])
+    for line, states in zip(table, known, strict=True):
+        line[: len(states)] = states
+    return table
 
 
 class _RowTable(NamedTuple):

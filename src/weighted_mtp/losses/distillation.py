@@ -19,6 +19,10 @@ These sum to 0 over the vocabulary. The entry of the student's likeliest token, 
 equal numbers may have been subtracted, is therefore replaced by minus the sum of the others: as
 precise as they are, however confident teacher and student may be.
 
+Over part of the vocabulary, p and q are those of its tokens alone, renormalised, and `argmax p` is
+the likeliest of them. Where the data's token is not among them, `ce` and `hard` are 0 (the token
+says nothing about them, and the teacher too may have wanted another one); `kl` and `tv` remain.
+
 Teacher and students are aligned by the teacher's position u = t + k − 1, and so all heads share
 one pass over the teacher's logits.
 
@@ -38,6 +42,9 @@ from torch.autograd.function import once_differentiable
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk
 from weighted_mtp.losses.mtp_loss import LossTerms, MTPLoss
+
+OUTSIDE = -1
+"""A target that is not among the tokens that are compared."""
 
 
 class Distillation(NamedTuple):
@@ -63,6 +70,7 @@ def distillation_loss(
     terms: LossTerms,
     kind: Distillation,
     chunk_rows: int | None = None,
+    vocabulary: Tensor | None = None,
 ) -> MTPLoss:
     """Compute Σ_k c_k · Σ_{b,t} w · loss(head k at t, head 1 at t + k − 1) / D_k over k ≥ 2.
 
@@ -73,6 +81,11 @@ def distillation_loss(
         terms: what counts, see `LossTerms`. A target says that head k is taught at t: it must be
             −100 where t + k − 1 is no position of the same document. c of head 1 has no effect.
         chunk_rows: rows of the teacher's logits held at a time, and as many of a student's.
+        vocabulary: `[M]` ascending ids of the tokens that are compared; None for all. Cross-entropy
+            and hits are then among them, and 0 where the target is another token.
+
+    Raises:
+        ValueError: the unembedding would need a gradient, and only part of the vocabulary counts.
 
     Returns:
         The loss, differentiable (once) in the students and the unembedding; cross-entropy and hits
@@ -85,14 +98,18 @@ def distillation_loss(
     if torch.is_autocast_enabled(device_type) and teacher.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         students, teacher = students.to(dtype), teacher.to(dtype)
+    targets, graph = terms.targets, torch.is_grad_enabled()
+    if vocabulary is not None:
+        if graph and unembedding.requires_grad:
+            raise ValueError("over part of the vocabulary, the unembedding must be frozen")
+        targets, unembedding = _places(targets, vocabulary), unembedding[vocabulary]
     wide = torch.float64 if teacher.dtype == torch.float64 else torch.float32
     if chunk_rows is None:
         chunk_rows = rows_of_chunk(2 * unembedding.shape[0], teacher.element_size())  # of both
-    graph = torch.is_grad_enabled()
-    B, S, n = terms.targets.shape
+    B, S, n = targets.shape
     scale = _at_teacher(terms.scale(wide), 0.0)
     plan = _Plan(
-        _at_teacher(terms.targets, IGNORE_INDEX).view(n, -1),
+        _at_teacher(targets, IGNORE_INDEX).view(n, -1),
         scale.view(n, -1),
         kind,
         chunk_rows,
@@ -112,6 +129,13 @@ def mask_untaught(targets: Tensor, filled: Tensor) -> Tensor:
     the model runs, `filled` `[B, S]`: they become −100."""
     there = [_moved(filled, -j, False) for j in range(targets.shape[2])]
     return targets.masked_fill(~torch.stack(there, dim=2), IGNORE_INDEX)
+
+
+def _places(targets: Tensor, vocabulary: Tensor) -> Tensor:
+    """Where in the vocabulary each target is: `OUTSIDE` if nowhere, and −100 stays."""
+    places = torch.searchsorted(vocabulary, targets).clamp(max=len(vocabulary) - 1)
+    places = places.masked_fill(vocabulary[places] != targets, OUTSIDE)
+    return places.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
 
 
 def _at_teacher(x: Tensor, fill: float) -> Tensor:
@@ -252,11 +276,13 @@ def _cooled(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`[C]` cross-entropy, and whether no token is likelier than the target."""
-    at = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+    """`[C]` cross-entropy, and whether no token is likelier than the target; 0 if it is outside."""
+    inside = targets >= 0
+    at = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
     top = logits.amax(-1)
     # Measured from the largest logit, so that the logarithm's digits are those of a small number.
-    return (logits - top.unsqueeze(1)).exp_().sum(-1).log() + (top - at), at >= top
+    ce = (logits - top.unsqueeze(1)).exp_().sum(-1).log() + (top - at)
+    return ce.where(inside, 0.0), (at >= top) & inside
 
 
 def _teach(
@@ -280,11 +306,13 @@ def _teach(
         del q
     if kind.ce > 0 or kind.hard > 0:
         log_q = logits.log_softmax(-1)
-        y, choice = targets.unsqueeze(1), lesson.choice.unsqueeze(1)
-        loss -= (kind.ce * log_q.gather(1, y) + kind.hard * log_q.gather(1, choice)).squeeze(1)
-        part = log_q.exp_().mul_(kind.ce + kind.hard)
-        part.scatter_add_(1, y, torch.full_like(part[:, :1], -kind.ce))
-        part.scatter_add_(1, choice, torch.full_like(part[:, :1], -kind.hard))
+        inside = (targets >= 0).to(log_q.dtype).unsqueeze(1)  # [C, 1]
+        y, choice = targets.clamp(min=0).unsqueeze(1), lesson.choice.unsqueeze(1)
+        ce, hard = kind.ce * inside, kind.hard * inside
+        loss -= (ce * log_q.gather(1, y) + hard * log_q.gather(1, choice)).squeeze(1)
+        part = log_q.exp_().mul_(ce + hard)
+        part.scatter_add_(1, y, -ce)
+        part.scatter_add_(1, choice, -hard)
         parts.append(part)
     residual = parts[0]
     for part in parts[1:]:

@@ -43,6 +43,7 @@ from weighted_mtp.pipelines.training.objectives import (
     resolve_objective,
 )
 from weighted_mtp.pipelines.training.reference import online_reference
+from weighted_mtp.pipelines.training.stored_states import check_model
 from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun, TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.blocks import checkpoint_activations, compile_blocks
@@ -104,6 +105,7 @@ def run(request: RunRequest) -> TrainResult:
         distributed.barrier()  # no rank may see files that another is about to write
         start, objective, tokenizer = start_model(recipe, processes, checkpoint)
         adapter = start.adapter
+        on_main(partial(check_model, recipe, adapter.args, checkpoint))
         collator = AlpacaCollator(
             tokenizer, data.template, data.max_length, data.pad_to_multiple, data.joint
         )

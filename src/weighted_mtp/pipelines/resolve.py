@@ -43,6 +43,7 @@ from weighted_mtp.pipelines.training.objectives import (
 )
 from weighted_mtp.pipelines.training.policies import check_held_out
 from weighted_mtp.pipelines.training.reference import check_online, check_reference
+from weighted_mtp.pipelines.training.stored_states import check_header
 from weighted_mtp.runtime.modes import check_mode
 
 
@@ -151,12 +152,14 @@ def check_inputs(recipe: Recipe, resolved: Resolved, planned: bool = False) -> N
     than headers and the first row of a file.
 
     Args:
-        planned: the reference losses may not exist yet.
+        planned: the reference losses and stored states may not exist yet.
 
     Raises:
         UserError: training with this recipe is not possible.
     """
     _check_data(recipe)
+    if recipe.data.states is not None and not planned:
+        check_header(recipe, resolved.args)
     rho1 = recipe.objective.rho1
     unnamed = rho1.reference is None and rho1.reference_model is None
     made_first = recipe.reference_stage is not None
@@ -194,6 +197,11 @@ def check_sharding(recipe: Recipe, world_size: int) -> None:
         raise UserError(
             "training.optimizer adamw_8bit is not saved in parts, as runtime.parallel "
             f"{recipe.runtime.parallel} does; use adamw, or runtime.parallel=ddp"
+        )
+    if sharded and recipe.data.states is not None:
+        raise UserError(
+            "data.states trains heads on every process as a whole, which runtime.parallel "
+            f"{runtime.parallel} spreads; set runtime.parallel=ddp, or data.states=null"
         )
     if runtime.fsdp.cpu_offload and not runtime.offloads:
         raise UserError(

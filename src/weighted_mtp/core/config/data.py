@@ -59,6 +59,8 @@ class DataConfig(Section):
         processes: processes that convert and tokenize the data before training; null uses one per
             CPU core where that is faster.
         pad_to_multiple: pad batches to a multiple of this many tokens.
+        states: directory of stored trunk states of the training rows, from `weighted-mtp prepare
+            states`; the trunk then reads validation rows only. For `training.adapt` heads.
     """
 
     source: Literal["micro", "jsonl", "text"] = "jsonl"
@@ -75,6 +77,7 @@ class DataConfig(Section):
     workers: NonNegativeInt = 0
     processes: PositiveInt | None = None
     pad_to_multiple: PositiveInt = 8
+    states: Path | None = None
 
     @model_validator(mode="after")
     def _has_files(self) -> DataConfig:
@@ -86,7 +89,8 @@ class DataConfig(Section):
             raise ValueError("data.source text is read in packed windows: set data.packing=true")
         if self.template == "chat" and self.joint:
             raise ValueError("data.joint has no effect with data.template chat; take it away")
-        for key in ("train", "validation", "sampling", "joint") if self.source == "text" else ():
+        no_rows = ("train", "validation", "sampling", "joint", "states")
+        for key in no_rows if self.source == "text" else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"data.{key} has no effect with data.source text; take it away")
         return self

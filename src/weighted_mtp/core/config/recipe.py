@@ -96,6 +96,36 @@ class Recipe(Section):
             raise ValueError(f"reference_stage does not go with the {self.pipeline} pipeline")
         return self
 
+    @model_validator(mode="after")
+    def _states_stay_true(self) -> Recipe:
+        if self.data.states is None:
+            return self
+        if self.training.adapt != "heads":
+            raise ValueError(
+                f"data.states holds what a frozen trunk computes, and training.adapt "
+                f"{self.training.adapt} trains the trunk; set training.adapt=heads, or take "
+                "data.states away"
+            )
+        if self.model.path is None:
+            raise ValueError(
+                "data.states were made by a model that is stored; set model.path to it"
+            )
+        if self.critic_stage is not None or self.reference_stage is not None:
+            raise ValueError(
+                "data.states does not go with two stages; train the first one in a command of its "
+                "own, or take data.states away"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_count(self) -> Recipe:
+        if self.data.source == "text" and self.objective.distil.vocabulary is not None:
+            raise ValueError(
+                "objective.distil.vocabulary counts the tokens of rows, and data.source text has "
+                "none; set it to null"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe_file` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -221,6 +221,8 @@ class DistilConfig(Section):
         temperature: of both distributions in `kl` and `tv`.
         top_n: compare only so many of head 1's likeliest tokens in `kl`; null for all.
         beta: head k counts beta^(k − 1), scaled so that heads 2 to n sum to 1.
+        vocabulary: compare only so many tokens, those that are most often a target in the training
+            rows; null for all. Figures of a validation are always of all.
     """
 
     ce: NonNegativeFloat = 0.0
@@ -230,6 +232,7 @@ class DistilConfig(Section):
     temperature: PositiveFloat = 1.0
     top_n: PositiveInt | None = None
     beta: PositiveFloat = 0.6
+    vocabulary: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _teaches(self) -> DistilConfig:

@@ -45,6 +45,7 @@ _TYPES = {
     "holes": np.int32,  # first and end of each, one after the other
 }
 _SHOWN = 10_000
+_COUNTED = 10_000
 _log = get_logger(__name__)
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -173,6 +174,24 @@ class TokenisedRows:
                 f"{self._ids[strange[0]]}, and the model's vocabulary ends at {vocab_size - 1}; "
                 "remove the row, or use the tokenizer the model was trained with"
             )
+
+    def target_counts(self, vocab_size: int) -> Array:
+        """`[V]` int64: how often each token is a target."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self), _COUNTED):
+            end = min(start + _COUNTED, len(self))
+            offsets = self._offsets[start : end + 1]
+            change = np.zeros(offsets[-1] - offsets[0] + 1, np.int32)  # +1 where targets begin
+            begin = offsets[:-1] - offsets[0]
+            np.add.at(change, begin + self._prompt_lengths[start:end], 1)
+            np.add.at(change, offsets[1:] - offsets[0], -1)
+            holes = self._hole_offsets[start : end + 1]
+            bounds = self._holes[holes[0] : holes[-1]] + np.repeat(begin, np.diff(holes))
+            np.add.at(change, bounds[::2], -1)
+            np.add.at(change, bounds[1::2], 1)
+            targets = self._ids[offsets[0] : offsets[-1]][change.cumsum()[:-1] > 0]
+            counts += np.bincount(targets, minlength=vocab_size)
+        return counts
 
     @property
     def without_response(self) -> Indices:

@@ -200,6 +200,26 @@ class Transformer(nn.Module):
             for head, slot in zip(heads, head_slots, strict=True)
         ]
 
+    def trunk_state(self, tokens: Tensor) -> Tensor:
+        """`[B, S]` → `[B, S, D]`, what the block of every head reads."""
+        freqs_cis, mask = self.context(tokens, 0, None)
+        h = self.embed(tokens)
+        for block in self.layers[:-1]:
+            h = block(h, freqs_cis, mask)
+        return h
+
+    def states_from(
+        self,
+        trunk: Tensor,
+        heads: Sequence[nn.Module],
+        positions: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
+    ) -> list[Tensor]:
+        """Normalised states `[B, S, D]` of some heads, the last of `layers` or `extra_heads`, from
+        a trunk state `[B, S, D]`. Other arguments and errors as for `forward`."""
+        freqs_cis, mask = self.context(trunk[..., 0], 0, None, positions, mask)
+        return [self.final(head(trunk, freqs_cis, mask)) for head in heads]
+
     def embed(self, tokens: Tensor) -> Tensor:
         """`[B, S]` → `[B, S, D]`, what the first block reads."""
         h: Tensor = self.tok_embeddings(tokens)

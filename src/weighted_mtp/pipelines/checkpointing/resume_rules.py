@@ -178,7 +178,7 @@ RULES: Mapping[str, Rule] = {
     ),
     **_section("objective.rho1", "k_percent mode first_head_always reference_heads", _OTHER_AIM),
     **_section("objective.rho1", "reference reference_model", _MOVED),
-    **_section("objective.distil", "ce hard kl tv temperature top_n beta", _OTHER_AIM),
+    **_section("objective.distil", "ce hard kl tv temperature top_n beta vocabulary", _OTHER_AIM),
     **_section(
         "model", "path architecture init_std max_seq_len rope_theta add_heads", _OTHER_WEIGHTS
     ),
@@ -201,6 +201,7 @@ RULES: Mapping[str, Rule] = {
     **_section("data", "template joint", _OTHER_PROMPTS),
     "data.max_length": _length,
     "data.packing": _cut,
+    "data.states": told("what the trunk computes of a row is taken from there {following}"),
     **_section("data", "cache_dir workers processes pad_to_multiple", silent),
     "training.steps": _steps,
     "training.batch_size": told(

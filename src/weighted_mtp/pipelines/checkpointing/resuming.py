@@ -121,6 +121,7 @@ SOURCES = {
     "train": "the training data",
     "tokenizer": "the tokenizer",
     "reference": "the reference model",
+    "states": "the stored states",
 }
 """Inputs that must not change, by their names in `sources`."""
 
@@ -129,7 +130,7 @@ def check_sources(run_dir: Path, checkpoint: Path | None, sources: Mapping[str, 
     """Compare what was read with what the run had read when it was saved.
 
     Args:
-        sources: fingerprints by name: `train`, `validation`, `tokenizer`, `reference`.
+        sources: fingerprints by name: `train`, `validation`, `tokenizer`, `reference`, `states`.
 
     Raises:
         UserError: an input that the run depends on has other content.

@@ -228,6 +228,7 @@ def setting_of(
         offload=fsdp.cpu_offload and mode in ("fsdp", "hsdp") and gpu,
         chunk_rows=training.loss_chunk_rows,
         distils=objective.learns_from_head_1,
+        compared=recipe.objective.distil.vocabulary if objective.learns_from_head_1 else None,
     )
     if not data.packing:
         return setting

@@ -202,11 +202,14 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
     is_half = counts.halved and not counts.trains_vocabulary  # autocast needs no copy
     copy = HALF * counts.vocabulary if setting.half and not is_half else 0
     if setting.distils:
-        C = min(setting.positions, setting.chunk_rows or rows_of_chunk(2 * args.vocab_size, s))
+        V = min(args.vocab_size, setting.compared or args.vocab_size)
+        C = min(setting.positions, setting.chunk_rows or rows_of_chunk(2 * V, s))
         # The teacher's distribution and a student's (some rows of them), its logits, its gradient
         # and work on the way there; a sum of several losses takes up to two more.
-        chunk = C * (5 * WIDE * args.vocab_size + 3 * WIDE * args.dim)
+        chunk = C * (5 * WIDE * V + 3 * WIDE * args.dim)
         chunk += s * setting.positions * args.dim  # the teacher's states
+        if setting.compared is not None:
+            chunk += (WIDE + s) * V * args.dim  # rows of the unembedding
     else:
         C = min(rows, setting.chunk_rows or rows_of_chunk(args.vocab_size, s))
         chunk = C * (s * args.vocab_size + 3 * WIDE * args.dim)  # logits, rows gathered and scaled

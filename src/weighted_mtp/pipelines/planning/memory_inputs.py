@@ -140,6 +140,7 @@ class Setting:
         offload: what a rank keeps of weights, gradient and optimizer is in the host's memory.
         chunk_rows: C; None is `CHUNK_BYTES` worth.
         distils: head 1 teaches the others, so that a chunk has its logits too.
+        compared: tokens of the vocabulary whose logits are computed; None for all.
         reference: numbers of a reference model that scores online.
     """
 
@@ -159,6 +160,7 @@ class Setting:
     offload: bool = False
     chunk_rows: int | None = None
     distils: bool = False
+    compared: int | None = None
     reference: int = 0
 
     @property

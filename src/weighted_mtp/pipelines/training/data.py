@@ -32,6 +32,7 @@ from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.training.mutated import WithoutMutations, mutated_spans
 from weighted_mtp.pipelines.training.objectives import Objective
 from weighted_mtp.pipelines.training.reference import Annotate, reference_digest, with_reference
+from weighted_mtp.pipelines.training.stored_states import with_states
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
@@ -99,6 +100,13 @@ def training_data(
         spans = mutated_spans(store, tokenised.rows, collator, problems, micro.seed)
         examples = WithoutMutations(tokenised, spans)
     sources = {"train": store.digest, "tokenizer": collator.tokenizer.fingerprint}
+    if recipe.data.states is not None:
+        stored = with_states(recipe.data.states, collator, examples, store.digest)
+        sources["states"], examples = stored.states.manifest.digest, stored
+    if checkpoint is None:  # else it has what was counted
+        objective.read_rows(
+            tokenised, collator.tokenizer, vocab_size or collator.tokenizer.vocab_size
+        )
     if objective.needs_reference and distributed.is_main_process():  # only it compares them
         sources["reference"] = reference_digest(recipe)
     validation: list[Group] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.batches import Batch, Packing
 from weighted_mtp.evaluation.head_quality import head_sums, read_heads
 from weighted_mtp.losses import LossTerms, MTPLoss, loss_of_terms
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -139,6 +139,7 @@ class TrainingModule(nn.Module):
                     sums |= taught_sums(out.taught, counted)
                 if weights is not None:
                     counted &= weights != 0  # the loss skips the others: their CE is not known
+                counted &= objective.compared(targets)
                 sums["heads"] = _head_sums(out.ce, out.hit, counted, batch.correct)
         else:
             sums["tokens"] = batch.predicted.sum().double()
@@ -195,8 +196,11 @@ class TrainingModule(nn.Module):
 
     def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
         """Compute the normalised states of every position, the next-token path first."""
-        n = self.objective.heads
-        return read_batch(self.adapter.transformer, batch, all_heads and n > 1)[:n]
+        n, transformer = self.objective.heads, self.adapter.transformer
+        if batch.states is not None:
+            heads = list(transformer.extra_heads)[: n - 1] if all_heads else []
+            return read_heads_only(transformer, heads, batch, batch.states)
+        return read_batch(transformer, batch, all_heads and n > 1)[:n]
 
     def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """Compute values `[B, S]`, in the value head's own dtype."""
@@ -227,13 +231,27 @@ class TrainingModule(nn.Module):
 def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) -> list[Tensor]:
     """Compute the normalised states `[B, S, D]` of each head, `[P, L, D]` of a packed batch, where
     a token attends to its own document only and positions count from its beginning."""
-    if batch.packing is None:
-        return transformer.head_states(batch.tokens, return_all_heads=all_heads)
-    packing = batch.packing
-    mask = packing if packing.unpacks_cheaply else packing.mask
+    positions, mask = _documents(batch)
     return transformer.head_states(
-        batch.tokens, return_all_heads=all_heads, positions=packing.positions, mask=mask
+        batch.tokens, return_all_heads=all_heads, positions=positions, mask=mask
     )
+
+
+def read_heads_only(
+    transformer: Transformer, heads: Sequence[nn.Module], batch: Batch, states: Tensor
+) -> list[Tensor]:
+    """The same of head 1 and some more from stored states `[B, S, 2, D]`, which head 1's are."""
+    stream = transformer.stream_dtype or transformer.tok_embeddings.weight.dtype
+    trunk, first = states.to(stream).unbind(2)
+    return [first, *transformer.states_from(trunk, heads, *_documents(batch))]
+
+
+def _documents(batch: Batch) -> tuple[Tensor | None, Tensor | Packing | None]:
+    """Positions and mask of a batch, as the transformer takes them."""
+    packing = batch.packing
+    if packing is None:
+        return None, None
+    return packing.positions, packing if packing.unpacks_cheaply else packing.mask
 
 
 def batch_loss(

@@ -83,7 +83,7 @@ def prepare_reference_losses(request: ReferenceRequest) -> Path:
     out = request.out or default_path(request.data)
     check_output_file(out, "--out")
     tokenizer = load_tokenizer(model_dir)
-    transformer = _load(model_dir, tokenizer, device, "--max-length", request.max_length)
+    transformer = load_frozen(model_dir, tokenizer, device, "--max-length", request.max_length)
     collator = AlpacaCollator(tokenizer, request.template, request.max_length, 8, request.joint)
     store = open_rows(request.data)
     examples = tokenise(store, np.arange(len(store)), collator)
@@ -244,7 +244,7 @@ def online_reference(
     if model_dir is None:
         return None
     longest = recipe.data.max_length
-    transformer = _load(model_dir, tokenizer, device, "data.max_length", longest)
+    transformer = load_frozen(model_dir, tokenizer, device, "data.max_length", longest)
     transformer.requires_grad_(False)
     dtype = DTYPES[recipe.runtime.compute_dtype]
     compared = compared_heads(recipe, transformer.args.n_future_tokens, heads)
@@ -271,10 +271,14 @@ def model_digest(model_dir: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _load(
+def load_frozen(
     model_dir: Path, tokenizer: Tokenizer, device: torch.device, setting: str, longest: int
 ) -> Transformer:
-    """The reference, checked against its tokenizer and the longest row, which `setting` allows."""
+    """A model that only reads, checked against its tokenizer and the longest row.
+
+    Args:
+        setting: allows rows of the length `longest`.
+    """
     adapter = MetaLlamaMTPAdapter.from_pretrained(
         model_dir, device=device, dtype=torch.float32, initialize_value_head=False
     )

@@ -20,6 +20,8 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.data.rows.metadata import Indices, Metadata
+from weighted_mtp.data.tokens.row_tokens import TokenisedRows
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.losses import (
     LossTerms,
     MTPLoss,
@@ -170,6 +172,9 @@ class Objective:
             )
         return kept
 
+    def read_rows(self, rows: TokenisedRows, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Look at all rows that a new run will read, before it begins. Not called for text."""
+
     def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
         """Freeze what is not trained: DDP would wait for the gradient of a head that gets none."""
         for head in list(adapter.transformer.extra_heads)[self.heads - 1 :]:
@@ -185,6 +190,10 @@ class Objective:
     def make_targets(self, batch: Batch) -> Tensor:
         """`[B, S, n]` what each trained head should predict."""
         return plain_targets(batch, self.heads)
+
+    def compared(self, targets: Tensor) -> Tensor:
+        """`[B, S, n]` the targets whose cross-entropy `loss` computes."""
+        return targets != IGNORE_INDEX
 
     def targets(self, batch: Batch) -> Tensor:
         """The targets that a batch carries; `make_targets` where it carries none."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weighted_mtp.core.config.sections import ObjectiveConfig, PipelineName
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.batches import Batch
+from weighted_mtp.data.tokens.row_tokens import Array, TokenisedRows
+from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.losses import (
     Distillation,
     LossTerms,
@@ -22,6 +26,9 @@ from weighted_mtp.losses import (
     mask_untaught,
 )
 from weighted_mtp.pipelines.training.objectives.base import Objective, Sums, plain_targets
+from weighted_mtp.runtime import distributed
+
+log = get_logger(__name__)
 
 
 class Distil(Objective):
@@ -48,8 +55,24 @@ class Distil(Objective):
                 "objective.head_weights, final_head_weights, head_curriculum and head_fractions"
             )
         super().__init__(config, heads, seed)
-        chosen = config.distil.model_dump(exclude={"beta"})
+        chosen = config.distil.model_dump(exclude={"beta", "vocabulary"})
         self.kind = Distillation(**chosen)
+        self.vocabulary: Tensor | None = None
+
+    def read_rows(self, rows: TokenisedRows, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Choose the tokens that are compared, if not all are."""
+        most = self.config.distil.vocabulary
+        if most is None:
+            return
+        counts = rows.target_counts(vocab_size)
+        self.vocabulary = frequent_tokens(counts, most, tokenizer.eos_id)
+        if distributed.is_main_process():
+            log.info(
+                "objective.distil.vocabulary: %s of %s tokens, which are %.2f %% of the targets",
+                f"{len(self.vocabulary):,}",
+                f"{vocab_size:,}",
+                100 * counts[self.vocabulary.numpy()].sum() / max(1, counts.sum()),
+            )
 
     def make_targets(self, batch: Batch) -> Tensor:
         """`[B, S, n]` as ever, without those whose teacher the batch does not contain: the last
@@ -61,6 +84,12 @@ class Distil(Objective):
             filled = batch.packing.filled
         return mask_untaught(targets, filled)
 
+    def compared(self, targets: Tensor) -> Tensor:
+        known = super().compared(targets)
+        if self.vocabulary is not None:
+            known &= torch.isin(targets, self.vocabulary.to(targets.device))
+        return known
+
     def loss(
         self,
         states: Sequence[Tensor],
@@ -68,7 +97,10 @@ class Distil(Objective):
         terms: LossTerms,
         chunk_rows: int | None = None,
     ) -> MTPLoss:
-        return distillation_loss(states, unembedding, terms, self.kind, chunk_rows)
+        vocabulary = self.vocabulary
+        if vocabulary is not None:
+            vocabulary = self.vocabulary = vocabulary.to(unembedding.device)
+        return distillation_loss(states, unembedding, terms, self.kind, chunk_rows, vocabulary)
 
     def summarise(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
         """Add `distil_loss`, the mean of what heads 2 … n are taught by."""
@@ -78,11 +110,28 @@ class Distil(Objective):
         means = [x / m if m else float("nan") for x, m in zip(total, count, strict=True)]
         return {"distil_loss": [float(f"{x:.7g}") for x in means]}
 
+    def state_dict(self) -> dict[str, Any]:
+        if self.vocabulary is None:
+            return super().state_dict()
+        return {"vocabulary": self.vocabulary.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.config.distil.vocabulary is not None:
+            self.vocabulary = torch.tensor(state["vocabulary"], dtype=torch.int64)
+
     def _head_weights(self) -> Tensor:
         beta = self.config.distil.beta
         weights = torch.tensor([beta**k for k in range(self.heads)], dtype=torch.float64)
         weights[0] = 0.0
         return weights / weights.sum()
+
+
+def frequent_tokens(counts: Array, most: int, eos_id: int) -> Tensor:
+    """The ids of the `most` tokens with the highest counts `[V]`, ascending: EOS, and others that
+    occur. Of equal counts the lower id comes first."""
+    ranked = np.argsort(-counts, kind="stable")
+    others = [token for token in ranked[: most + 1].tolist() if counts[token] and token != eos_id]
+    return torch.tensor(sorted([eos_id, *others[: most - 1]]))
 
 
 def taught_sums(taught: Tensor, counted: Tensor) -> Sums:
