@@ -35,6 +35,7 @@ def first_heads(model: Transformer, k: int) -> Transformer:
     narrow.tok_embeddings, narrow.layers = model.tok_embeddings, model.layers
     narrow.extra_heads = nn.ModuleList(list(model.extra_heads)[: k - 1])
     narrow.norm, narrow.output, narrow.freqs_cis = model.norm, model.output, model.freqs_cis
+    narrow.draft_ids = model.draft_ids
     return narrow
 
 
@@ -46,6 +47,7 @@ class Batch:
         rows: with their prompts.
         max_new_tokens: room for each after its prompt.
         penalised: keep track of the tokens each row has seen.
+        draft_ids: tokens that may be drafted, `[V']`, ascending; None for all V.
 
     Attributes:
         rows: one for each place in the cache; some may have ended.
@@ -53,11 +55,16 @@ class Batch:
     """
 
     def __init__(
-        self, model: Transformer, rows: Sequence[Row], max_new_tokens: int, penalised: bool
+        self,
+        model: Transformer,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        penalised: bool,
+        draft_ids: Tensor | None = None,
     ) -> None:
         weight = model.tok_embeddings.weight
         self.rows, self.device = list(rows), weight.device
-        self.model = FastModel(model, max_new_tokens)
+        self.model = FastModel(model, max_new_tokens, draft_ids)
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
         spare = model.args.n_future_tokens - 1  # drafts past the last token

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weighted_mtp.decoding.draft_output import DraftOutput
 from weighted_mtp.decoding.products import Product, is_small, product, worth_copying
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, sees
@@ -50,14 +51,16 @@ class FastModel:
     Args:
         model: its weights must stay as they are meanwhile: they may be copied (`worth_copying`).
         steps: forward passes to come, at most.
+        draft_ids: tokens that heads 2 … n may draft, `[V']`, ascending; None for all V.
 
     Attributes:
         definition: the model itself.
         dtype: of states and cache; logits may be finer than the model's own.
         output: unembeds states `[..., D]`, giving logits `[..., V]`.
+        drafts: unembeds states of heads 2 … n, over the draft vocabulary.
     """
 
-    def __init__(self, model: Transformer, steps: int) -> None:
+    def __init__(self, model: Transformer, steps: int, draft_ids: Tensor | None = None) -> None:
         self.definition, self.args = model, model.args
         copy = worth_copying(model, steps)
         if copy and is_small(model):  # a copy: `definition` stays as it is
@@ -71,6 +74,12 @@ class FastModel:
         heads = [cast(TransformerBlock, head) for head in model.extra_heads]
         self._heads = DraftHeads(heads, model.args, copy) if heads else None
         self.output = product([model.output], copy)
+        self.drafts = DraftOutput(model.output, self.output, draft_ids if heads else None, copy)
+
+    def draft_logits(self, states: Tensor) -> Tensor:
+        """Logits `[..., V]` of states `[..., D]` of heads 2 … n: −∞ at tokens that are never
+        drafted. `drafts.logits` is quicker, and over the draft vocabulary."""
+        return self.drafts.spread(self.drafts.logits(states), float("-inf"))
 
     def read(
         self, tokens: Tensor, start_pos: int | Tensor, cache: KVCache

@@ -63,6 +63,7 @@ class RunningBatch:
         self, model: Transformer, max_rows: int, length: int, speculation: Speculation | None = None
     ) -> None:
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
+        ids = None if speculation is None else speculation.ids_of(model)
         if speculation is not None and (speculation.draft or speculation.lossy_typical):
             raise ValueError("a running batch drafts as the text is drawn, and without loss")
         if length + k - 1 > model.max_positions:
@@ -70,7 +71,7 @@ class RunningBatch:
                 f"rows of {length} tokens and {k - 1} drafts exceed the model's "
                 f"{model.max_positions} positions"
             )
-        self.model = FastModel(first_heads(model, k), _MANY_STEPS)
+        self.model = FastModel(first_heads(model, k), _MANY_STEPS, ids)
         self.max_rows, self.length = max_rows, length
         self._speculation, self._device = speculation, model.tok_embeddings.weight.device
         args = self.model.args
@@ -281,19 +282,20 @@ class RunningBatch:
             for row in rows:
                 row.drafts, row.q = row.drafts[:0], None
             return
-        states = self.model.guess(window, last, count)
-        logits = self.model.output(states)  # [B, count, V]
+        states, output = self.model.guess(window, last, count), self.model.drafts
+        logits = output.logits(states)  # [B, count, V']
         for kind, places in by_kind(rows).items():
             some = [rows[place] for place in places]
             own = logits if len(some) == len(rows) else logits[self._tensor(places)]
             seen = None if some[0].seen is None else stacked_seen(some)[:, None]
-            own = penalise(own, seen, kind.repetition_penalty)
+            own = penalise(own, output.narrowed(seen), kind.repetition_penalty)
             q = None if kind.greedy else probabilities(own, kind)
             if q is None:
-                drafts = own.argmax(-1)
+                drafts = output.tokens(own.argmax(-1))
             else:
                 lengths, dice = self._chance(some)
-                drafts = dice.pick(q, dice.uniforms(lengths, count, Use.DRAFT))
+                drafts = output.tokens(dice.pick(q, dice.uniforms(lengths, count, Use.DRAFT)))
+                q = output.spread(q)
             for i, (row, place) in enumerate(zip(some, places, strict=True)):
                 row.drafts = drafts[i, : wanted[place]]
                 row.q = None if q is None else q[i, : wanted[place]]

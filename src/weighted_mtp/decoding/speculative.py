@@ -24,6 +24,7 @@ from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
 from weighted_mtp.decoding.verify import Judged, LossyTypical, matches, rejection, typical
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Speculation:
         draft: how drafts are drawn when sampling; None: as the text is. Any choice keeps the text's
             distribution; the closer to it, the more drafts stay.
         lossy_typical: accept drafts by this rule instead. **Changes the text.**
+        draft_vocabulary: draft from the tokens of the model's draft vocabulary alone, if it has
+            one (`Transformer.draft_ids`).
     """
 
     k: int | None = None
@@ -47,6 +50,7 @@ class Speculation:
     token_cost: float = 0.1
     draft: Sampling | None = None
     lossy_typical: LossyTypical | None = None
+    draft_vocabulary: bool = True
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -65,6 +69,10 @@ class Speculation:
                 f"k={self.k} tokens ahead need {self.k} heads, and the model has {n}; take k <= {n}"
             )
         return n if self.k is None else self.k
+
+    def ids_of(self, model: Transformer) -> Tensor | None:
+        """The tokens that a model's heads may draft, None for all."""
+        return model.draft_ids if self.draft_vocabulary else None
 
 
 class Speculative:
@@ -214,12 +222,14 @@ class Speculative:
         if count == 0:
             self._drafts, self._q = self._drafts[:, :0], None
             return
-        logits = batch.model.output(batch.guess(last, count))  # [B, W - 1, V]
+        output = batch.model.drafts
+        logits = output.logits(batch.guess(last, count))  # [B, W - 1, V']
         seen = None if batch.seen is None else batch.seen[:, None]
-        logits = penalise(logits, seen, self._draft.repetition_penalty)
+        logits = penalise(logits, output.narrowed(seen), self._draft.repetition_penalty)
         if self._sampling.greedy:
-            self._drafts = logits.argmax(-1)
+            self._drafts = output.tokens(logits.argmax(-1))
             return
-        self._q = probabilities(logits, self._draft)
+        q = probabilities(logits, self._draft)
         lengths = [len(row.tokens) for row in batch.rows]
-        self._drafts = self._dice.pick(self._q, self._dice.uniforms(lengths, count, Use.DRAFT))
+        places = self._dice.pick(q, self._dice.uniforms(lengths, count, Use.DRAFT))
+        self._drafts, self._q = output.tokens(places), output.spread(q)
