@@ -10,7 +10,6 @@ import torch
 from weighted_mtp.decoding.batch import first_heads
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.products import FEWEST_STEPS
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -41,7 +40,7 @@ def measure_token_cost(
         return 0.0
     fast = FastModel(first_heads(model, k), FEWEST_STEPS, model.draft_ids)
     device = model.tok_embeddings.weight.device
-    cache = KVCache(fast.args, batch_size, context + k, device, fast.dtype)
+    cache = fast.cache(batch_size, context + k)
     tokens = torch.zeros(batch_size, context + k, dtype=torch.long, device=device)
     fast.read(tokens[:, :context], 0, cache)
 

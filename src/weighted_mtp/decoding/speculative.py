@@ -17,12 +17,14 @@ from torch import Tensor
 
 from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.dice import Dice, Use
+from weighted_mtp.decoding.draft_heads import Pairs
 from weighted_mtp.decoding.draft_length import DraftLength
 from weighted_mtp.decoding.greedy import by_definition, contested, tie_margin
 from weighted_mtp.decoding.plain import token_logprobs
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
+from weighted_mtp.decoding.step_clock import PRIOR, CostMeter
 from weighted_mtp.decoding.verify import Judged, LossyTypical, matches, rejection, typical
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -35,9 +37,10 @@ class Speculation:
         k: most tokens that a step can decide, 1 … n; None is n, all heads.
         adaptive: each row chooses 1 … k for every step by how its drafts fared (`DraftLength`).
         token_cost: for `adaptive`: what one more token in a forward pass costs, as a share of a
-            pass over one. `measure_token_cost` finds it; 0.1 suits a batch of one on a CPU in
-            bfloat16 (0.06 measured for SmolLM2-135M and for a byte model of 24 blocks), and is too
-            little for larger batches there (four rows: 0.1 … 0.3, sixteen: 0.2 … 0.6).
+            pass over one (`measure_token_cost`). None: greedy decoding measures it on its own steps
+            (`step_clock`); drawn texts, which must not depend on time, take 0.1, which suits a
+            batch of one on a CPU in bfloat16 (0.06 measured for SmolLM2-135M) and is too little for
+            larger ones there (four rows: 0.1 … 0.3, sixteen: 0.2 … 0.6).
         draft: how drafts are drawn when sampling; None: as the text is. Any choice keeps the text's
             distribution; the closer to it, the more drafts stay.
         lossy_typical: accept drafts by this rule instead. **Changes the text.**
@@ -47,7 +50,7 @@ class Speculation:
 
     k: int | None = None
     adaptive: bool = False
-    token_cost: float = 0.1
+    token_cost: float | None = None
     draft: Sampling | None = None
     lossy_typical: LossyTypical | None = None
     draft_vocabulary: bool = True
@@ -55,7 +58,7 @@ class Speculation:
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
-        if not 0 <= self.token_cost < float("inf"):
+        if self.token_cost is not None and not 0 <= self.token_cost < float("inf"):
             raise ValueError(f"token_cost must be 0 or more, got {self.token_cost}")
 
     def heads_of(self, n: int) -> int:
@@ -69,6 +72,11 @@ class Speculation:
                 f"k={self.k} tokens ahead need {self.k} heads, and the model has {n}; take k <= {n}"
             )
         return n if self.k is None else self.k
+
+    @property
+    def fixed_cost(self) -> float:
+        """`token_cost` where it is not measured."""
+        return PRIOR if self.token_cost is None else self.token_cost
 
     def ids_of(self, model: Transformer) -> Tensor | None:
         """The tokens that a model's heads may draft, None for all."""
@@ -99,6 +107,7 @@ class Speculative:
         exact = sampling.greedy and self._lossy is None
         self._margin = tie_margin(batch.model.definition, sampling) if exact else 0.0
         report.ties = "exact" if self._margin else "fast"
+        self._meter: CostMeter | None = None
         self._lengths = self._draft_lengths(speculation, len(batch.rows))
         self._drafts = torch.zeros(len(batch.rows), 0, dtype=torch.long, device=batch.device)
         self._q: Tensor | None = None  # [B, W - 1, V], what the drafts were drawn from
@@ -112,6 +121,9 @@ class Speculative:
         self._report.forwards += 1
         judged, doubtful = self._judge(logits, limits)
         decided = self._settled(judged, doubtful)
+        if self._meter is not None:
+            context = max(len(row.tokens) for row in batch.rows)
+            self._meter.tick(logits.shape[1], len(batch.rows), context)
         scores = self._scores(logits, judged, decided)
         for place, (row, length) in enumerate(self._paired()):
             if row.finish is None:
@@ -123,10 +135,15 @@ class Speculative:
             self._guess([len(tokens) - 1 for tokens in decided])
 
     def _draft_lengths(self, speculation: Speculation, B: int) -> list[DraftLength]:
-        k, cost = self._report.k, speculation.token_cost if speculation.adaptive else None
-        if cost is None or not self._sampling.greedy:
+        k, cost = self._report.k, speculation.fixed_cost
+        if not speculation.adaptive:
+            return [DraftLength(k, None)] * B
+        if not self._sampling.greedy:
             return [DraftLength(k, cost) for _ in range(B)]
-        return [DraftLength(k, cost * B**0.5, rows=B)] * B
+        if speculation.token_cost is not None:
+            return [DraftLength(k, cost * B**0.5, rows=B)] * B
+        self._meter = CostMeter(self.batch.model.definition.output, k)
+        return [DraftLength(k, self._meter.cost, rows=B)] * B
 
     def _paired(self) -> list[tuple[Row, DraftLength]]:
         return list(zip(self.batch.rows, self._lengths, strict=True))
@@ -134,6 +151,8 @@ class Speculative:
     def _limit(self, row: Row, length: DraftLength) -> int:
         """Tokens that the row's next step may decide."""
         if row.finish is not None or not self.batch.read_prompts:
+            return 1
+        if self._meter is not None and self._meter.probing:
             return 1
         return min(length.k, row.remaining)
 
@@ -218,18 +237,20 @@ class Speculative:
     def _guess(self, last: list[int]) -> None:
         """Draft from heads 2 … k at place `last` of each row's window."""
         batch = self.batch
-        count = max(self._limit(row, length) for row, length in self._paired()) - 1
-        if count == 0:
+        counts = [self._limit(row, length) - 1 for row, length in self._paired()]
+        if max(counts) == 0:
             self._drafts, self._q = self._drafts[:, :0], None
             return
-        output = batch.model.drafts
-        logits = output.logits(batch.guess(last, count))  # [B, W - 1, V']
-        seen = None if batch.seen is None else batch.seen[:, None]
+        output, pairs = batch.model.drafts, Pairs.of(counts, batch.device)
+        logits = output.logits(batch.guess(last, counts))  # [P, V']
+        seen = None if batch.seen is None else batch.seen[pairs.rows]
         logits = penalise(logits, output.narrowed(seen), self._draft.repetition_penalty)
+        B = len(counts)
         if self._sampling.greedy:
-            self._drafts = output.tokens(logits.argmax(-1))
+            self._drafts = pairs.placed(output.tokens(logits.argmax(-1)), B)
             return
         q = probabilities(logits, self._draft)
         lengths = [len(row.tokens) for row in batch.rows]
-        places = self._dice.pick(q, self._dice.uniforms(lengths, count, Use.DRAFT))
-        self._drafts, self._q = output.tokens(places), output.spread(q)
+        uniforms = self._dice.uniforms(lengths, max(counts), Use.DRAFT)[pairs.rows, pairs.heads]
+        self._drafts = pairs.placed(output.tokens(self._dice.pick(q, uniforms)), B)
+        self._q = pairs.placed(output.spread(q), B)

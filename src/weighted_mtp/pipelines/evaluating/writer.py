@@ -257,7 +257,8 @@ def sampling_identity(
     found = {name: everything[name] for name in (certain if sampling.greedy else chance)}
     lossy = speculation is not None and speculation.lossy_typical is not None
     if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
-        found["speculation"] = {**asdict(speculation), "k": k}
+        cost = speculation.fixed_cost
+        found["speculation"] = {**asdict(speculation), "k": k, "token_cost": cost}
         if speculation.draft_vocabulary:  # as before there were any; `model_identity` has the file
             del found["speculation"]["draft_vocabulary"]
     return found
