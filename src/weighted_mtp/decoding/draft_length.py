@@ -27,7 +27,6 @@ class DraftLength:
 
     Attributes:
         rows: as above; it may change.
-        k: tokens of the next step.
     """
 
     def __init__(
@@ -37,7 +36,14 @@ class DraftLength:
         self._tested = [0 if rows > 1 else _SETTLED] * (most - 1)  # drafts of each head
         self.rows = rows
         self._rates = [1.0] * (most - 1)  # of heads 2 … k, given that all before were right
-        self.k = most if token_cost is None else self._best()
+        self._k: int | None = most if token_cost is None else None
+
+    @property
+    def k(self) -> int:
+        """Tokens of the next step."""
+        if self._k is None:
+            self._k = self._best()
+        return self._k
 
     def learn(self, tested: int, accepted: int) -> None:
         """Count a step: `tested` drafts were judged and the first `accepted` were right."""
@@ -51,7 +57,7 @@ class DraftLength:
                 self._rates[head] = rate + share * ((head < accepted) - rate)
             else:
                 self._rates[head] = rate + hope * (1 - rate)
-        self.k = self._best()
+        self._k = None  # many rows may be learnt from before it is asked for
 
     def _best(self) -> int:
         cost = self._cost() if callable(self._cost) else self._cost

@@ -166,7 +166,7 @@ class FastModel:
         """Let the heads read a window, or keep it for when they guess."""
         assert self._heads is not None
         cache, trunk = window.cache, window.cache.trunk
-        if trunk is None or not any(window.starts):  # a prompt: less than a hundredth of its pass
+        if trunk is None or not any(window.starts):  # a prompt: a hundredth or two of its pass
             self._heads.remember(window.trunk, window.freqs_cis, window.heads)
             cache.heads_read.fill_(window.trunk.shape[1])
             return

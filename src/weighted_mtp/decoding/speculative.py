@@ -116,7 +116,9 @@ class Speculative:
         """One forward pass: every live row gains 1 … k tokens, and new drafts."""
         batch, first = self.batch, not self.batch.read_prompts
         self._shrink()
-        limits = [self._limit(row, length) for row, length in self._paired()]
+        limits = [1] * len(batch.rows)
+        if self._drafts.shape[1]:
+            limits = [self._limit(row, length) for row, length in self._paired()]
         logits = batch.model.output(batch.read(self._drafts))  # [B, W, V]
         self._report.forwards += 1
         judged, doubtful = self._judge(logits, limits)
@@ -168,11 +170,15 @@ class Speculative:
 
     def _judge(self, logits: Tensor, limits: list[int]) -> tuple[Judged, Tensor | None]:
         """The verdict on the drafts, and where it hangs on a near-tie (None: not looked for)."""
-        W, drafts, limit = logits.shape[1], self._drafts, self.batch.tensor(limits)
+        W, drafts = logits.shape[1], self._drafts
         logits = penalise(logits, self._seen_along(W), self._sampling.repetition_penalty)
         if self._sampling.greedy and self._lossy is None:
             doubtful = contested(logits, self._margin) if self._margin else None
-            return matches(logits.argmax(-1), drafts, limit), doubtful
+            best = logits.argmax(-1)
+            if W == 1:
+                return Judged(best, torch.ones_like(best[:, 0])), doubtful
+            return matches(best, drafts, self.batch.tensor(limits)), doubtful
+        limit = self.batch.tensor(limits)
         lengths = [len(row.tokens) for row in self.batch.rows]
         if self._lossy is not None and self._sampling.greedy:
             p = torch.softmax(logits.float(), -1)
@@ -237,7 +243,9 @@ class Speculative:
     def _guess(self, last: list[int]) -> None:
         """Draft from heads 2 … k at place `last` of each row's window."""
         batch = self.batch
-        counts = [self._limit(row, length) - 1 for row, length in self._paired()]
+        one = self._lengths[0]
+        still = one is self._lengths[-1] and one.k == 1  # as greedy rows agree on it
+        counts = [0 if still else self._limit(row, length) - 1 for row, length in self._paired()]
         if max(counts) == 0:
             self._drafts, self._q = self._drafts[:, :0], None
             return
