@@ -155,6 +155,8 @@ def test_the_most_frequent_tokens_are_chosen():
 def test_auto_covers_the_text_with_few():
     counts = torch.zeros(2000, dtype=torch.long)
     counts[500:800] = 1000
+    assert len(choose_ids(counts, None, [])) == 384
+    counts[500:900] = 1000
     assert len(choose_ids(counts, None, [])) == 512
     counts[500:700] = 1000_000
     assert len(choose_ids(counts, None, [])) == 256

@@ -31,12 +31,12 @@ def choose_ids(counts: Tensor, size: int | None, always: Collection[int]) -> Ten
 
     Args:
         counts: `[V]`, how often each token was counted.
-        size: V'. None takes the smallest power of two from 256 on that covers `COVERAGE` of the
-            counted tokens.
+        size: V'. None takes the first of 256, 384, 512, 768, 1024, … (powers of two, and one and a
+            half of them) that covers `COVERAGE` of the counted tokens.
         always: tokens below V that are in it whatever their counts.
 
     Returns:
-        None if no power of two below V covers enough.
+        None if none of these below V covers enough.
 
     Raises:
         ValueError: the size is not from the number of `always` to V.
@@ -50,7 +50,7 @@ def choose_ids(counts: Tensor, size: int | None, always: Collection[int]) -> Ten
         wanted = COVERAGE * int(counts.sum())
         size = _SMALLEST
         while size < V and (size < len(must) or covered[size - 1] < wanted):
-            size *= 2
+            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
         if size >= V:
             return None
     if not max(1, len(must)) <= size <= V:
