@@ -12,6 +12,7 @@ from weighted_mtp.decoding import LossyTypical, Sampling, Speculation
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 
 _AUTO, _ALL, _OFF = "auto", "all", "off"
+_STORED, _NONE = "stored", "none"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -130,6 +131,13 @@ def add_speculation_arguments(group: argparse._ActionsContainer) -> None:
         action="store_true",
         help="draft fewer tokens where drafts are rejected",
     )
+    group.add_argument(
+        "--draft-vocabulary",
+        choices=[_STORED, _NONE],
+        default=_STORED,
+        help="tokens that the heads may draft: those stored with the model (default; all if none "
+        "are), or none for all; texts stay the same",
+    )
 
 
 def decoding_options(args: argparse.Namespace) -> DecodingOptions:
@@ -183,6 +191,8 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
         for name in ("adaptive", "lossy_typical"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')} does not go with --no-speculate")
+        if args.draft_vocabulary == _NONE:
+            raise UserError("--draft-vocabulary does not go with --no-speculate")
         return None
     heads = None
     if args.speculate not in (_AUTO, _ALL):
@@ -196,7 +206,12 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
             raise UserError(f"--speculate {heads}: K must be at least 1")
     lossy = LossyTypical() if args.lossy_typical else None
     adaptive = args.adaptive or args.speculate == _AUTO
-    return Speculation(heads, adaptive, lossy_typical=lossy)
+    return Speculation(
+        heads,
+        adaptive,
+        lossy_typical=lossy,
+        draft_vocabulary=args.draft_vocabulary == _STORED,
+    )
 
 
 def _unescaped(text: str) -> str:

@@ -10,7 +10,6 @@ import torch
 from weighted_mtp.decoding.batch import first_heads
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.products import FEWEST_STEPS
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -39,9 +38,9 @@ def measure_token_cost(
         raise ValueError(f"k={k} must be 1 … {model.args.n_future_tokens}, the model's heads")
     if k == 1:
         return 0.0
-    fast = FastModel(first_heads(model, k), FEWEST_STEPS)
+    fast = FastModel(first_heads(model, k), FEWEST_STEPS, model.draft_ids)
     device = model.tok_embeddings.weight.device
-    cache = KVCache(fast.args, batch_size, context + k, device, fast.dtype)
+    cache = fast.cache(batch_size, context + k)
     tokens = torch.zeros(batch_size, context + k, dtype=torch.long, device=device)
     fast.read(tokens[:, :context], 0, cache)
 
@@ -50,7 +49,7 @@ def measure_token_cost(
         states, window = fast.read(tokens[:, context : context + count], context, cache)
         best = fast.output(states).argmax(-1)
         if count > 1:
-            drafts = fast.output(fast.guess(window, [count - 1] * batch_size, count - 1))
+            drafts = fast.drafts.logits(fast.guess(window, [count - 1] * batch_size, count - 1))
             best = torch.cat([best, drafts.argmax(-1)], 1)
         best.tolist()  # waits for the device
         return time.perf_counter() - start

@@ -111,7 +111,13 @@ class Stream(Iterator[list[Piece]]):
             penalised = sampling.repetition_penalty != 1
             if speculation is not None and speculation.draft is not None:
                 penalised |= speculation.draft.repetition_penalty != 1
-            batch = Batch(first_heads(model, k), self._rows, stopping.max_new_tokens, penalised)
+            batch = Batch(
+                first_heads(model, k),
+                self._rows,
+                stopping.max_new_tokens,
+                penalised,
+                None if speculation is None else speculation.ids_of(model),
+            )
             dice = Dice(sampling.seed, seeds, batch.device)
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)

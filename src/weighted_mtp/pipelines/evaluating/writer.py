@@ -22,6 +22,7 @@ from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, loa
 from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.draft_vocabulary import check_stops
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
@@ -61,6 +62,9 @@ class ModelWriter:
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = heads_in_use(speculation, shape.n_future_tokens)
+        if speculation is not None and speculation.draft_vocabulary and k > 1:
+            stops = self.tokenizer.stop_ids
+            check_stops(source.draft_ids, stops, shape.vocab_size, self.model_dir)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
             source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
@@ -260,7 +264,10 @@ def sampling_identity(
     found = {name: everything[name] for name in (certain if sampling.greedy else chance)}
     lossy = speculation is not None and speculation.lossy_typical is not None
     if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
-        found["speculation"] = {**asdict(speculation), "k": k}
+        cost = speculation.fixed_cost
+        found["speculation"] = {**asdict(speculation), "k": k, "token_cost": cost}
+        if speculation.draft_vocabulary:  # as before there were any; `model_identity` has the file
+            del found["speculation"]["draft_vocabulary"]
     return found
 
 

@@ -33,7 +33,7 @@ from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.fsdp import copy_whole
 
 POSITIONS = 16_384
-"""Positions that a fit reads, all ranks together; fewer if there are no more in `STEPS` steps."""
+"""Positions that a fit reads, all ranks together; fewer if `STEPS` steps have no more."""
 STEPS = 64
 RIDGE = 0.1
 """λ. On SmolLM2-135M 0.1 began lower than 1, and 200 steps later they were level."""
@@ -55,10 +55,9 @@ def fit_new_heads(wrapped: nn.Module, module: TrainingModule, steps: Iterable[li
     sums = [_Sums(_projection(head)) for head in heads]
     for index, batches in enumerate(steps):
         for batch in batches:
-            for k, (inputs, outputs, wanted) in enumerate(
-                _pairs(wrapped, transformer, heads, batch)
-            ):
-                sums[k].add(inputs, outputs, wanted)
+            pairs = _pairs(wrapped, transformer, heads, batch)
+            for found, (inputs, outputs, wanted) in zip(sums, pairs, strict=True):
+                found.add(inputs, outputs, wanted)
         count = distributed.all_reduce_sum(sums[-1].count.clone())
         if index + 1 == STEPS or float(count) >= POSITIONS:
             break

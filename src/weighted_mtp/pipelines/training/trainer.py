@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,8 @@ class Trainer:
         config, env, started = self.config, self.env, time.perf_counter()
         count = config.batch_size // self.objective.group_size
         reader = StepReader(self.reader.groups, self.cutter, count, env.rank, env.world_size)
-        steps = ([batch.to(env.device) for batch in batches] for batches in reader)
+        read = islice(reader, config.steps)  # no more rows than those of the run are tokenised
+        steps = ([batch.to(env.device) for batch in batches] for batches in read)
         positions = fit_new_heads(self.wrapped, self.module, steps)
         log.info(
             "new heads fitted to head 1 at %s positions in %.1f s",
