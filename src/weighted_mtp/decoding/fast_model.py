@@ -43,6 +43,12 @@ class Window:
     freqs_cis: Tensor  # [S, d/2] or [B, S, d/2]
     heads: LayerCache  # of heads 2 … k together
 
+    def of_path(self, nodes: Sequence[int], start: int) -> Window:
+        """Of a tree's tokens `nodes` only, moved to the slots from `start` on."""
+        index = torch.tensor(nodes).to(self.trunk.device)
+        heads = LayerCache(self.heads.keys, self.heads.values, start, start + len(nodes), None)
+        return Window(self.trunk[:, index], start, self.freqs_cis[index], heads)
+
 
 class FastModel:
     """A model that reads tokens for a decoder.
@@ -73,15 +79,20 @@ class FastModel:
         self.output = product([model.output], copy)
 
     def read(
-        self, tokens: Tensor, start_pos: int | Tensor, cache: KVCache
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor,
+        cache: KVCache,
+        placed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Window]:
         """The first head's normalised states `[B, S, D]`, and what `guess` wants.
 
-        Arguments and errors as for `Transformer.forward`.
+        Arguments and errors as for `Transformer.forward`. `placed` are rotations and mask of tokens
+        that do not follow each other (`Tree.context`).
         """
         model, (B, S) = self._model, tokens.shape
         slots = cache.slots(B, start_pos, S, self.args.n_layers)
-        freqs_cis, mask = model.context(tokens, start_pos, cache)
+        freqs_cis, mask = placed or model.context(tokens, start_pos, cache)
         h: Tensor = model.embed(tokens)  # [B, S, D]
         bias = None if mask is None else self._bias(cast(Tensor, mask), h.dtype)
         trunk = h
@@ -114,6 +125,11 @@ class FastModel:
             bias = self._bias(seen[:, None, None], h.dtype)
         states = self._heads.guess(h, turns, bias, window.heads.seen(end), count)
         return self._final(states)
+
+    def draft_logits(self, states: Tensor) -> Tensor:
+        """Logits `[..., V]` of what `guess` returned."""
+        logits: Tensor = self.output(states)
+        return logits
 
     def _final(self, h: Tensor) -> Tensor:
         scale = 1.0 / self.args.family.logits_scaling
