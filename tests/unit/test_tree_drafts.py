@@ -32,6 +32,7 @@ from weighted_mtp.decoding.tree import Tree, likeliest, worthwhile
 from weighted_mtp.decoding.tree_speculative import TreeSpeculative
 from weighted_mtp.models.meta_mtp.args import Family
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
+from weighted_mtp.pipelines.evaluating.writer import sampling_identity
 
 # --- trees ---------------------------------------------------------------------------------------
 
@@ -322,6 +323,28 @@ def test_dear_passes_get_small_trees():
     assert sizes[0] > sizes[1] > sizes[2] == 1
     table = Speculation(tree=4, adaptive=True, pass_costs=(1.0, 1.0, 9.0, 9.0))
     assert text_of(model, [4], Stopping(9), None, table)[1].nodes_per_pass <= 2
+
+
+def test_hopeless_heads_are_asked_less_and_less():
+    model, asked = make_model(1, 37, 4), []
+    guess = FastModel.guess
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FastModel, "guess", lambda *args: asked.append(1) or guess(*args))
+        speculation = Speculation(tree=4, adaptive=True, token_cost=9.0)
+        _, report = text_of(model, [4], Stopping(28), None, speculation)
+    assert report.nodes_per_pass == 1
+    assert len(asked) == 6  # for the trees after tokens 1, 2, 4, 7, 12 and 21
+
+
+def test_measured_costs_do_not_identify_texts():
+    """Else an evaluation would never be resumed."""
+    tree = {"tree": 2, "adaptive": True}
+    measured = Speculation(pass_costs=(1.0, 1.1), **tree)
+    for sampling in (Sampling(), Sampling(1.0)):
+        first = sampling_identity(sampling, measured, 3)
+        assert first == sampling_identity(sampling, Speculation(**tree), 3)
+        assert first["speculation"]["tree"] == 2
+        assert "tree" not in sampling_identity(sampling, Speculation(), 3)["speculation"]
 
 
 def test_costs_of_passes_are_measured():

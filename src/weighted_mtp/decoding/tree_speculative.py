@@ -29,6 +29,8 @@ from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
 from weighted_mtp.decoding.speculative import Speculation
 from weighted_mtp.decoding.tree import Guesses, Tree, likeliest, worthwhile
 
+_PAUSES = (0, 0, 1, 2, 4, 8, 16)  # steps without guesses after so many trees that were a root only
+
 
 class TreeSpeculative:
     """Continues one row by up to k tokens a step.
@@ -59,6 +61,7 @@ class TreeSpeculative:
         self._adaptive = speculation.adaptive
         self._odds = HeadOdds(report.k - 1)
         self._guesses: Guesses = []  # of the tree that is read next, as the heads have them
+        self._barren, self._pause = 0, 0
         self._tree = Tree(self._row.tokens[-1])
 
     def step(self) -> None:
@@ -136,7 +139,8 @@ class TreeSpeculative:
         row, batch = self._row, self.batch
         newest, room = row.tokens[-1], min(len(self._costs), batch.room)
         count = min(self._report.k, row.remaining) - 1
-        if count == 0 or room == 1:
+        if self._pause or count == 0 or room == 1:
+            self._pause = max(0, self._pause - 1)
             return Tree(newest)
         self._guesses = self._guess(last, count, room - 1)
         likely = [
@@ -146,6 +150,8 @@ class TreeSpeculative:
         tree = likeliest(newest, likely, room)
         if self._adaptive:
             tree.cut(worthwhile(tree.gains, self._costs))
+            self._barren = self._barren + 1 if len(tree) == 1 else 0
+            self._pause = _PAUSES[min(self._barren, len(_PAUSES) - 1)]  # guesses take time, too
         return tree
 
     def _guess(self, last: int, count: int, most: int) -> Guesses:
