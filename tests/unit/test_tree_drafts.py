@@ -209,6 +209,59 @@ def test_it_is_so_whatever_the_tree(monkeypatch, sampling):
     assert kept > 20
 
 
+def copies():
+    """A model to whom every token is tied with another, and which does not repeat itself."""
+    model = tiny_model(tiny_args(dim=16, vocab_size=36, n_future_tokens=4), 0, dtype=torch.float64)
+    with torch.no_grad():
+        model.output.weight[18:] = model.output.weight[:18]
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling"),
+    [
+        (make_model(1, 37, 4), Sampling(repetition_penalty=3.0)),
+        (make_model(2, 37, 4), Sampling(0.5, repetition_penalty=3.0, seed=1)),
+        (copies(), Sampling()),
+    ],
+)
+def test_right_paths_are_kept_whole(monkeypatch, model, sampling):
+    """What depends on the path before a node: tokens seen, and the text by which ties are settled.
+    The path to keep lies behind a wrong one in the tree."""
+    prompt, new, vocab = [1, 2], 25, model.args.vocab_size
+    plain, alone = text_of(model, prompt, Stopping(new), sampling)
+    assert sampling.repetition_penalty > 1 or alone.rereads > 0
+
+    def right_tree(newest, guesses, most):
+        tree = Tree(newest)
+        rest, node = plain.tokens[new - rows[0].remaining :][: len(guesses)], 0
+        wrong = tree.add(0, (rest[0] + 1) % vocab, 0.1)
+        for token in rest:
+            wrong = tree.add(wrong, token, 0.1)
+            node = tree.add(node, token, 0.1)
+            assert node != tree.depths[node]
+        return tree
+
+    rows = []
+    grow = TreeSpeculative._grow
+    monkeypatch.setattr(tree_speculative, "likeliest", right_tree)
+    monkeypatch.setattr(
+        TreeSpeculative, "_grow", lambda self, last: rows.insert(0, self._row) or grow(self, last)
+    )
+    monkeypatch.setattr(TreeSpeculative, "_count", lambda *args: None)
+    fast, report = text_of(model, prompt, Stopping(new), sampling, Speculation(tree=8))
+    assert same(fast, plain)
+    assert report.forwards == 7  # of 1 and six times 4 tokens
+
+
+def test_a_node_has_seen_its_path():
+    tree = make_tree(9, 12, 3, 9, 0)
+    marked = tree.mark(torch.arange(12) == 5)
+    for node in range(9):
+        on_path = {5, *(tree.tokens[i] for i in tree.path(node))}
+        assert set(marked[node].nonzero().flatten().tolist()) == on_path
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_near_ties_are_settled_alike(dtype):
     for which in ("all", "copies"):
