@@ -6,12 +6,14 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.decoding import LossyTypical, Sampling, Speculation
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 
-_AUTO, _ALL, _OFF = "auto", "all", "off"
+_AUTO: Literal["auto"] = "auto"
+_ALL, _OFF = "all", "off"
 _STORED, _NONE = "stored", "none"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
@@ -90,6 +92,12 @@ def add_decoding_arguments(
         "repeatable",
     )
     add_speculation_arguments(group)
+    group.add_argument(
+        "--tree",
+        metavar="N",
+        help="draft a tree of up to N tokens for each forward pass instead of a chain, one text at "
+        "a time (auto: as many as pay on this machine, which is measured first)",
+    )
     if lossy:
         group.add_argument(
             "--lossy-typical",
@@ -167,17 +175,18 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
 
 
 def check_heads(args: argparse.Namespace, model: Path) -> None:
-    """Reject an explicit `--speculate` for a model without extra heads.
+    """Reject an explicit `--speculate` or `--tree` for a model without extra heads.
 
     Raises:
         UserError: the model has only the next-token head.
     """
-    if args.speculate in (_AUTO, _OFF):
+    if args.speculate == _OFF or (args.speculate == _AUTO and args.tree is None):
         return
+    option = "--speculate" if args.tree is None else "--tree"
     if inspect_checkpoint(model).args.n_future_tokens == 1:
         raise UserError(
-            f"--speculate: {model} has only the next-token head and no heads to draft with; remove "
-            "--speculate, or add heads (weighted-mtp convert --add-heads N) and train them"
+            f"{option}: {model} has only the next-token head and no heads to draft with; remove "
+            f"{option}, or add heads (weighted-mtp convert --add-heads N) and train them"
         )
 
 
@@ -188,7 +197,7 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
         UserError: a value is out of range, or an option has no effect.
     """
     if args.speculate == _OFF:
-        for name in ("adaptive", "lossy_typical"):
+        for name in ("adaptive", "lossy_typical", "tree"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')} does not go with --no-speculate")
         if args.draft_vocabulary == _NONE:
@@ -206,12 +215,24 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
             raise UserError(f"--speculate {heads}: K must be at least 1")
     lossy = LossyTypical() if args.lossy_typical else None
     adaptive = args.adaptive or args.speculate == _AUTO
-    return Speculation(
-        heads,
-        adaptive,
-        lossy_typical=lossy,
-        draft_vocabulary=args.draft_vocabulary == _STORED,
-    )
+    try:
+        return Speculation(
+            heads,
+            adaptive,
+            lossy_typical=lossy,
+            draft_vocabulary=args.draft_vocabulary == _STORED,
+            tree=_tree(args.tree),
+        )
+    except ValueError as error:
+        raise UserError(f"--tree: {error}") from error
+
+
+def _tree(given: str | None) -> int | Literal["auto"] | None:
+    if given is None or given == _AUTO:
+        return given
+    if not re.fullmatch(r"[+-]?\d+", given):
+        raise UserError(f"--tree {given!r}: give auto, or the most tokens of a pass, from 2 on")
+    return int(given)
 
 
 def _unescaped(text: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.rows import Row
+from weighted_mtp.decoding.tree import Tree
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _CROWDED = 0.75  # share of live rows below which the ended ones are dropped
@@ -47,6 +48,7 @@ class Batch:
         max_new_tokens: room for each after its prompt.
         penalised: keep track of the tokens each row has seen.
         draft_ids: tokens that may be drafted, `[V']`, ascending; None for all V.
+        drafts: most that one read holds for a row; None for one of each further head.
 
     Attributes:
         rows: one for each place in the cache; some may have ended.
@@ -60,13 +62,14 @@ class Batch:
         max_new_tokens: int,
         penalised: bool,
         draft_ids: Tensor | None = None,
+        drafts: int | None = None,
     ) -> None:
         weight = model.tok_embeddings.weight
         self.rows, self.device = list(rows), weight.device
         self.model = FastModel(model, max_new_tokens, draft_ids)
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
-        spare = model.args.n_future_tokens - 1  # drafts past the last token
+        spare = model.args.n_future_tokens - 1 if drafts is None else drafts  # past the last token
         self._length = min(wanted + spare, model.max_positions)
         self._cache = self.model.cache(len(rows), self._length)
         self._window: Window | None = None  # of the last read
@@ -116,6 +119,32 @@ class Batch:
         assert self._window is not None, "nothing was read"
         places = [row[index] for row, index in zip(self._places, at, strict=True)]
         return self.model.guess_some(self._window, places, counts)
+
+    @property
+    def room(self) -> int:
+        """Slots for the next read of the only row."""
+        return self._length - len(self.rows[0].tokens) + 1
+
+    def read_tree(self, tree: Tree) -> Tensor:
+        """`read` for the only row, whose newest token is the tree's root: states `[1, S, D]` at
+        every node. `keep_path` must follow."""
+        if not self.read_prompts or len(tree) == 1:
+            return self.read()
+        start = len(self.rows[0].tokens) - 1
+        placed = tree.context(self.model.definition, start, self.device)
+        nodes = self.tensor([tree.tokens])
+        states, self._window = self.model.read(nodes, start, self._cache, placed)
+        self._places = [list(range(len(tree)))]
+        return states
+
+    def keep_path(self, nodes: Sequence[int]) -> None:
+        """Of the last tree keep these nodes, a path from its root; `guess` counts along it."""
+        assert self._window is not None, "nothing was read"
+        start = self._window.start_pos
+        if len(self._places[0]) > 1 and isinstance(start, int):
+            self._cache.move(nodes, start)
+            self._window = self._window.of_path(nodes, start)
+            self._places = [list(range(len(nodes)))]
 
     def _read_prompts(self) -> Tensor:
         lengths = [len(row.tokens) for row in self.rows]

@@ -48,6 +48,13 @@ class Window:
     heads: LayerCache  # of heads 2 … k together
     cache: KVCache
 
+    def of_path(self, nodes: Sequence[int], start: int) -> Window:
+        """Of a tree's tokens `nodes` only, moved to the slots from `start` on."""
+        index = torch.tensor(nodes).to(self.trunk.device)
+        heads = LayerCache(self.heads.keys, self.heads.values, start, start + len(nodes), None)
+        freqs_cis = self.freqs_cis[index]
+        return Window(self.trunk[:, index], start, [start], freqs_cis, heads, self.cache)
+
 
 class FastModel:
     """A model that reads tokens for a decoder.
@@ -92,12 +99,17 @@ class FastModel:
         return KVCache(self.args, rows, length, device, self.dtype, self._heads is not None)
 
     def read(
-        self, tokens: Tensor, start_pos: int | Tensor | Sequence[int], cache: KVCache
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor | Sequence[int],
+        cache: KVCache,
+        placed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Window]:
         """The first head's normalised states `[B, S, D]`, and what `guess` wants.
 
         Arguments and errors as for `Transformer.forward`; `start_pos` may be a list as well, one
-        for each row.
+        for each row. `placed` are rotations and mask of tokens that do not follow each other
+        (`Tree.context`).
         """
         model, (B, S) = self._model, tokens.shape
         if isinstance(start_pos, int):
@@ -109,7 +121,7 @@ class FastModel:
             if any(start != start_pos for start in starts):
                 start_pos = torch.tensor(starts).to(tokens.device, non_blocking=True)
         slots = cache.slots(B, start_pos, S, self.args.n_layers)
-        freqs_cis, mask = model.context(tokens, start_pos, cache)
+        freqs_cis, mask = placed or model.context(tokens, start_pos, cache)
         h: Tensor = model.embed(tokens)  # [B, S, D]
         bias = None if mask is None else self._bias(cast(Tensor, mask), h.dtype)
         trunk = h

@@ -65,8 +65,9 @@ class RunningBatch:
     ) -> None:
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         ids = None if speculation is None else speculation.ids_of(model)
-        if speculation is not None and (speculation.draft or speculation.lossy_typical):
-            raise ValueError("a running batch drafts as the text is drawn, and without loss")
+        odd = speculation and (speculation.draft or speculation.lossy_typical or speculation.tree)
+        if odd:
+            raise ValueError("a running batch drafts chains, as the text is drawn, without loss")
         if length + k - 1 > model.max_positions:
             raise ValueError(
                 f"rows of {length} tokens and {k - 1} drafts exceed the model's "

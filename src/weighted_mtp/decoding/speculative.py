@@ -11,6 +11,7 @@ Letters: B batch, W window, k tokens ahead, D model width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class Speculation:
         lossy_typical: accept drafts by this rule instead. **Changes the text.**
         draft_vocabulary: draft from the tokens of the model's draft vocabulary alone, if it has
             one (`Transformer.draft_ids`).
+        tree: draft a tree of up to this many nodes, the newest token included, instead of a chain
+            (one row at a time; `tree_speculative`); with `adaptive` as many for each step as give
+            the most expected tokens for its time. "auto": adaptive, its costs measured on the spot
+            (`measured_tree`). None: a chain.
+        pass_costs: for an adaptive tree: what passes over 1, 2, … `tree` tokens cost
+            (`measure_pass_costs`); None: 1 + `token_cost`·(tokens − 1).
     """
 
     k: int | None = None
@@ -54,12 +61,35 @@ class Speculation:
     draft: Sampling | None = None
     lossy_typical: LossyTypical | None = None
     draft_vocabulary: bool = True
+    tree: int | Literal["auto"] | None = None
+    pass_costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
         if self.token_cost is not None and not 0 <= self.token_cost < float("inf"):
             raise ValueError(f"token_cost must be 0 or more, got {self.token_cost}")
+        if self.tree is not None:
+            self._check_tree(self.tree)
+
+    def _check_tree(self, tree: int | str) -> None:
+        if tree != "auto" and (isinstance(tree, str) or tree < 2):
+            raise ValueError(f"tree must be auto or a number of nodes from 2 on, got {tree!r}")
+        if self.k == 1:
+            raise ValueError("a tree of drafts needs k of at least 2: one head guesses nothing")
+        if self.lossy_typical is not None:
+            raise ValueError("a tree of drafts is exact; leave out lossy_typical, or the tree")
+        if self.pass_costs is not None and (
+            tree == "auto" or len(self.pass_costs) != tree or min(self.pass_costs) <= 0
+        ):
+            raise ValueError(f"pass_costs must be {tree} numbers above 0, one for each width")
+
+    def costs_of_passes(self) -> tuple[float, ...]:
+        """Costs of passes over 1, 2, … nodes of the tree, which must be a number."""
+        if self.pass_costs is not None:
+            return self.pass_costs
+        assert isinstance(self.tree, int), "measure an auto tree first"
+        return tuple(1 + self.fixed_cost * i for i in range(self.tree))
 
     def heads_of(self, n: int) -> int:
         """k for a model of n heads.

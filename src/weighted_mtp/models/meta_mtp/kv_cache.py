@@ -9,6 +9,7 @@ Letters: B batch, S new tokens, T slots read, K key/value heads, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -227,6 +228,20 @@ class KVCache:
             for tensor in stored:
                 tensor[target, :, :count] = tensor[source, :, :count]
         self.heads_read[target] = self.heads_read[source]
+
+    def move(self, places: Sequence[int], start: int) -> None:
+        """Write slots `start + places[i]` over `start + i`, in every row and block: several
+        continuations were read, and one of them stays.
+
+        Args:
+            places: rising, of tokens that were read at their right positions.
+        """
+        if list(places) == list(range(len(places))):
+            return
+        index = start + torch.tensor(places).to(self.keys[0].device)
+        for stored in self._stored:
+            for tensor in stored:
+                tensor[:, :, start : start + len(places)] = tensor[:, :, index]
 
     def joint(self, slot: LayerCache) -> LayerCache:
         """The extra heads' slices as one of (n − 1)·K key heads, where `slot` is."""
