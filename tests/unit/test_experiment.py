@@ -17,7 +17,7 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments import bench, run, seed, summary
-from weighted_mtp.pipelines.experiments.arms import DESIGNS, WMTP, WMTP_ARMS
+from weighted_mtp.pipelines.experiments.arms import DESIGNS, RHO1, WMTP, WMTP_ARMS
 from weighted_mtp.pipelines.experiments.plan import (
     CHOICE_SEED,
     REGIMES,
@@ -134,10 +134,10 @@ def test_arms_share_rows_and_labels_are_flipped_in_training_only(request_, tmp_p
     recipe = one.recipe(WMTP.base)
     path = tmp_path / "rows.jsonl"
     rows = training_rows(path, recipe, SMALL, 0, one.collator)
-    assert sum(x.is_correct for x in rows.examples) == 4
-    assert len(rows.examples) == 12
-    taken = {kind: rows.groups(kind, 5).take(0, 12) for kind in ("all", "unmutated")}
-    assert [g[0].row for g in taken["all"]] == [g[0].row for g in taken["unmutated"]]
+    assert sum(x.is_correct for x in rows.kinds["all"]) == 4
+    assert len(rows.kinds["all"]) == 12
+    taken = {kind: rows.groups(kind, 5).take(0, 12) for kind in ("all", "without_mistakes")}
+    assert [g[0].row for g in taken["all"]] == [g[0].row for g in taken["without_mistakes"]]
     for (plain,), (masked,) in zip(*taken.values(), strict=True):
         assert plain.ids == masked.ids
         assert bool(masked.holes) == (not plain.is_correct)
@@ -149,11 +149,12 @@ def test_arms_share_rows_and_labels_are_flipped_in_training_only(request_, tmp_p
 
     noisy = training_rows(path, recipe, replace(SMALL, flipped=0.25), 0, one.collator)
     changed = [
-        a.is_correct != b.is_correct for a, b in zip(rows.examples, noisy.examples, strict=True)
+        a.is_correct != b.is_correct
+        for a, b in zip(rows.kinds["all"], noisy.kinds["all"], strict=True)
     ]
     assert sum(changed) == 3
-    masked = [bool(x.holes) for x in noisy.unmutated]  # the oracle knows the truth
-    assert masked == [not x.is_correct for x in rows.examples]
+    masked = [bool(x.holes) for x in noisy.kinds["without_mistakes"]]  # the oracle knows the truth
+    assert masked == [not x.is_correct for x in rows.kinds["all"]]
 
 
 # --- a whole run ---
@@ -329,3 +330,42 @@ def test_the_command_writes_text_and_picture(request_, tmp_path, capsys):
     assert (page.parent / "figures" / "experiment-wmtp-scarce.png").stat().st_size > 10_000
     assert main([*words, "--n-validation", "4"]) == 2
     assert "the plan says" in capsys.readouterr().err
+
+
+# --- rho1 ---
+
+
+def test_noise_is_known_to_the_oracle_and_the_reference_has_other_problems(tmp_path, monkeypatch):
+    few = Regime(12, 0, 6, 0.0, "regime", "a few", replaced=0.3)
+    monkeypatch.setitem(REGIMES, "noisy-tokens", few)
+    request = ExperimentRequest(tmp_path, "rho1", "noisy-tokens", steps=1, settings=TINY)
+    one = seed.Seed(replace(request, base_steps=1, n_validation=2, n_test=2, n_problems=0), 0)
+    kinds = one.rows.kinds
+    assert len(kinds["all"]) == 8
+    assert len(kinds["reference"]) == 4
+    assert not {x.task_id for x in kinds["all"]} & {x.task_id for x in kinds["reference"]}
+    for noisy, clean, known in zip(
+        kinds["all"], kinds["clean"], kinds["without_mistakes"], strict=True
+    ):
+        changed = [
+            i for i, pair in enumerate(zip(noisy.ids, clean.ids, strict=True)) if len({*pair}) > 1
+        ]
+        assert noisy.ids[-1] == clean.ids[-1]
+        assert known.holes == tuple((i, i + 1) for i in changed)
+        assert all(i >= clean.prompt_length for i in changed)
+    assert sum(len(x.holes) for x in kinds["without_mistakes"]) > 0
+
+    run._generate(request, "validation", 2)
+    lines = one.reference
+    assert [x.ids for x in lines] == [x.ids for x in kinds["all"]]
+    heads = one.recipe(RHO1.base).model.architecture.n_future_tokens
+    assert lines[0].reference.shape == (len(lines[0].ids), heads)
+    assert (lines[0].reference[lines[0].prompt_length :] > 0).all()
+    for arm in ("same", "next", "difficult", "random_60", "clean"):
+        assert one.train(RHO1.arms[arm]).tokens > 0
+
+
+def test_a_regime_of_another_experiment_is_refused(tmp_path):
+    with pytest.raises(UserError, match="rho1 has noisy-tokens"):
+        check_request(ExperimentRequest(tmp_path, "rho1", "scarce"))
+    assert make_plan(ExperimentRequest(tmp_path, "rho1", "noisy-tokens"))["choice_seeds"] == []

@@ -34,13 +34,15 @@ DEFAULT = ExperimentRequest(Path())
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `experiment`."""
     parser.add_argument(
-        "name", choices=list(DESIGNS), help="wmtp: all token weightings and their controls"
+        *("name",),
+        choices=list(DESIGNS),
+        help="wmtp: all token weightings and their controls; rho1: selection of tokens by a "
+        "reference",
     )
     parser.add_argument(
         "--regime",
         choices=list(REGIMES),
-        default=DEFAULT.regime,
-        help=f"what there is to learn from (default {DEFAULT.regime}): "
+        help="what there is to learn from (default scarce, or noisy-tokens for rho1): "
         + "; ".join(f"{name}: {regime.about}" for name, regime in REGIMES.items()),
     )
     parser.add_argument(
@@ -58,10 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-limit",
         type=float,
-        default=DEFAULT.base_limit,
         metavar="NATS",
-        help="leave a seed out if its base has a higher validation loss "
-        f"(default {DEFAULT.base_limit:g})",
+        help="leave a seed out if its base has a higher validation loss (default 1, rho1: 1.5)",
     )
     parser.add_argument(
         "--set",
@@ -106,6 +106,7 @@ def _counts(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write text, tables and picture."""
+    args.regime = args.regime or DESIGNS[args.name].regimes[0]
     request = request_of(args)
     title = f"experiment {args.name}, {args.regime}"
     check_output_file(args.results, "--results")
@@ -158,11 +159,15 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
     excluded = ", ".join(map(str, results["excluded"])) or "none"
     losses = [base["loss"] for base in results["base"].values()]
     known = [loss for loss in losses if loss is not None]
+    replaced = rows["replaced"]
+    noise = (
+        f", {replaced:.0%} of whose tokens are replaced (a third is kept clean for the reference)"
+    )
+    noise = noise if replaced else ""
     flipped = f", {rows['flipped']:.0%} of the labels flipped" if rows["flipped"] else ""
-    broad = plan["broad_rows"]
+    broad, rule = plan["broad_rows"], plan["exclusion"]
     learnt = f"{broad['right']} right and {broad['wrong']} wrong programs of other problems"
     learnt = "these rows" if rows["base_rows"] == "regime" else learnt
-    means = ", ".join(f"{name}: {loss:.4f}" for name, loss in choice["means"].items())
     return f"""
 {outcome(results)}
 
@@ -173,7 +178,7 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
 {comparison_table(results)}
 
 - Rows of each seed: {rows["right"]} right and {rows["wrong"]} wrong programs of {rows["problems"]}
-  problems{flipped}. Base and critic: {request["base_steps"]} steps from scratch on {learnt};
+  problems{flipped}{noise}. Base and critic: {request["base_steps"]} steps from scratch on {learnt};
   every arm: {request["steps"]} more.
 - Loss of head 1 on the right programs of {request["n_test"]} test problems, nats per token, lower
   is better; brackets are 95 % t-intervals over {len(results["seeds"])} seeds. Share of headroom:
@@ -181,22 +186,28 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
   over both. pass@1: {request["n_problems"]} test problems, greedy, differences in points.
 - The bold contrast was written to plan.json on {plan["written"]}, before any training; its p is not
   corrected, the others are (Holm).
-- λ, β of `chosen`: **{choice["chosen"]}**, lowest of the validation losses of
-  {request["choice_seeds"]} seeds of their own ({means}).
-- {plan["exclusion"][0].upper()}{plan["exclusion"][1:]}. Excluded: {excluded}. Bases:
+{_choice(plan, choice)}- {rule[0].upper()}{rule[1:]}. Excluded: {excluded}. Bases:
   {min(known, default=float("nan")):.3f} to {max(known, default=float("nan")):.3f} nats.
 - {results["training_minutes"]:.0f} core-minutes of training. Written by `{command}`.
 """
 
 
+def _choice(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    if plan["choice"] is None:
+        return ""
+    means = ", ".join(f"{name}: {loss:.4f}" for name, loss in choice["means"].items())
+    return (
+        f"- λ, β of `chosen`: **{choice['chosen']}**, lowest of the validation losses of "
+        f"{len(plan['choice_seeds'])}\n  seeds of their own ({means}).\n"
+    )
+
+
 def _command(args: argparse.Namespace, request: ExperimentRequest) -> str:
     words: list[object] = ["weighted-mtp", "experiment", args.name, "--regime", args.regime]
-    for name in ("preset", "base_rows", "base_limit", "n_problems", *COUNTS):
+    for name in ("preset", "n_problems", "base_rows", "base_limit", "flipped", *COUNTS):
         value = getattr(request, name)
         if name != "jobs" and value != getattr(DEFAULT, name):
             words += [f"--{name.replace('_', '-')}", value]
-    if request.flipped is not None:
-        words += ["--flipped", request.flipped]
     if request.arms:
         words += ["--arms", ",".join(request.arms)]
     return command_line(*words, *(w for setting in request.settings for w in ("--set", setting)))

@@ -8,13 +8,20 @@ from typing import Literal
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe
 
-Rows = Literal["all", "right", "right_among_all", "unmutated"]
+Rows = Literal[
+    "all", "right", "right_among_all", "without_mistakes", "random_60", "clean", "reference"
+]
 """all: every row, in one order for all arms. right: those labelled right, as many a step.
-right_among_all: of the very batches of `all`, the rows labelled right. unmutated: all, but the
-mutated tokens of wrong programs are no targets."""
+right_among_all: of the very batches of `all`, the rows labelled right. without_mistakes: all, but
+the tokens that were mutated, or replaced at random, are no targets. random_60: all, but 40 % of the
+tokens are no targets. clean: all, before any token was replaced. reference: other problems."""
 
 CHOSEN = "chosen"
 """In an arm's settings: those that were chosen on validation."""
+
+
+STAGES = {"verifiable": ("critic_stage=null",), "rho1": ("reference_stage=null",)}
+"""Critic and reference are there when an arm begins."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,14 @@ class Arm:
         about: a short description.
         settings: changes to the recipe; `CHOSEN` stands for those chosen on validation.
         rows: what it learns from.
+        reference: it compares its losses with those of the reference.
     """
 
     recipe: str
     about: str
     settings: tuple[str, ...] = ()
     rows: Rows = "all"
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Design:
         base: the common start, from scratch.
         contrast: the one comparison that is named before the run and not corrected for others.
         grid: settings to choose from, on validation, for the arm `chooser`.
+        regimes: names of those it knows, the default first.
+        reference: trained from the base, for the arms that need it.
         headroom: the arm from which, and that up to which, shares of the headroom are counted.
     """
 
@@ -65,6 +76,8 @@ class Design:
     comparisons: tuple[Comparison, ...]
     chooser: str
     grid: Mapping[str, tuple[str, ...]]
+    regimes: tuple[str, ...]
+    reference: Arm | None = None
     headroom: tuple[str, str] = ("uniform", "oracle")
 
     def recipe(
@@ -78,7 +91,7 @@ class Design:
         own: list[str] = []
         for setting in arm.settings:
             own += chosen if setting == CHOSEN else (setting,)
-        stage = ("critic_stage=null",) if arm.recipe == "verifiable" else ()
+        stage = STAGES.get(arm.recipe, ())
         phase = () if arm is self.base else self.arm_settings
         return load_recipe(arm.recipe, preset, [*self.settings, *stage, *phase, *own, *more])
 
@@ -147,7 +160,7 @@ WMTP_ARMS: dict[str, Arm] = {
         "baseline",
         "as uniform, without the tokens that were mutated",
         ("objective.name=oracle",),
-        "unmutated",
+        "without_mistakes",
     ),
 }
 
@@ -193,5 +206,65 @@ WMTP = Design(
     WMTP_COMPARISONS,
     "chosen",
     GRID,
+    ("scarce", "balanced", "noisy-labels"),
 )
-DESIGNS = {design.name: design for design in (WMTP,)}
+
+SELECTED = "the 60 % of the tokens furthest behind the reference"
+RHO1_ARMS: dict[str, Arm] = {
+    "uniform": Arm("baseline", "every token", ("objective.name=uniform",)),
+    "same": Arm(
+        "rho1",
+        f"{SELECTED}'s own head",
+        ("objective.rho1.reference_heads=same",),
+        reference=True,
+    ),
+    "next": Arm(
+        "rho1",
+        f"{SELECTED}'s next-token loss",
+        ("objective.rho1.reference_heads=next",),
+        reference=True,
+    ),
+    "random_60": Arm(
+        "baseline", "60 % of the tokens, at random", ("objective.name=uniform",), "random_60"
+    ),
+    "difficult": Arm(
+        "rho1", "the 60 % of the tokens with the highest loss", ("objective.rho1.mode=difficult",)
+    ),
+    "oracle": Arm(
+        "baseline",
+        "every token that was not replaced",
+        ("objective.name=uniform",),
+        "without_mistakes",
+    ),
+    "clean": Arm("baseline", "the programs as they were", ("objective.name=uniform",), "clean"),
+}
+
+RHO1 = Design(
+    "rho1",
+    SETTINGS,
+    ARM_SETTINGS,
+    Arm(
+        "baseline",
+        "the common start of all arms",
+        ("objective.name=uniform", "training.schedule=constant"),
+    ),
+    RHO1_ARMS,
+    Comparison("same", "random_60", "the excess loss chooses the tokens"),
+    (
+        Comparison("same", "uniform", "the whole method"),
+        Comparison("next", "random_60", "the same, with the next-token reference"),
+        Comparison("next", "uniform", "the whole method, with the next-token reference"),
+        Comparison("same", "next", "which reference"),
+        Comparison("same", "difficult", "a reference, not the loss alone"),
+        Comparison("difficult", "uniform", "the loss alone (negative control)"),
+        Comparison("random_60", "uniform", "fewer tokens"),
+        Comparison("same", "oracle", "what is left to gain"),
+        Comparison("oracle", "uniform", "the headroom"),
+        Comparison("clean", "oracle", "noise in the context alone"),
+    ),
+    "same",
+    {},
+    ("noisy-tokens",),
+    Arm("baseline", "trained on clean programs of other problems", rows="reference"),
+)
+DESIGNS = {design.name: design for design in (WMTP, RHO1)}

@@ -23,7 +23,7 @@ from weighted_mtp.evaluation.critic_metrics import within_problem_auc
 from weighted_mtp.evaluation.prompts import choose_prompting
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.checkpointing.model_start import fresh_model, with_value_head
+from weighted_mtp.pipelines.checkpointing.model_start import CPU, fresh_model, with_value_head
 from weighted_mtp.pipelines.resolve import build_tokenizer, model_args
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
@@ -103,18 +103,38 @@ def train(
     return Trained(model.adapter, tokens, time.process_time() - began, found)
 
 
-@torch.no_grad()
+def model_of(recipe: Recipe, weights: Weights) -> MetaLlamaMTPAdapter:
+    """The model with these weights, without its value head."""
+    args = model_args(recipe, build_tokenizer(recipe).vocab_size)
+    adapter = fresh_model(args, recipe.model.init_std).on(CPU)
+    adapter.load_state_dict({k: v for k, v in weights.items() if k in adapter.state_dict()})
+    return adapter
+
+
 def losses(
     adapter: MetaLlamaMTPAdapter, examples: Sequence[Example], collator: AlpacaCollator
 ) -> Tensor:
     """Compute the summed cross-entropy `[N, n]` of each response under each head, in nats."""
+    each = losses_of_tokens(adapter, examples, collator)
+    return torch.stack([x.double().sum(0) for x in each])
+
+
+@torch.no_grad()
+def losses_of_tokens(
+    adapter: MetaLlamaMTPAdapter, examples: Sequence[Example], collator: AlpacaCollator
+) -> list[Tensor]:
+    """Compute the cross-entropy `[length, n]` of each token of each example under each head; 0 on
+    the prompt."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-    total = torch.zeros(len(examples), adapter.args.n_future_tokens, dtype=torch.float64)
+    found = [torch.empty(0)] * len(examples)
     for start in range(0, len(order), MEASURED_TOGETHER):
         part = order[start : start + MEASURED_TOGETHER]
-        batch = collator([examples[i] for i in part])
-        total[part] = token_losses(adapter.transformer, batch, torch.float32).double().sum(1)
-    return total
+        lines = token_losses(
+            adapter.transformer, collator([examples[i] for i in part]), torch.float32
+        )
+        for i, line in zip(part, lines, strict=True):
+            found[i] = line[: len(examples[i].ids)].clone()
+    return found
 
 
 def right_preferred(summed: Tensor, examples: Sequence[Example]) -> float | None:

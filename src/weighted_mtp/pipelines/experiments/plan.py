@@ -34,6 +34,10 @@ class Regime:
         base_rows: what base and critic learn from, if the request does not say: the same rows
             (`regime`), or a `broad` set of their own.
         about: in words.
+        replaced: share of the response tokens that are replaced at random; a third of the problems
+            is then kept clean for the reference.
+        base_limit: a seed is excluded if the validation loss of its base is above it, in nats per
+            token of head 1 on right programs.
     """
 
     right: int
@@ -42,6 +46,8 @@ class Regime:
     flipped: float
     base_rows: str
     about: str
+    replaced: float = 0.0
+    base_limit: float = 1.0
 
 
 REGIMES = {
@@ -56,6 +62,16 @@ REGIMES = {
     ),
     "noisy-labels": Regime(
         1800, 1800, 900, 0.3, "regime", "balanced, with flipped training labels"
+    ),
+    "noisy-tokens": Regime(
+        1800,
+        0,
+        900,
+        0.0,
+        "regime",
+        "right programs, 15 % of whose tokens are replaced at random (rho1)",
+        replaced=0.15,
+        base_limit=1.5,
     ),
 }
 BROAD = Regime(2700, 2700, 900, 0.0, "broad", "as many right programs as wrong ones")
@@ -75,8 +91,7 @@ class ExperimentRequest:
         base_rows: `regime` or `broad`; None for that of the regime.
         n_test, n_validation: held-out problems of either split, a right and a wrong program each.
         n_problems: test problems that every arm writes a program for; 0 for none.
-        base_limit: a seed is excluded if the validation loss of its base is above it, in nats per
-            token of head 1 on right programs.
+        base_limit: of the regime; None for its own.
         jobs: seeds at a time, one thread each.
         settings: `section.key=value` for every recipe.
     """
@@ -95,7 +110,7 @@ class ExperimentRequest:
     n_test: int = 200
     n_validation: int = 150
     n_problems: int = 50
-    base_limit: float = 1.0
+    base_limit: float | None = None
     jobs: int = 1
     settings: tuple[str, ...] = ()
 
@@ -109,7 +124,8 @@ class ExperimentRequest:
         regime = REGIMES[self.regime]
         flipped = regime.flipped if self.flipped is None else self.flipped
         base_rows = self.base_rows or regime.base_rows
-        return replace(regime, flipped=flipped, base_rows=base_rows)
+        limit = regime.base_limit if self.base_limit is None else self.base_limit
+        return replace(regime, flipped=flipped, base_rows=base_rows, base_limit=limit)
 
     @property
     def chosen_arms(self) -> tuple[str, ...]:
@@ -127,11 +143,15 @@ def check_request(request: ExperimentRequest) -> None:
     unknown = [arm for arm in request.arms if arm not in design.arms]
     if unknown:
         raise UserError(f"no arm {', '.join(unknown)}; choose from {', '.join(design.arms)}")
+    if request.regime not in design.regimes:
+        raise UserError(
+            f"--regime {request.regime}: {request.name} has {', '.join(design.regimes)}"
+        )
     needed = (design.contrast.arm, design.contrast.other)
     missing = [arm for arm in needed if arm not in request.chosen_arms]
     if missing:
         raise UserError(f"the contrast needs {' and '.join(needed)}: add {missing[0]} to --arms")
-    chosen = next(iter(design.grid.values()))
+    chosen = next(iter(design.grid.values()), ())
     for arm in (design.base, *(design.arms[name] for name in request.chosen_arms)):
         design.recipe(arm, request.preset, chosen, request.settings)
 
@@ -139,7 +159,7 @@ def check_request(request: ExperimentRequest) -> None:
 def make_plan(request: ExperimentRequest) -> dict[str, Any]:
     """Everything that is decided before the first training, but for the date."""
     design, asked = request.design, asdict(request)
-    for key in ("directory", "jobs", "arms", "name", "flipped", "base_rows"):
+    for key in ("directory", "jobs", "arms", "name", "flipped", "base_rows", "base_limit"):
         del asked[key]
     return {
         "experiment": request.name,
@@ -153,9 +173,10 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
         "rows": asdict(request.data),
         "broad_rows": asdict(BROAD),
         "final_seeds": list(range(request.seeds)),
-        "choice_seeds": [CHOICE_SEED + i for i in range(request.choice_seeds)],
+        "choice_seeds": choice_seeds(request),
         "arms": {name: _arm(design.arms[name]) for name in request.chosen_arms},
         "base": _arm(design.base),
+        "reference": None if design.reference is None else _arm(design.reference),
         "settings_of_all": list(design.settings),
         "settings_of_arms": list(design.arm_settings),
         "choice": {
@@ -163,7 +184,9 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
             "settings": {name: list(settings) for name, settings in design.grid.items()},
             "rule": "lowest mean over the choice seeds of the validation loss of head 1 on right "
             "programs; written to choice.json before a test program is generated",
-        },
+        }
+        if design.grid
+        else None,
         "primary_figure": "loss of head 1 on right programs of the test split, nats per token "
         "(all tokens of a seed together)",
         "contrast": asdict(design.contrast),
@@ -172,8 +195,13 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
         "comparisons": [asdict(each) for each in comparisons_of(request)],
         "test_of_the_comparisons": "the same, p-values corrected by Holm's method",
         "exclusion": f"a seed is excluded, with all its arms, if its base has a validation loss of "
-        f"head 1 on right programs above {request.base_limit} nats; it is not replaced",
+        f"head 1 on right programs above {request.data.base_limit} nats; it is not replaced",
     }
+
+
+def choice_seeds(request: ExperimentRequest) -> list[int]:
+    """The seeds to choose with; none where there is nothing to choose."""
+    return [CHOICE_SEED + i for i in range(request.choice_seeds if request.design.grid else 0)]
 
 
 def comparisons_of(request: ExperimentRequest) -> list[Any]:

@@ -18,9 +18,9 @@ from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments.plan import (
-    CHOICE_SEED,
     ExperimentRequest,
     check_request,
+    choice_seeds,
     write_plan,
 )
 from weighted_mtp.pipelines.experiments.rows import held_out_rows
@@ -44,7 +44,7 @@ def run_experiment(request: ExperimentRequest) -> dict[str, Any]:
         _generate(request, "validation", request.n_validation)
         choice = choose(request)
         _generate(request, "test", request.n_test)
-        chosen = tuple(request.design.grid[choice["chosen"]])
+        chosen = request.design.grid.get(choice["chosen"], ())
         _each(request, run_final_seed, [(number, chosen) for number in range(request.seeds)])
         results = dict(without_nan(summarise(request, plan, choice)))
         write_json(request.directory / RESULTS, results)
@@ -52,7 +52,8 @@ def run_experiment(request: ExperimentRequest) -> dict[str, Any]:
 
 
 def choose(request: ExperimentRequest) -> dict[str, Any]:
-    """Choose the settings of the grid by their validation loss, and write the choice.
+    """Choose the settings of the grid by their validation loss, and write the choice. Without a
+    grid nothing is chosen.
 
     Raises:
         UserError: the base of every choice seed failed.
@@ -60,7 +61,9 @@ def choose(request: ExperimentRequest) -> dict[str, Any]:
     path = request.directory / CHOICE
     if path.exists():
         return dict(read_json(path))
-    numbers = [CHOICE_SEED + i for i in range(request.choice_seeds)]
+    if not request.design.grid:
+        return {"chosen": ""}
+    numbers = choice_seeds(request)
     _each(request, run_choice_seed, [(number,) for number in numbers])
     losses: dict[str, list[float]] = {}
     for place, name in enumerate(request.design.grid):
@@ -69,7 +72,7 @@ def choose(request: ExperimentRequest) -> dict[str, Any]:
     if not any(losses.values()):
         raise UserError(
             f"{request.directory}: the base of every choice seed has a validation loss above "
-            f"{request.base_limit}; train it longer (--base-steps)"
+            f"{request.data.base_limit}; train it longer (--base-steps)"
         )
     means = {name: sum(values) / len(values) for name, values in losses.items()}
     choice = {"chosen": min(means, key=lambda name: means[name]), "means": means, "losses": losses}

@@ -7,12 +7,11 @@ arm that has none.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from weighted_mtp.core.config.recipe import Recipe
@@ -21,11 +20,13 @@ from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Example
+from weighted_mtp.data.loading import Groups, ShuffledGroups
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments import bench
 from weighted_mtp.pipelines.experiments.arms import Arm
+from weighted_mtp.pipelines.experiments.bench import Weights
 from weighted_mtp.pipelines.experiments.plan import BROAD, ExperimentRequest
 from weighted_mtp.pipelines.experiments.rows import (
     TrainingRows,
@@ -35,8 +36,9 @@ from weighted_mtp.pipelines.experiments.rows import (
 
 log = get_logger(__name__)
 
-ARM_ORDER = 5000
-"""Added to the seed for the order in which arms read the rows: another one than their base had."""
+ARM_ORDER, REFERENCE_ORDER = 5000, 6000
+"""Added to the seed for the order in which arms and the reference read their rows: others than the
+base had."""
 BROAD_ROWS = 100_000
 """Added to the seed of the generator for the rows of a broad base."""
 
@@ -70,36 +72,59 @@ class Seed:
         return training_rows(path, recipe, self.request.data, self.number, self.collator)
 
     @cached_property
-    def base(self) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    def base(self) -> tuple[Weights, dict[str, Any]]:
         """Weights and figures of the base, which is trained if it has not been."""
-        weights, figures = self.folder / "base.safetensors", self.folder / "base.json"
-        if not figures.exists():
-            recipe = self.recipe(self.request.design.base)
+        recipe = self.recipe(self.request.design.base)
+
+        def groups() -> Groups:
             rows = self.rows
             if self.request.data.base_rows == "broad":
                 path = self.folder / "broad.jsonl"
                 rows = training_rows(path, recipe, BROAD, BROAD_ROWS + self.number, self.collator)
+            return rows.groups("all", self.number)
+
+        return self._stage("base", recipe, groups, None)
+
+    @cached_property
+    def reference(self) -> list[Example]:
+        """The rows of `all` with the reference's losses; it is trained if it has not been."""
+        arm = self.request.design.reference
+        if arm is None:
+            raise ValueError(f"{self.request.name} has no reference")
+        recipe = self.recipe(arm)
+        start = self.base[0]
+        order = REFERENCE_ORDER + self.number
+        weights, _ = self._stage(
+            "reference", recipe, lambda: self.rows.groups(arm.rows, order), start
+        )
+        examples = self.rows.kinds["all"]
+        each = bench.losses_of_tokens(bench.model_of(recipe, weights), examples, self.collator)
+        pairs = zip(examples, each, strict=True)
+        return [example._replace(reference=losses) for example, losses in pairs]
+
+    def _stage(
+        self, name: str, recipe: Recipe, groups: Callable[[], Groups], start: Weights | None
+    ) -> tuple[Weights, dict[str, Any]]:
+        """Train what arms start from or compare with, or read it if that was done before."""
+        weights, figures = (self.folder / f"{name}.{end}" for end in ("safetensors", "json"))
+        if not figures.exists():
             held_out = self.examples("validation")
-            groups = rows.groups("all", self.number)
-            trained = bench.train(recipe, groups, self.folder, held_out=held_out)
+            trained = bench.train(recipe, groups(), self.folder, start, held_out)
             partial = weights.with_suffix(".partial")
             save_file(trained.adapter.state_dict(), partial)
             os.replace(partial, weights)
-            found = {
-                "loss": trained.held_out["head_loss"][0],
-                "figures": _plain(trained.held_out),
-                "tokens": trained.tokens,
-                "seconds": trained.seconds,
-            }
-            write_json(figures, without_nan(found))
-            loss, seconds = found["loss"], found["seconds"]
-            log.info("seed %d: base, %.4f nats (%.0f s)", self.number, loss, seconds)
+            loss, seconds = trained.held_out["head_loss"][0], trained.seconds
+            found = {"loss": loss, "figures": _plain(trained.held_out)}
+            write_json(
+                figures, without_nan({**found, "tokens": trained.tokens, "seconds": seconds})
+            )
+            log.info("seed %d: %s, %.4f nats (%.0f s)", self.number, name, loss, seconds)
         return load_file(weights), read_json(figures)
 
     @property
     def excluded(self) -> bool:
         """Whether the plan's rule leaves this seed out."""
-        return is_excluded(self.base[1]["loss"], self.request.base_limit)
+        return is_excluded(self.base[1]["loss"], self.request.data.base_limit)
 
     def examples(self, split: Split) -> list[Example]:
         """The held-out programs of a split, which must have been generated."""
@@ -121,12 +146,18 @@ class Seed:
 
     def train(self, arm: Arm, chosen: tuple[str, ...] = ()) -> bench.Trained:
         """Train an arm from the base."""
-        groups = self.rows.groups(arm.rows, ARM_ORDER + self.number)
+        order = ARM_ORDER + self.number
+        groups = self.rows.groups(arm.rows, order)
+        if arm.reference:
+            groups = ShuffledGroups([(example,) for example in self.reference], order)
         return bench.train(self.recipe(arm, chosen), groups, self.folder, self.base[0])
 
     def measure(self, trained: bench.Trained | None, split: Split) -> dict[str, Any]:
         """Figures of an arm, or of the base, on a split; `n_problems` only on the test split."""
-        adapter = trained.adapter if trained is not None else self._base_model()
+        base = self.request.design.arms["uniform"]
+        adapter = bench.model_of(self.recipe(base), self.base[0])
+        if trained is not None:
+            adapter = trained.adapter
         examples = self.examples(split)
         summed = bench.losses(adapter, examples, self.collator)
         right = [i for i, example in enumerate(examples) if example.is_correct]
@@ -145,12 +176,6 @@ class Seed:
         count = self.request.n_test if split == "test" else self.request.n_validation
         path = held_out_path(self.request, split)
         return held_out_rows(path, self.recipe(self.request.design.base), split, count)
-
-    def _base_model(self) -> Any:
-        recipe = self.recipe(self.request.design.arms["uniform"])
-        training = recipe.training.model_copy(update={"steps": 0})
-        untrained = recipe.model_copy(update={"training": training})
-        return bench.train(untrained, self.rows.groups("all", 0), self.folder, self.base[0]).adapter
 
 
 def held_out_path(request: ExperimentRequest, split: Split) -> Path:

@@ -84,7 +84,8 @@ def summarise(
         UserError: every seed is excluded.
     """
     bases = {n: _base(request, n) for n in range(request.seeds)}
-    seeds = [n for n, base in bases.items() if not is_excluded(base["loss"], request.base_limit)]
+    limit = request.data.base_limit
+    seeds = [n for n, base in bases.items() if not is_excluded(base["loss"], limit)]
     if not seeds:
         raise UserError(
             f"{request.directory}: every seed is excluded; the bases have validation losses of "
