@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-limit",
         type=float,
         metavar="NATS",
-        help="leave a seed out if its base has a higher validation loss (default 1, rho1: 1.5)",
+        help="leave a seed out if its base has a higher validation loss (default 0.5, rho1: 1.5)",
     )
     parser.add_argument(
         "--set",
@@ -188,7 +188,7 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
   corrected, the others are (Holm).
 {_choice(plan, choice)}- {rule[0].upper()}{rule[1:]}. Excluded: {excluded}. Bases:
   {min(known, default=float("nan")):.3f} to {max(known, default=float("nan")):.3f} nats.
-- {results["training_minutes"]:.0f} core-minutes of training. Written by `{command}`.
+- {results["core_minutes"]:.0f} core-minutes, generating the data excepted. Written by `{command}`.
 """
 
 

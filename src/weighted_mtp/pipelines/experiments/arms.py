@@ -97,7 +97,7 @@ class Design:
 
 
 SETTINGS = (
-    # Two fifths of the preset's time per step.
+    # Three fifths of the preset's time per step.
     "model.architecture.dim=96",
     "model.architecture.n_layers=8",
     # As fast on a CPU at this size as bfloat16, and no rounding.
@@ -106,17 +106,19 @@ SETTINGS = (
     "data.micro.incorrect_per_problem=1",
 )
 
+BASE_SETTINGS = ("training.schedule=linear", "training.final_learning_rate=1e-3")
+ARM_SETTINGS = (
+    # An arm goes on with the learning rate at which its base ended: one that warmed up and
+    # restarted would spend its few steps on getting back to where it began.
+    "training.schedule=linear",
+    "training.learning_rate=1e-3",
+    "training.warmup_fraction=0",
+)
+
 BASE = Arm(
     "critic",
     "the common start of all arms",
-    ("objective.value.lm_rows=all", "training.schedule=constant"),
-)
-
-ARM_SETTINGS = (
-    # The decay phase of warmup, stable, decay, of which the base is the other two: an arm that
-    # warmed up and restarted would spend its few steps on getting back to where it began.
-    "training.schedule=linear",
-    "training.warmup_fraction=0",
+    ("objective.value.lm_rows=all", *BASE_SETTINGS),
 )
 
 WMTP_ARMS: dict[str, Arm] = {
@@ -187,8 +189,9 @@ GRID = {
     f"λ {lam}, β {beta}": (f"objective.td.lam={lam}", f"objective.td.beta={beta}")
     for lam, beta in (
         (0.0, 0.1),
-        (0.0, 0.3),
         (0.5, 0.1),
+        (0.8, 0.1),
+        (0.95, 0.1),
         (0.5, 0.3),
         (0.8, 0.3),
         (0.95, 0.3),
@@ -246,7 +249,7 @@ RHO1 = Design(
     Arm(
         "baseline",
         "the common start of all arms",
-        ("objective.name=uniform", "training.schedule=constant"),
+        ("objective.name=uniform", *BASE_SETTINGS),
     ),
     RHO1_ARMS,
     Comparison("same", "random_60", "the excess loss chooses the tokens"),

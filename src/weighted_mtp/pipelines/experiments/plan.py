@@ -47,7 +47,7 @@ class Regime:
     base_rows: str
     about: str
     replaced: float = 0.0
-    base_limit: float = 1.0
+    base_limit: float = 0.5
 
 
 REGIMES = {
@@ -104,8 +104,8 @@ class ExperimentRequest:
     seeds: int = 10
     choice_seeds: int = 2
     arms: tuple[str, ...] = ()
-    steps: int = 60
-    base_steps: int = 600
+    steps: int = 80
+    base_steps: int = 500
     base_rows: str | None = None
     n_test: int = 200
     n_validation: int = 150

@@ -7,6 +7,7 @@ arm that has none.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -163,7 +164,6 @@ class Seed:
         right = [i for i, example in enumerate(examples) if example.is_correct]
         found: dict[str, Any] = {
             "tokens": 0 if trained is None else trained.tokens,
-            "seconds": 0.0 if trained is None else trained.seconds,
             "right_preferred": bench.right_preferred(summed, examples),
             "lengths": [len(examples[i].ids) - examples[i].prompt_length for i in right],
             "losses": [[round(x, 6) for x in summed[i].tolist()] for i in right],
@@ -192,9 +192,10 @@ def run_choice_seed(request: ExperimentRequest, number: int) -> None:
     for place, settings in enumerate(design.grid.values()):
         path = seed.folder / f"choice{place}.json"
         if not path.exists():
+            began = time.process_time()
             trained = seed.train(design.arms[design.chooser], settings)
             found = seed.measure(trained, "validation")
-            found["loss"] = head_1(found)
+            found |= {"loss": head_1(found), "seconds": time.process_time() - began}
             write_json(path, found)
             log.info("seed %d: %s, %.4f nats", number, " ".join(settings), found["loss"])
 
@@ -208,8 +209,10 @@ def run_final_seed(request: ExperimentRequest, number: int, chosen: tuple[str, .
     for name in ("base", *request.chosen_arms):
         path = arm_path(request, number, name)
         if not path.exists():
+            began = time.process_time()
             trained = None if name == "base" else seed.train(request.design.arms[name], chosen)
             found = seed.measure(trained, "test")
+            found["seconds"] = time.process_time() - began
             write_json(path, found)
             loss, seconds = head_1(found), found["seconds"]
             log.info("seed %d: %s, %.4f nats (%.0f s)", number, name, loss, seconds)

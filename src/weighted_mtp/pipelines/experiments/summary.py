@@ -104,8 +104,6 @@ def summarise(
     corrected = holm([each["loss"]["p"] for each in compared])
     for each, p in zip(compared, corrected, strict=True):
         each["p_holm"] = p
-    training = sum(base["seconds"] for base in bases.values())
-    training += sum(float(table.seconds.sum()) for table in tables.values())
     return {
         "plan": dict(plan),
         "choice": dict(choice),
@@ -115,7 +113,7 @@ def summarise(
         "arms": arms,
         "contrast": compare(tables, request.design.contrast),
         "comparisons": compared,
-        "training_minutes": training / 60,
+        "core_minutes": _seconds(request) / 60,
     }
 
 
@@ -176,3 +174,9 @@ def _arm(table: ArmTable) -> dict[str, Any]:
 
 def _base(request: ExperimentRequest, number: int) -> dict[str, Any]:
     return dict(read_json(request.directory / f"seed{number}" / "base.json"))
+
+
+def _seconds(request: ExperimentRequest) -> float:
+    """Processor time of everything that was trained and measured, to choose and to test."""
+    files = [*request.directory.glob("seed*/*.json"), *request.directory.glob("seed*/arms/*.json")]
+    return sum(float(read_json(file).get("seconds", 0.0)) for file in files)
