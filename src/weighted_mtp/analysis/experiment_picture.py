@@ -20,7 +20,8 @@ BAR, DARK, OTHER = "#9db4c8", "#1f4e79", "#b5532a"
 def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     """Write the picture.
 
-    Left: the loss of every arm, a dot for each seed, with its 95 % t-interval. Right: the two arms
+    Left: the loss of every arm, as paired differences to the arm where the headroom begins, with a
+    95 % t-interval and a dot for each seed. Right: the two arms
     of the contrast, each seed's pair joined by a line.
     """
     arms = ranked(results)
@@ -40,17 +41,20 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
 
 def _arms(panel: Axes, results: Mapping[str, Any], arms: list[tuple[str, Any]]) -> None:
     named = (results["contrast"]["arm"], results["contrast"]["other"])
+    paired = all("difference" in figures for _, figures in arms)
     for place, (name, figures) in enumerate(arms):
-        test, seeds = figures["loss"], figures["loss_by_seed"]
+        test = figures["difference" if paired else "loss"]
+        seeds = figures["difference_by_seed" if paired else "loss_by_seed"]
         colour = OTHER if name in named else DARK
-        panel.plot(seeds, [place] * len(seeds), ".", color=BAR, ms=5, zorder=1)
+        panel.plot(seeds, [place + 0.25] * len(seeds), ".", color=BAR, ms=5, zorder=1)
         if test["low"] is not None:
             panel.hlines(place, test["low"], test["high"], color=colour, lw=2, zorder=2)
         panel.plot(test["mean"], place, "D", color=colour, ms=5, zorder=3)
     panel.set_yticks(range(len(arms)), [name for name, _ in arms], fontsize=9)
     panel.invert_yaxis()
-    panel.set_xlabel("held-out loss of head 1 (nats per token)")
-    panel.set_title("mean, 95 % t-interval, seeds", fontsize=9)
+    words = "held-out loss of head 1 (nats per token)"
+    panel.set_xlabel(f"{words}, difference to {results['start']}" if paired else words)
+    panel.set_title("mean, 95 % t-interval; dots: seeds", fontsize=9)
     panel.grid(axis="x", color="#dddddd", lw=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -16,14 +16,18 @@ ALPHA = 0.05
 def arm_table(results: Results) -> str:
     """The arms as Markdown, the lowest loss first."""
     arms = results["plan"]["arms"]
-    header = ["arm", "trained on", "held-out loss", "share of headroom", "all heads"]
+    header = ["arm", "trained on", "held-out loss", f"− `{results['start']}`, by seed"]
+    header += ["share of headroom", "all heads"]
     written = any("pass_at_1" in figures for figures in results["arms"].values())
     header += ["pass@1"] if written else []
     header += ["right preferred", "target tokens", "CPU s"]
     rows = [header]
     for name, figures in ranked(results):
         about = arms[name]["about"] if name in arms else "no further training"
-        row = [f"`{name}`", about, _loss(figures["loss"]), share(figures.get("headroom"))]
+        row = [f"`{name}`", about, _loss(figures["loss"])]
+        same = name == results["start"] or "difference" not in figures
+        row.append("–" if same else signed(figures["difference"]))
+        row.append(share(figures.get("headroom")))
         row.append(f"{figures['all_heads']['mean']:.4f}")
         row += [percent(figures["pass_at_1"])] if written else []
         preferred = figures["right_preferred"]

@@ -178,7 +178,7 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
 {comparison_table(results)}
 
 - Rows of each seed: {rows["right"]} right and {rows["wrong"]} wrong programs of {rows["problems"]}
-  problems{flipped}{noise}. Base and critic: {request["base_steps"]} steps from scratch on {learnt};
+  problems{flipped}{noise}. Base: {request["base_steps"]} steps from scratch on {learnt};
   every arm: {request["steps"]} more.
 - Loss of head 1 on the right programs of {request["n_test"]} test problems, nats per token, lower
   is better; brackets are 95 % t-intervals over {len(results["seeds"])} seeds. Share of headroom:

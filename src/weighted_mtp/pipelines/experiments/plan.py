@@ -104,12 +104,12 @@ class ExperimentRequest:
     seeds: int = 10
     choice_seeds: int = 2
     arms: tuple[str, ...] = ()
-    steps: int = 80
+    steps: int = 90
     base_steps: int = 500
     base_rows: str | None = None
     n_test: int = 200
     n_validation: int = 150
-    n_problems: int = 50
+    n_problems: int = 100
     base_limit: float | None = None
     jobs: int = 1
     settings: tuple[str, ...] = ()

@@ -96,6 +96,10 @@ def summarise(
     arms = {}
     for name, table in tables.items():
         arms[name] = _arm(table)
+        if start in tables:
+            difference = table.head_1 - tables[start].head_1
+            arms[name]["difference"] = t_test(difference)._asdict()
+            arms[name]["difference_by_seed"] = difference.tolist()
         if start in tables and end in tables:
             arms[name]["headroom"] = share_of_headroom(
                 tables[start].head_1, table.head_1, tables[end].head_1
@@ -110,6 +114,7 @@ def summarise(
         "seeds": seeds,
         "excluded": [n for n in bases if n not in seeds],
         "base": {str(n): base for n, base in bases.items()},
+        "start": start,
         "arms": arms,
         "contrast": compare(tables, request.design.contrast),
         "comparisons": compared,
