@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-limit",
         type=float,
         metavar="NATS",
-        help="leave a seed out if its base has a higher validation loss (default 0.5, rho1: 1.5)",
+        help="leave a seed out if its base has a higher validation loss (default 0.5, rho1: 0.7)",
     )
     parser.add_argument(
         "--set",

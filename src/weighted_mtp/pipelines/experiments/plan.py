@@ -71,7 +71,7 @@ REGIMES = {
         "regime",
         "right programs, 15 % of whose tokens are replaced at random (rho1)",
         replaced=0.15,
-        base_limit=1.5,
+        base_limit=0.7,
     ),
 }
 BROAD = Regime(2700, 2700, 900, 0.0, "broad", "as many right programs as wrong ones")
