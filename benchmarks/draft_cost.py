@@ -42,73 +42,93 @@ CASES = [f"{batch}x{prompt}" for prompt in (16, 512) for batch in (1, 4, 16)]
 BAR = 0.98
 
 
-def variants(ks: Sequence[int], vocabulary: bool) -> dict[str, Speculation | None]:
-    """How to decode, by name."""
+def variants(ks: Sequence[int], vocabulary: bool, trees: bool) -> dict[str, Speculation | None]:
+    """How to decode, by name; trees are for one row."""
     found: dict[str, Speculation | None] = {"plain": None}
     for ending, use in ((", all V", False), (", V'", True))[: 1 + vocabulary]:
         found[f"default{ending}"] = Speculation(adaptive=True, draft_vocabulary=use)
         found[f"default, warm{ending}"] = Speculation(adaptive=True, draft_vocabulary=use)
         for k in ks:
             found[f"k={k}{ending}"] = Speculation(k, draft_vocabulary=use)
+    if trees:
+        found |= {f"tree {N}": Speculation(tree=N) for N in (4, 8, 16)}
+        found["tree auto"] = Speculation(tree="auto")
     return found
 
 
 def decode(
-    model: Transformer, texts: Sequence[Sequence[int]], new: int, how: Speculation | None
-) -> tuple[float, Report]:
-    """Seconds after the first token, and counts."""
-    stream = Stream(model, texts, Stopping(new), Sampling(ties="fast"), how)
-    next(stream)
-    start = time.perf_counter()
-    for _ in stream:
-        pass
-    return time.perf_counter() - start, stream.report
+    model: Transformer,
+    batches: Sequence[Sequence[Sequence[int]]],
+    new: int,
+    how: Speculation | None,
+) -> tuple[float, list[Report]]:
+    """Seconds after the first tokens of each batch, and what was counted."""
+    seconds, reports = 0.0, []
+    for texts in batches:
+        stream = Stream(model, texts, Stopping(new), Sampling(ties="fast"), how)
+        next(stream)
+        start = time.perf_counter()
+        for _ in stream:
+            pass
+        seconds += time.perf_counter() - start
+        reports.append(stream.report)
+    return seconds, reports
+
+
+def counted(reports: Sequence[Report]) -> dict[str, Any]:
+    """Figures of all batches together."""
+    steps = sum(report.steps for report in reports)
+    pairs = (
+        zip(*(r.accepted for r in reports), strict=True),
+        zip(*(r.tested for r in reports), strict=True),
+    )
+    return {
+        "tokens_per_forward": sum(r.tokens_per_forward * r.steps for r in reports) / steps,
+        "acceptance": [sum(a) / max(1, sum(t)) for a, t in zip(*pairs, strict=True)],
+        "forwards": sum(report.forwards for report in reports),
+        "nodes_per_pass": sum(report.nodes for report in reports) / steps,
+    }
 
 
 def measure(
     model: Transformer,
-    texts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[Sequence[int]]],
     hows: dict[str, Speculation | None],
     runs: int,
     new: int,
 ) -> dict[str, dict[str, Any]]:
     """Seconds of every run and what the last one did, by variant."""
     seconds: dict[str, list[float]] = {name: [] for name in hows}
-    reports: dict[str, Report] = {}
+    reports: dict[str, list[Report]] = {}
     warm = {name: type(step_clock._CLOCKS)() for name in hows}  # each its own memory of steps
     for turn in range(-1, runs):
         for name, how in hows.items():
             clocks = warm[name] if "warm" in name else type(step_clock._CLOCKS)()
             step_clock._CLOCKS = clocks
-            taken, reports[name] = decode(model, texts, new if turn >= 0 else 8, how)
+            taken, reports[name] = decode(model, batches, new if turn >= 0 else 8, how)
             if turn >= 0:
                 seconds[name].append(taken)
-    return {
-        name: {
-            "seconds": seconds[name],
-            "tokens_per_forward": reports[name].tokens_per_forward,
-            "acceptance": reports[name].acceptance,
-            "forwards": reports[name].forwards,
-        }
-        for name in hows
-    }
+    return {name: {"seconds": seconds[name], **counted(reports[name])} for name in hows}
 
 
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Tokens a second of plain decoding, and the others as multiples of it."""
-    names = [name for name in records[0]["variants"] if name != "plain"]
-    lines = ["| batch × prompt | plain tok/s | " + " | ".join(names) + " |"]
-    lines.append("|" + "---|" * (len(names) + 2))
-    for record in records:
-        found = record["variants"]
-        plain = statistics.median(found["plain"]["seconds"])
-        rate = record["batch"] * (record["new"] - 1) / plain
-        cells = [f"{record['batch']} × {record['prompt']}", f"{rate:.1f}"]
-        for name in names:
-            ratio = plain / statistics.median(found[name]["seconds"])
-            below = " **<**" if name.startswith("default") and ratio < BAR else ""
-            cells.append(f"{ratio:.2f}{below} ({found[name]['tokens_per_forward']:.2f})")
-        lines.append("| " + " | ".join(cells) + " |")
+    """Tokens a second of plain decoding, and the others as multiples of it, a column a case."""
+    lines = ["| batch × prompt | " + " | ".join(f"{r['batch']} × {r['prompt']}" for r in records)]
+    lines = [lines[0] + " |", "|---|" + "--:|" * len(records)]
+    for name in dict.fromkeys(name for r in records for name in r["variants"]):
+        cells = []
+        for record in records:
+            found = record["variants"]
+            plain = statistics.median(found["plain"]["seconds"])
+            if name not in found:
+                cells.append("–")
+            elif name == "plain":
+                cells.append(f"{record['rows'] * (record['new'] - 1) / plain:.1f} tok/s")
+            else:
+                ratio = plain / statistics.median(found[name]["seconds"])
+                below = " **<**" if name.startswith("default") and ratio < BAR else ""
+                cells.append(f"{ratio:.2f}{below} ({found[name]['tokens_per_forward']:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", f"In parentheses: tokens per forward. **<**: below {BAR} × plain."]
     return lines
 
@@ -121,6 +141,7 @@ def main() -> None:
     parser.add_argument("--k", nargs="*", type=int, help="fixed k (default: 2 and all heads)")
     parser.add_argument("--vocabulary", type=int, default=8192, help="if the model has none")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=8, help="in all, batch by batch (at least one)")
     parser.add_argument("--new", type=int, default=64, help="tokens for each row")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
@@ -136,14 +157,18 @@ def main() -> None:
     if model.draft_ids is None and args.vocabulary < V and args.kind != "byte":
         model.draft_ids, said = DraftChoice(args.vocabulary).choose(folder, V)
         print(said, file=sys.stderr)
-    hows = variants(args.k or sorted({2, n}), model.draft_ids is not None)
+    ks = args.k or sorted({2, n})
     records = []
     for case in args.cases:
         batch, prompt = map(int, case.split("x"))
-        texts = prompts(args.kind, folder, batch, prompt)
-        found = measure(model, texts, hows, args.runs, args.new)
-        records.append({"batch": batch, "prompt": prompt, "new": args.new, "variants": found})
-        print("\n".join(table(records[-1:])[:3]), file=sys.stderr)
+        count = max(1, args.rows // batch)
+        texts = prompts(args.kind, folder, batch * count, prompt)
+        batches = [texts[i * batch : (i + 1) * batch] for i in range(count)]
+        hows = variants(ks, model.draft_ids is not None, trees=batch == 1)
+        found = measure(model, batches, hows, args.runs, args.new)
+        record = {"batch": batch, "prompt": prompt, "new": args.new, "rows": batch * count}
+        records.append({**record, "variants": found})
+        print("\n".join(table(records[-1:])), file=sys.stderr)
     head = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name()}
     head |= {"python": platform.python_version(), "model": args.model.name, "dtype": args.dtype}
     head |= {"draft_tokens": None if model.draft_ids is None else len(model.draft_ids), "V": V}

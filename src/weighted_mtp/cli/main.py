@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "experiment": (
         "compare objectives and controls at equal training budget: does weighting help?",
-        "weighted-mtp experiment wmtp --seeds 3 --steps 150",
+        "weighted-mtp experiment wmtp --regime scarce --jobs 2",
     ),
     "convert": (
         "write a checkpoint in another layout or number format",
