@@ -165,10 +165,11 @@ def test_the_whole_vocabulary_is_none():
 
 def test_the_most_frequent_tokens_and_eos():
     counts = np.array([3, 0, 5, 3, 1, 0, 9])
-    assert frequent_tokens(counts, 3, eos_id=1).tolist() == [1, 2, 6]
-    assert frequent_tokens(counts, 3, eos_id=6).tolist() == [0, 2, 6]
-    assert frequent_tokens(counts, 1, eos_id=5).tolist() == [5]
-    assert frequent_tokens(counts, 100, eos_id=6).tolist() == [0, 2, 3, 4, 6]
+    assert frequent_tokens(counts, 3, {1}).tolist() == [1, 2, 6]
+    assert frequent_tokens(counts, 3, {6}).tolist() == [0, 2, 6]
+    assert frequent_tokens(counts, 3, {1, 5, 99}).tolist() == [1, 5, 6]
+    assert frequent_tokens(counts, 1, {5}).tolist() == [5]
+    assert frequent_tokens(counts, 100, {6}).tolist() == [0, 2, 3, 4, 6]
 
 
 def test_targets_are_counted_without_prompts_and_holes(monkeypatch):
@@ -309,6 +310,10 @@ def test_a_run_keeps_the_vocabulary_that_it_counted(plain, tmp_path, rows_file, 
     kept = json.loads((last_checkpoint(whole) / "trainer.json").read_text())["objective"]
     most = sorted(counts, key=lambda token: (token != 258, -counts[token], token))[:12]
     assert kept["vocabulary"] == sorted(most)
+    for run_dir in (whole, parts):  # what the heads were not taught they do not draft
+        ids = load_meta_mtp_model(run_dir, device="cpu").draft_ids
+        assert ids is not None
+        assert ids.tolist() == sorted(most)
     steps = [r for r in records(whole) if r["kind"] == "train"]
     check = [r for r in records(whole) if r["kind"] == "validation"][-1]
     assert check["head_loss"][0] > steps[-1]["head_loss"][0]  # of all tokens, not of 12

@@ -157,6 +157,9 @@ class Trainer:
         self.step, self.resumed_from = 0, run.resume_from
         if run.resume_from is not None:
             self._restore(run.resume_from)
+        draft_ids = self.objective.draft_ids()
+        if draft_ids is not None:
+            module.adapter.transformer.draft_ids = draft_ids.cpu()
         self.trackers: list[Tracker] = []
         if env.is_main:
             self.metrics.rewind(self.step)
