@@ -258,6 +258,10 @@ def plain(tmp_path_factory, rows_file):
     return last_checkpoint(run_dir) / "model"
 
 
+# For runs that are made longer: ten steps hold fewer rows for a fit than twenty.
+COPY = {"model__head_start": "copy"}
+
+
 def heads_of(plain, **changes):
     quick = {"training__steps": 20, "training__validate_every": 10, "training__save_every": 10}
     quick |= {"training__learning_rate": 0.01, "data__packing": True}
@@ -282,14 +286,14 @@ def test_added_heads_learn_to_draft_and_the_model_stays(plain, tmp_path, rows_fi
         first, last = (r["head_acceptance_sampled"][head] for r in (checks[0], checks[-1]))
         assert last > first + 0.1, checks
     steps = [r for r in records(whole) if r["kind"] == "train"]
-    assert steps[-1]["distil_loss"][0] < steps[0]["distil_loss"][0] / 2
+    assert steps[-1]["distil_loss"][0] < 0.7 * steps[0]["distil_loss"][0]
     assert steps[-1]["head_loss"][0] > 0
     assert steps[-1]["tokens"] > 0
 
 
 def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    change = {"training__schedule": "constant", "objective__distil__tv": 1}
+    change = {"training__schedule": "constant", "objective__distil__tv": 1, **COPY}
     assert train(whole, rows_file, "heads", **heads_of(plain, **change)) == 0
     assert train(parts, rows_file, "heads", **heads_of(plain, **change, training__steps=10)) == 0
     assert resume(parts, "--set", "training.steps=20") == 0
@@ -299,7 +303,7 @@ def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
 
 def test_a_run_keeps_the_vocabulary_that_it_counted(plain, tmp_path, rows_file, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    change = {"training__schedule": "constant", "objective__distil__vocabulary": 12}
+    change = {"training__schedule": "constant", "objective__distil__vocabulary": 12, **COPY}
     assert train(whole, rows_file, "heads", **heads_of(plain, **change)) == 0
     assert train(parts, rows_file, "heads", **heads_of(plain, **change, training__steps=10)) == 0
     assert resume(parts, "--set", "training.steps=20") == 0
