@@ -35,8 +35,8 @@ COMMANDS = {
         "weighted-mtp train --recipe verifiable --preset micro --set training.steps=200",
     ),
     "plan": (
-        "estimate the memory of a recipe, and which settings fit which GPUs",
-        "weighted-mtp plan --recipe verifiable --model llama-7b --gpus 8",
+        "estimate memory and communication of a recipe, and which settings fit which GPUs",
+        "weighted-mtp plan --recipe verifiable --model 7b --gpus 8",
     ),
     "evaluate": (
         "let a checkpoint write programs, and run their tests",
