@@ -16,7 +16,7 @@ from weighted_mtp.cli.main import COMMANDS, build_parser, main
 from weighted_mtp.core.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / n for n in ("README.md", "CONTRIBUTING.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 LAUNCHERS = ("weighted-mtp ", "torchrun ", "srun ")
 
