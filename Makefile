@@ -70,7 +70,7 @@ docs: .venv-docs/.installed
 
 notebooks: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[notebooks]'
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake examples
+	TINY=1 OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake examples -p no:cacheprovider
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py

@@ -1,7 +1,7 @@
-"""What the site needs beyond docs/: API pages from `__all__`, and files elsewhere that pages link to.
+"""What the site needs beyond docs/: API pages from `__all__`, and linked files that are elsewhere.
 
-Pages are written for the repository: `../benchmarks/results/x.md` works there. Every such file gets a
-page under `repository/`, and links are rewritten to it. Nothing of the package is imported.
+Pages are written for the repository: `../benchmarks/results/x.md` works there. Every such file gets
+a page under `repository/`, and links are rewritten to it. Nothing of the package is imported.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-
-from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 DOCS, SOURCE = ROOT / "docs", ROOT / "src" / "weighted_mtp"
@@ -150,8 +148,10 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the API's pages, and the files outside docs/ that are linked to, from anywhere."""
+    from mkdocs.structure.files import File  # the tests read this file where mkdocs is not
+
     for name, text in api_pages().items():
         files.append(File.generated(config, name, content=text))
     waiting = [ROOT / name for name in ALWAYS]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 _INTRODUCTION = """# Command line
 
 Every command and its options. This page is written by `make options` from the parsers in
-`src/weighted_mtp/cli/`; do not edit it. `weighted-mtp COMMAND --help` prints the same in a terminal.
-Recipes have options of their own, set with `--set KEY=VALUE`: [options.md](options.md).
+`src/weighted_mtp/cli/`; do not edit it. `weighted-mtp COMMAND --help` prints the same in a
+terminal. Recipes have options of their own, set with `--set KEY=VALUE`: [options.md](options.md).
 `python -m weighted_mtp` is the same program as `weighted-mtp`.
 """
 
