@@ -35,25 +35,21 @@ GROUPS = {
 # --- the API -------------------------------------------------------------------------------------
 
 
-def public_names() -> dict[str, str]:
-    """Return where each name of `import weighted_mtp` is defined, as `name: module`."""
-    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    exports = next(c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "exports")
-    homes = ast.literal_eval(exports.args[1])
-    return {name: f"weighted_mtp.{home}" for home, names in homes.items() for name in names.split()}
-
-
-def rooms() -> dict[str, list[str]]:
-    """Return the `__all__` of every subpackage that has one, by its dotted name."""
-    found = {}
-    for init in sorted(SOURCE.glob("*/**/__init__.py")):
-        tree = ast.parse(init.read_text(encoding="utf-8"))
-        for node in tree.body:
-            names = isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets]
-            if names == ["__all__"] and isinstance(node.value, ast.List) and node.value.elts:
-                room = ".".join(init.parent.relative_to(SOURCE.parent).parts)
-                found[room] = ast.literal_eval(node.value)
+def exported(init: Path) -> dict[str, str]:
+    """Return where each public name of a package comes from, as `name: module`."""
+    room = ".".join(init.parent.relative_to(SOURCE.parent).parts)
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(init.read_text(encoding="utf-8"))):
+        if not isinstance(node, (ast.Assign, ast.Call)):
+            continue
+        if isinstance(node, ast.Call):  # imported when first used: exports(__name__, {...})
+            if isinstance(node.func, ast.Name) and node.func.id == "exports":
+                homes = ast.literal_eval(node.args[1])
+                found |= {
+                    n: f"{room}.{home}" for home, names in homes.items() for n in names.split()
+                }
+        elif ast.unparse(node.targets[0]) == "__all__" and isinstance(node.value, ast.List):
+            found |= dict.fromkeys(ast.literal_eval(node.value), room)
     return found
 
 
@@ -74,7 +70,7 @@ def home(room: str, name: str) -> str | None:
 
 def api_pages() -> dict[str, str]:
     """Return the Markdown of the API's pages by their place in the site."""
-    where = public_names()
+    where = exported(SOURCE / "__init__.py")
     real = {name: home(module, name) for name, module in where.items()}
     lines = ["# Python API\n", "`import weighted_mtp as wm` gives these names. How to use them: "]
     lines[-1] += "[From Python](../python.md).\n"
@@ -83,12 +79,14 @@ def api_pages() -> dict[str, str]:
         lines += [f"::: {real[name]}\n" for name in names.split()]
     pages = {"api/index.md": "\n".join(lines)}
     seen = set(real.values())
-    for room, names in rooms().items():
-        paths = [path for name in names if (path := home(room, name)) and path not in seen]
+    for init in sorted(SOURCE.glob("*/**/__init__.py")):
+        room = ".".join(init.parent.relative_to(SOURCE).parts)
+        found = [home(module, name) for name, module in exported(init).items()]
+        paths = [path for path in dict.fromkeys(found) if path and path not in seen]
         if paths:
             seen.update(paths)
-            text = f"# `{room}`\n\n" + "".join(f"::: {path}\n\n" for path in paths)
-            pages[f"api/{room.removeprefix('weighted_mtp.')}.md"] = text
+            text = f"# `weighted_mtp.{room}`\n\n" + "".join(f"::: {path}\n\n" for path in paths)
+            pages[f"api/{room}.md"] = text
     return pages
 
 
@@ -144,7 +142,9 @@ def rewritten(source: Path, text: str) -> str:
 def on_config(config: Any) -> Any:
     """Put the API's pages into the navigation."""
     reference = next(item["Reference"] for item in config.nav if "Reference" in item)
-    reference.append({"API": [*api_pages()]})
+    names = [name for name in api_pages() if name != "api/index.md"]
+    rooms = [{Path(name).stem: name} for name in names]
+    reference.append({"API": ["api/index.md", *rooms]})
     return config
 
 
