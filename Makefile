@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint format options docs notebooks bench clean
+.PHONY: help setup demo test test-slow lint types format options docs notebooks bench clean
 
 help:
 	@echo "make demo       from nothing: critic, weighted training, programs run, a report (6 minutes)"
@@ -37,6 +37,9 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: setup
 	$(BIN)/mypy
 
 format: setup
