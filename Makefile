@@ -62,10 +62,10 @@ options: setup
 # An environment of its own: the pages are read from the source, so PyTorch is not needed.
 DOCS_BIN := .venv-docs/bin
 
-.venv-docs/.installed: pyproject.toml constraints.txt
+.venv-docs/.installed: docs/requirements.txt constraints.txt
 	test -x $(DOCS_BIN)/python || $(PYTHON) -m venv .venv-docs
 	$(DOCS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    mkdocs-material 'mkdocstrings[python]'
+	    -r docs/requirements.txt
 	touch $@
 
 docs: .venv-docs/.installed
