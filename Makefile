@@ -72,7 +72,7 @@ docs: .venv-docs/.installed
 	$(DOCS_BIN)/mkdocs build --strict
 
 notebooks: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[notebooks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	TINY=1 OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake examples -p no:cacheprovider
 
 bench: setup

@@ -1,6 +1,7 @@
 """Every example runs on a tiny size, and is short."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,16 @@ def test_an_example_fits_on_a_page_and_is_listed(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 80
     listed = (ROOT / "docs/examples.md").read_text(encoding="utf-8")
     assert path.name in listed or path.parent.name in listed
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_kept_without_outputs(path):
+    """`make notebooks` runs them; here their code is only compiled."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    for cell in code:
+        compile("".join(cell["source"]), str(path), "exec")
 
 
 def test_the_loss_in_a_plain_loop():
