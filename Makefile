@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint format options bench clean
+.PHONY: help setup demo test test-slow lint types format options docs notebooks bench clean
 
 help:
 	@echo "make demo       from nothing: critic, weighted training, programs run, a report (6 minutes)"
@@ -14,7 +14,9 @@ help:
 	@echo "make test-slow  the long proofs too"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make format     let ruff rewrite the code"
-	@echo "make options    write docs/options.md from the recipe sections"
+	@echo "make options    write docs/options.md and docs/cli.md from the code"
+	@echo "make docs       build the documentation in build/docs (strict)"
+	@echo "make notebooks  run the notebooks of examples/ on tiny sizes"
 	@echo "make bench      training steps and token weights against named peers (20 minutes)"
 
 setup: $(INSTALLED)
@@ -37,6 +39,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+types: setup
+	$(BIN)/mypy
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -51,6 +56,24 @@ test-slow: lint
 options: setup
 	$(BIN)/weighted-mtp options --markdown > docs/options.md.partial
 	mv docs/options.md.partial docs/options.md
+	$(BIN)/weighted-mtp options --commands > docs/cli.md.partial
+	mv docs/cli.md.partial docs/cli.md
+
+# An environment of its own: the pages are read from the source, so PyTorch is not needed.
+DOCS_BIN := .venv-docs/bin
+
+.venv-docs/.installed: docs/requirements.txt constraints.txt
+	test -x $(DOCS_BIN)/python || $(PYTHON) -m venv .venv-docs
+	$(DOCS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -r docs/requirements.txt
+	touch $@
+
+docs: .venv-docs/.installed
+	$(DOCS_BIN)/mkdocs build --strict
+
+notebooks: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	TINY=1 OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake examples -p no:cacheprovider
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
@@ -58,4 +81,4 @@ bench: setup
 	$(BIN)/python benchmarks/td_weighting.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-docs build/docs .mypy_cache .ruff_cache .pytest_cache .hypothesis

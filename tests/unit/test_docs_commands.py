@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,14 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from weighted_mtp.cli.main import COMMANDS, build_parser, main
+from weighted_mtp.cli.reference import command_parsers, command_reference
 from weighted_mtp.core.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / n for n in ("README.md", "CONTRIBUTING.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-LAUNCHERS = ("weighted-mtp ", "torchrun ", "srun ")
+SPAN = re.compile(r"`([^`\n]+)`")
+LAUNCHERS = ("weighted-mtp ", "python -m weighted_mtp ", "torchrun ", "srun ")
 
 
 def commands(text: str) -> list[str]:
@@ -39,6 +40,8 @@ def ours(words: list[str]) -> list[str]:
         given = get_args_parser().parse_args(words[1:])
         assert (given.module, given.training_script) == (True, "weighted_mtp"), words
         return given.training_script_args
+    if words[:3] == ["python", "-m", "weighted_mtp"]:
+        return words[3:]
     assert words[0] == "weighted-mtp", words
     return words[1:]
 
@@ -84,6 +87,42 @@ def test_there_are_such_commands():
     assert {"README.md", "distributed.md", "data.md", "decoding.md", "evaluation.md"} <= pages
 
 
+def spans(start: str) -> set[tuple[str, str]]:
+    """Inline code that begins with a word, and the page it is on."""
+    found = set()
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        found |= {(s, page.name) for s in SPAN.findall(text) if s.startswith(start)}
+    return found
+
+
+@pytest.mark.parametrize("program", ["weighted-mtp ", "python -m weighted_mtp "])
+def test_commands_named_in_a_sentence_exist(program):
+    """They may be cut short; what is there are commands and options of theirs."""
+    for span, page in spans(program):
+        words = span.removeprefix(program).replace("|", " ").split()
+        if words[0] == "COMMAND" or words[0].startswith("-"):
+            continue
+        parser = next(p for name, p in HELPS.items() if name == f"weighted-mtp {words[0]}")
+        if f"{parser.prog} {words[1] if words[1:] else ''}" in HELPS:
+            parser = HELPS[f"{parser.prog} {words[1]}"]
+        for word in words:
+            name = word.strip("[]").partition("=")[0]
+            if name.startswith("--"):
+                assert name in parser._option_string_actions, (page, span)
+
+
+def test_scripts_and_targets_named_in_a_sentence_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for span, page in spans("make "):
+        assert span.split()[1] in targets, (page, span)
+    for folder in ("benchmarks", "examples"):
+        for span, page in spans("python ") | spans(f"{folder}/"):
+            words = [word for word in span.split() if word.startswith(f"{folder}/")]
+            for word in words:
+                assert (ROOT / word).exists() or "*" in word or "RUN" in word, (page, span)
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_scripts_are_scripts():
     scripts = [content for _, language, content in blocks() if language == "bash"]
@@ -125,16 +164,7 @@ def test_settings_named_in_the_docs_exist():
 # --- `--help` ------------------------------------------------------------------------------------
 
 
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser and those of its sub-commands."""
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from parsers(below)
-
-
-HELPS = {p.prog: p for name in [None, *COMMANDS] for p in parsers(build_parser(name))}
+HELPS = {parser.prog: parser for parser in command_parsers()}
 
 
 @pytest.mark.parametrize("prog", HELPS)
@@ -143,6 +173,15 @@ def test_every_help_ends_with_an_example_that_is_true(prog):
     assert lines[-2] == "example:"
     assert lines[-1].strip().startswith(prog)
     check(shlex.split(lines[-1]))
+
+
+def test_the_reference_page_is_that_of_the_parsers():
+    written = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert written == "\n".join(command_reference()) + "\n", "make options writes it"
+    for prog, parser in HELPS.items():
+        for action in parser._actions:
+            for name in action.option_strings[:1]:
+                assert f"`{name}" in written or name == "-h", (prog, name)
 
 
 @pytest.mark.parametrize("prog", HELPS)

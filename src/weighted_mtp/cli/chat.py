@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoding_arguments(
         parser, None, f"default {_LONGEST_ANSWER}, or half of the model's positions"
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 

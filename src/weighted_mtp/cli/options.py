@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
+from weighted_mtp.cli.reference import command_reference
 from weighted_mtp.core.config.options import (
     Option,
     recipe_options,
@@ -40,10 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON array, for programs")
     form.add_argument("--markdown", action="store_true", help="print docs/options.md")
+    form.add_argument(
+        "--commands", action="store_true", help="print docs/cli.md: the options of every command"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the options asked for."""
+    if args.commands:
+        if args.section is not None:
+            raise UserError("--commands prints all commands; leave SECTION out")
+        print("\n".join(command_reference()))
+        return 0
     found = recipe_options() if args.section is None else find_options(args.section)
     if args.json:
         used = shipped_settings()

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.urls import without_credentials
@@ -22,7 +22,13 @@ _notes.addHandler(logging.NullHandler())
 _early: deque[str] = deque(maxlen=10)
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # cannot be subscripted before Python 3.11
+
+
+class _StandardError(_StreamHandler):
     """Writes to what `sys.stderr` is at the time, not to what it was."""
 
     def __init__(self) -> None:

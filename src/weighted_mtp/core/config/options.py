@@ -137,9 +137,10 @@ def plain(value: Any) -> Any:
 
 def _nested(annotation: Any, several: str = "") -> Iterator[tuple[type[Section], str]]:
     """The sections in `Section | None`, `dict[str, Section]`, …, and `*` if they are several."""
-    if inspect.isclass(annotation) and issubclass(annotation, Section):
+    origin = get_origin(annotation)  # of `list[str]`, which Python 3.10 takes for a class
+    if origin is None and inspect.isclass(annotation) and issubclass(annotation, Section):
         yield annotation, several
-    if get_origin(annotation) in (dict, tuple, list):
+    if origin in (dict, tuple, list):
         several = ANY_NAME
     for part in get_args(annotation):
         yield from _nested(part, several)
