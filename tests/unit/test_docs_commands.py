@@ -134,7 +134,14 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(below)
 
 
-HELPS = {p.prog: p for name in [None, *COMMANDS] for p in parsers(build_parser(name))}
+def named(name: str | None) -> Iterator[argparse.ArgumentParser]:
+    """The parser of a command with its options, and those of its sub-commands."""
+    every = list(parsers(build_parser(name)))
+    stem = " ".join(filter(None, ("weighted-mtp", name)))
+    return (p for p in every if p.prog == stem or (name and p.prog.startswith(f"{stem} ")))
+
+
+HELPS = {p.prog: p for name in [None, *COMMANDS] for p in named(name)}
 
 
 @pytest.mark.parametrize("prog", HELPS)

@@ -28,20 +28,6 @@ same in a terminal.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `options`."""
-    parser.add_argument(
-        "section",
-        nargs="?",
-        metavar="SECTION",
-        help="a section (training), an option (training.learning_rate or learning_rate), or words "
-        "to search for; default: everything",
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print a JSON array, for programs")
-    form.add_argument("--markdown", action="store_true", help="print docs/options.md")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the options asked for."""
     found = recipe_options() if args.section is None else find_options(args.section)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.tree import Tree
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _CROWDED = 0.75  # share of live rows below which the ended ones are dropped
@@ -30,7 +31,7 @@ def first_heads(model: Transformer, k: int) -> Transformer:
     dropped = args.n_future_tokens - k
     if dropped == 0:
         return model
-    with torch.device("meta"):
+    with on_meta():
         narrow = Transformer(replace(args, n_layers=args.n_layers - dropped, n_future_tokens=k))
     narrow.tok_embeddings, narrow.layers = model.tok_embeddings, model.layers
     narrow.extra_heads = nn.ModuleList(list(model.extra_heads)[: k - 1])

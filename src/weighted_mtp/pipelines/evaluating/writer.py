@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model, has_chat_template
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, RAW, TEMPLATES
+from weighted_mtp.data.templates import CHAT, RAW, TEMPLATES
 from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from weighted_mtp.core.choices import PLANNED_SHAPES
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.device import resolve_device
@@ -189,16 +190,11 @@ def _read_recipe(request: PlanRequest) -> Recipe:
             more = [*request.overrides, "data.source=micro"]
             return _read_recipe(replace(request, overrides=more))
         if request.model is None and "give one of model.path" in str(error):
-            names = ", ".join(model_names())
+            names = ", ".join(PLANNED_SHAPES)
             raise UserError(
                 f"recipe {request.name} names no model: --model NAME ({names}) or DIRECTORY"
             ) from error
         raise
-
-
-def model_names() -> list[str]:
-    """Models that can be planned for by name."""
-    return ["micro", *MODELS]
 
 
 def _shape(name: str) -> ModelArgs | None:
@@ -221,7 +217,7 @@ def _named(name: str, flag: str) -> ModelArgs:
 def _check_there(name: str, flag: str) -> None:
     if not Path(name).exists() and not is_hub_id(name):
         raise UserError(
-            f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
+            f"{flag} {name!r}: no model of that name ({', '.join(PLANNED_SHAPES)}) and no directory"
         )
 
 
