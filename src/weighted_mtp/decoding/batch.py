@@ -48,7 +48,6 @@ class Batch:
         rows: with their prompts.
         max_new_tokens: room for each after its prompt.
         penalised: keep track of the tokens each row has seen.
-        draft_ids: tokens that may be drafted, `[V']`, ascending; None for all V.
         drafts: most that one read holds for a row; None for one of each further head.
 
     Attributes:
@@ -58,20 +57,18 @@ class Batch:
 
     def __init__(
         self,
-        model: Transformer,
+        model: FastModel,
         rows: Sequence[Row],
         max_new_tokens: int,
         penalised: bool,
-        draft_ids: Tensor | None = None,
         drafts: int | None = None,
     ) -> None:
-        weight = model.tok_embeddings.weight
-        self.rows, self.device = list(rows), weight.device
-        self.model = FastModel(model, max_new_tokens, draft_ids)
+        self.rows, self.model = list(rows), model
+        self.device = model.definition.tok_embeddings.weight.device
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
         spare = model.args.n_future_tokens - 1 if drafts is None else drafts  # past the last token
-        self._length = min(wanted + spare, model.max_positions)
+        self._length = min(wanted + spare, model.definition.max_positions)
         self._cache = self.model.cache(len(rows), self._length)
         self._window: Window | None = None  # of the last read
         self._places: list[list[int]] = []  # in it, of the tokens that `read` returned, [B][W]
