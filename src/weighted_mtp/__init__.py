@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from weighted_mtp.core.errors import UserError as UserError
     from weighted_mtp.data.tokens.tokenizers import load_tokenizer as load_tokenizer
     from weighted_mtp.data.tokens.tokenizers import make_tokenizer as make_tokenizer
+    from weighted_mtp.decoding import Decoder as Decoder
     from weighted_mtp.decoding import Sampling as Sampling
     from weighted_mtp.decoding import Speculation as Speculation
     from weighted_mtp.decoding import Stopping as Stopping
@@ -63,7 +64,7 @@ else:
             "core.config.recipe": "Recipe load_recipe",
             "core.errors": "UserError",
             "data.tokens.tokenizers": "load_tokenizer make_tokenizer",
-            "decoding": "Sampling Speculation Stopping Stream complete",
+            "decoding": "Decoder Sampling Speculation Stopping Stream complete",
             "evaluation.sandbox.host": "Sandbox",
             "losses": "LossTerms MTPLoss count_targets mtp_loss shift_labels",
             "models.meta_mtp.adapter": "MetaLlamaMTPAdapter",

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from weighted_mtp.core.choices import BENCHMARKS, MICRO
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
-from weighted_mtp.evaluation.benchmarks import BENCHMARKS, MICRO
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint, value_head_path
 from weighted_mtp.models.meta_mtp.transformer import Transformer

@@ -21,8 +21,8 @@ from tests.integration.helpers_training import (
     weights,
 )
 
+from weighted_mtp.cli.arguments.prepare_models import given_size
 from weighted_mtp.cli.main import main
-from weighted_mtp.cli.prepare_states import given_size
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.batches import Example, pack_batch, pad_batch

@@ -12,6 +12,7 @@ from tests.helpers import tiny_args, tiny_model
 
 from weighted_mtp.decoding import Sampling, Stopping, complete, complete_naively, generate
 from weighted_mtp.decoding.batch import Batch, first_heads
+from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.evaluation.scores import pass_at_k
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -89,7 +90,7 @@ def test_every_number_format_decodes(dtype):
 def test_ended_rows_are_dropped_once_they_are_a_quarter():
     model = make_model()
     rows = [Row(i, [1 + i], Stopping(9)) for i in range(8)]
-    batch = Batch(model, rows, 9, penalised=True)
+    batch = Batch(FastModel(model, 9), rows, 9, penalised=True)
     batch.read()
     rows[2].finish = "eos"
     assert batch.shrink() is None

@@ -20,13 +20,11 @@ from weighted_mtp.pipelines.experiments import bench, run, seed, summary
 from weighted_mtp.pipelines.experiments.arms import DESIGNS, RHO1, WMTP, WMTP_ARMS
 from weighted_mtp.pipelines.experiments.plan import (
     CHOICE_SEED,
-    REGIMES,
-    ExperimentRequest,
-    Regime,
     check_request,
     make_plan,
     write_plan,
 )
+from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest, Regime
 from weighted_mtp.pipelines.experiments.rows import training_rows
 
 TINY = ("model.architecture.dim=16", "model.architecture.n_layers=5")

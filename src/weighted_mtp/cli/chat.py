@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
+from weighted_mtp.cli.arguments.chat import LONGEST_ANSWER
+from weighted_mtp.cli.decoding_options import check_heads, decoding_options
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import given_path
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.terminal import printable
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT
+from weighted_mtp.data.templates import CHAT
 from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.evaluating.writer import ModelWriter, check_chat, row_seed
 
 RESET, EXIT = "/reset", "/exit"
-_LONGEST_ANSWER = 512
 
 
 class Chat:
@@ -98,19 +97,6 @@ class Chat:
         return ids
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `chat`."""
-    parser.add_argument(
-        "checkpoint", type=given_path, help="a run, a checkpoint, a model or ORG/NAME"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="a system message, which is never dropped")
-    add_decoding_arguments(
-        parser, None, f"default {_LONGEST_ANSWER}, or half of the model's positions"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Answer line after line until /exit or the end of the input."""
     options = decoding_options(args)
@@ -118,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     check_heads(args, args.checkpoint)
     check_chat(args.checkpoint, CHAT)
     positions = inspect_checkpoint(model_dir).args.max_seq_len
-    longest = options.max_new_tokens or max(1, min(_LONGEST_ANSWER, positions // 2))
+    longest = options.max_new_tokens or max(1, min(LONGEST_ANSWER, positions // 2))
     if longest >= positions:
         raise UserError(f"--max-new-tokens {longest}: the model has {positions} positions in all")
 

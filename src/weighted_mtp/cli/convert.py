@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from weighted_mtp.core.device import DTYPES, resolve_dtype
+from weighted_mtp.core.choices import SPECULATORS
+from weighted_mtp.core.device import resolve_dtype
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_directory, given_path
+from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.input_files import InvalidTextError, read_json
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.core.sums import verifying
@@ -31,8 +32,6 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     value_head_path,
 )
 from weighted_mtp.models.meta_mtp.layouts.eagle3 import (
-    ENGINES,
-    FORMS,
     Speculator,
     check_speculator,
 )
@@ -60,57 +59,6 @@ class _Loaded:
     @property
     def has_tokenizer(self) -> bool:
         return tokenizer_file(self.folder) is not None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `convert`."""
-    parser.add_argument(
-        "source",
-        type=given_path,
-        metavar="SRC",
-        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
-    )
-    parser.add_argument("destination", type=given_path, metavar="DST", help="directory to write")
-    parser.add_argument(
-        "--to",
-        choices=["native", "hf", "mtp_llama", *FORMS],
-        default="native",
-        help="layout (default native); eagle3 and speculators are hf with head 2 for a serving "
-        "engine in a subfolder",
-    )
-    parser.add_argument(
-        "--engine", choices=ENGINES, help="engine that --to eagle3 writes for (default vllm)"
-    )
-    parser.add_argument(
-        "--draft-tokens",
-        type=given_path,
-        metavar="FILE",
-        help="JSON list of the token ids that the speculator may draft (default: all)",
-    )
-    parser.add_argument(
-        "--draft-vocabulary",
-        metavar="N",
-        help="tokens that heads 2 … n may draft: the N most frequent, or auto (as few as cover "
-        "99.5 %% of the text), or none (default: as SRC); texts stay the same",
-    )
-    parser.add_argument(
-        "--draft-text",
-        type=given_path,
-        metavar="FILE",
-        help="text or JSONL whose tokens are counted for it (default: Python's standard library)",
-    )
-    parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
-    parser.add_argument(
-        "--add-heads", type=int, metavar="N", help="add N heads, untrained copies of the last block"
-    )
-    parser.add_argument(
-        "--license",
-        metavar="ID",
-        help="licence to name in the model card, as the hub spells it: mit, apache-2.0, …",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an existing checkpoint at DST"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,10 +133,12 @@ def _save_for_others(
 
 def _speculator(args: argparse.Namespace) -> Speculator | None:
     """What `--to eagle3` or `speculators` asks for, None for other layouts."""
-    if args.to not in FORMS:
+    if args.to not in SPECULATORS:
         for flag, value in (("--engine", args.engine), ("--draft-tokens", args.draft_tokens)):
             if value is not None:
-                raise UserError(f"{flag} goes with --to {' or '.join(FORMS)}, not --to {args.to}")
+                raise UserError(
+                    f"{flag} goes with --to {' or '.join(SPECULATORS)}, not --to {args.to}"
+                )
         return None
     # vLLM finds the base by the path in a speculators configuration, wherever it is started.
     base = args.destination.resolve() if args.to == "speculators" else args.destination

@@ -14,13 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
-from weighted_mtp.cli.generate_prompts import Prompt, add_prompt_arguments, read_prompts
+from weighted_mtp.cli.decoding_options import check_heads, decoding_options
+from weighted_mtp.cli.generate_prompts import Prompt, read_prompts
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import given_path
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.templates import CHAT, TEMPLATES
 from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.decoding import Completion
 from weighted_mtp.pipelines.evaluating import decoding_figures
@@ -53,42 +52,6 @@ class Asked:
     def seed(self) -> int:
         """See `row_seed`."""
         return row_seed(str(self.number), self.sample)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `generate`."""
-    parser.add_argument(
-        "checkpoint",
-        type=given_path,
-        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
-    )
-    add_prompt_arguments(parser)
-    parser.add_argument(
-        "--template",
-        choices=list(TEMPLATE_NAMES),
-        help="prompt template (default: the one of the run; chat is the chat template of the "
-        "tokenizer; raw continues the text as it is)",
-    )
-    parser.add_argument(
-        "--system", metavar="TEXT", help="with --template chat: the system message before prompts"
-    )
-    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="texts at a time (default 16; with --tree 1)"
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object per line: text, tokens, finish, …",
-    )
-    parser.add_argument(
-        "--logprobs",
-        action="store_true",
-        help="with --json: add the log-probabilities of the tokens",
-    )
-    add_decoding_arguments(parser, 256)
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weighted_mtp.core.errors import UserError, one_line
-from weighted_mtp.core.files import given_name
 from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.core.streams import CLOSED
 from weighted_mtp.core.types import Message
@@ -31,25 +30,6 @@ class Prompt:
     text: str
     input: str = ""
     messages: Sequence[Message] = ()
-
-
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--prompt` and `--prompts`."""
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="an instruction (with --template raw: any text); - reads standard input; repeatable",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=given_name,
-        metavar="FILE",
-        help="one prompt per line: objects with 'prompt' or 'instruction', and optionally 'input', "
-        "in FILE.jsonl, plain text in any other file; - reads standard input, as JSON if it "
-        "begins with {",
-    )
 
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:

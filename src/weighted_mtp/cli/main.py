@@ -87,7 +87,8 @@ COMMANDS = {
         "weighted-mtp options training",
     ),
 }
-"""Summary and example of each command; its arguments are in the module of its name."""
+"""Summary and example of each command. Its options are in the module of its name in `arguments/`,
+which is quick to import; what it does is in the module of its name here."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -149,7 +150,8 @@ def _shown(message: object) -> str:
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser; only `command`'s own module is imported, so that `--help` stays quick."""
+    """Build the parser; only `command` gets its options, and what it does is not imported, so that
+    `--help` stays quick."""
     parser = CommandParser(
         prog="weighted-mtp",
         summary="train, weight, decode and evaluate multi-token-prediction LLaMA models",
@@ -166,9 +168,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     for name, (summary, example) in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, summary=summary, example=example)
         if name == command:
-            module = importlib.import_module(f"weighted_mtp.cli.{name}")
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            importlib.import_module(f"weighted_mtp.cli.arguments.{name}").add_arguments(sub)
     return parser
 
 
@@ -202,7 +202,8 @@ def _main(command: str | None, argv: Sequence[str]) -> int:
         setup_logging(args.log_level)
         as_it_is = command in DATA_ON_STDOUT and not sys.stdout.isatty()
         with nullcontext() if as_it_is else escaped_output():
-            status = int(args.run(args) or 0)
+            module = importlib.import_module(f"weighted_mtp.cli.{args.command}")
+            status = int(module.run(args) or 0)
         sys.stdout.flush()
         return status
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`weighted-mtp prepare`: write data sets, one sub-command each (the table `KINDS`)."""
+"""`weighted-mtp prepare`: write data sets, one sub-command each (the table `RUN`)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from weighted_mtp.cli.prepare_reference import add_reference, run_reference
-from weighted_mtp.cli.prepare_self import add_self, run_self
-from weighted_mtp.cli.prepare_sources import SOURCE_KINDS
-from weighted_mtp.cli.prepare_states import add_states, run_states
+from weighted_mtp.cli.prepare_reference import run_reference
+from weighted_mtp.cli.prepare_self import run_self
+from weighted_mtp.cli.prepare_sources import run_source
+from weighted_mtp.cli.prepare_states import run_states
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.data.prepare.sources import SOURCES
 from weighted_mtp.evaluation.attempt_rows import (
     AttemptRows,
     Selection,
@@ -24,54 +26,12 @@ from weighted_mtp.evaluation.attempt_rows import (
     results_directory,
 )
 from weighted_mtp.evaluation.sandbox.host import Sandbox
-from weighted_mtp.micro_tasks import SPLITS, generate, up_to
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one sub-command for each data set."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
-    for name, (summary, example, add, prepare) in KINDS.items():
-        sub = kinds.add_parser(name, help=summary, summary=summary, example=example)
-        add(sub)
-        sub.set_defaults(prepare=prepare)
+from weighted_mtp.micro_tasks import generate, up_to
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the sub-command."""
-    prepare: Callable[[argparse.Namespace], int] = args.prepare
-    return prepare(args)
-
-
-# --- micro tasks -----------------------------------------------------------------------------
-
-
-def add_micro(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare micro`."""
-    parser.add_argument(
-        "--n", type=int, required=True, metavar="PROBLEMS", help="problems to generate"
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default 0)")
-    parser.add_argument(
-        "--split", choices=SPLITS, default="train", help="splits share no problem (default train)"
-    )
-    parser.add_argument(
-        "--correct", type=int, default=1, help="correct solutions of each problem (default 1)"
-    )
-    parser.add_argument(
-        "--incorrect", type=int, default=1, help="incorrect solutions of each problem (default 1)"
-    )
-    parser.add_argument(
-        "--max-difficulty", type=int, default=11, help="hardest problems, from 1 to 11 (default)"
-    )
-    parser.add_argument("--families", help="problem families, comma-separated (default: all)")
-    parser.add_argument("--max-constant", type=int, help="largest constant in a problem")
-    parser.add_argument(
-        "--plain-names", action="store_true", help="function names without a random suffix"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.jsonl")
+    return RUN[args.kind](args)
 
 
 def run_micro(args: argparse.Namespace) -> int:
@@ -109,35 +69,6 @@ def run_micro(args: argparse.Namespace) -> int:
         f"families in {time.monotonic() - start:.1f} s: {args.out}"
     )
     return 0
-
-
-# --- attempts --------------------------------------------------------------------------------
-
-
-def add_attempts(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare attempts`."""
-    parser.add_argument(
-        "--evaluation",
-        type=given_path,
-        action="append",
-        required=True,
-        metavar="DIR",
-        help="results directory of evaluate, or its file of micro tasks; repeatable",
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
-    )
-    parser.add_argument(
-        "--per-problem",
-        type=int,
-        default=4,
-        help="most correct, and most incorrect, programs of a problem (default 4)",
-    )
-    parser.add_argument(
-        "--mixed", action="store_true", help="leave out problems that were solved always or never"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.jsonl")
 
 
 def run_attempts(args: argparse.Namespace) -> int:
@@ -184,40 +115,12 @@ def _write(path: Path, rows: list[Row]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-Options = Callable[[argparse.ArgumentParser], None]
-Prepare = Callable[[argparse.Namespace], int]
-KINDS: dict[str, tuple[str, str, Options, Prepare]] = {
-    "micro": (
-        "generate embedded Python problems with correct and incorrect solutions",
-        "weighted-mtp prepare micro --n 1000 --incorrect 3 --out rows.jsonl",
-        add_micro,
-        run_micro,
-    ),
-    "reference-losses": (
-        "store the token losses of a reference model, for Rho-1",
-        "weighted-mtp prepare reference-losses --data rows.jsonl --model runs/baseline",
-        add_reference,
-        run_reference,
-    ),
-    "self": (
-        "write a model's own texts as rows, for heads that draft",
-        "weighted-mtp prepare self --model MODEL --n 2000 --template raw --out rows.jsonl",
-        add_self,
-        run_self,
-    ),
-    "states": (
-        "store the states of a frozen trunk, to train heads on (recipe heads)",
-        "weighted-mtp prepare states --data rows.jsonl --model MODEL --out states",
-        add_states,
-        run_states,
-    ),
-    "attempts": (
-        "turn the judged programs of an evaluation into labelled rows",
-        "weighted-mtp prepare attempts --evaluation runs/first/evaluation/micro-train.jsonl "
-        "--out attempts.jsonl",
-        add_attempts,
-        run_attempts,
-    ),
-    **SOURCE_KINDS,
+RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "micro": run_micro,
+    "reference-losses": run_reference,
+    "self": run_self,
+    "states": run_states,
+    "attempts": run_attempts,
+    **{name: partial(run_source, kind=name) for name in SOURCES},
 }
-"""Sub-commands: summary, example, options, what runs."""
+"""What the sub-commands of `arguments.prepare.KINDS` do."""

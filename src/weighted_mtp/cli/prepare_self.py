@@ -4,70 +4,23 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.cli.decoding_options import add_decoding_arguments, check_heads, decoding_options
+from weighted_mtp.cli.arguments.prepare_models import MAX_NEW_TOKENS
+from weighted_mtp.cli.decoding_options import check_heads, decoding_options
 from weighted_mtp.cli.generate_prompts import prompts_of_file
 from weighted_mtp.core.config.recipe import setting
 from weighted_mtp.core.errors import UserError, did_you_mean
-from weighted_mtp.core.files import command_line, given_name, given_path
+from weighted_mtp.core.files import command_line
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.collators import TEMPLATE_NAMES
+from weighted_mtp.data.templates import TEMPLATE_NAMES
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.generating.rows import Question, named_counts
 from weighted_mtp.pipelines.generating.self_rows import (
-    OPENINGS,
     SelfRequest,
     SelfRows,
     write_self_rows,
 )
 
-MAX_NEW_TOKENS = 128
 _MAX_LENGTH = 2048  # data.max_length of the recipe
-
-
-def add_self(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare self`."""
-    parser.add_argument(
-        "--model",
-        type=given_path,
-        required=True,
-        help="the model that writes: a run, a checkpoint, a model directory or ORG/NAME",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=given_name,
-        metavar="FILE",
-        help="one prompt per line: objects with 'prompt' or 'instruction' (and 'input'), or "
-        "'messages', in FILE.jsonl, plain text in any other file; - reads standard input (default: "
-        "openings of functions and classes of the Python standard library)",
-    )
-    parser.add_argument(
-        "--n",
-        type=int,
-        metavar="PROMPTS",
-        help=f"openings to draw (default {OPENINGS}), or most prompts to take from FILE",
-    )
-    parser.add_argument(
-        "--held-out",
-        action="store_true",
-        help="draw openings from held-out documents, for data.validation: they share none with the "
-        "others",
-    )
-    parser.add_argument(
-        "--out", type=given_path, required=True, metavar="FILE.jsonl", help="file to write"
-    )
-    parser.add_argument(
-        "--template",
-        help=f"prompt template, the data.template of the training: {', '.join(TEMPLATE_NAMES)} "
-        "(default: the one of the run, alpaca for a bare model)",
-    )
-    parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a FILE.jsonl of another command"
-    )
-    add_decoding_arguments(parser, MAX_NEW_TOKENS, lossy=False)
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 def run_self(args: argparse.Namespace) -> int:

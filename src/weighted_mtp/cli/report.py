@@ -9,28 +9,11 @@ from weighted_mtp.analysis.charts import save_png
 from weighted_mtp.analysis.html_report import write
 from weighted_mtp.analysis.run_report import loss_curves, run_report
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_file, given_path
+from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.run_records import find_run, read_run
 from weighted_mtp.core.types import TokenTrace
 from weighted_mtp.evaluation.statistics import bootstrap_interval
 from weighted_mtp.pipelines.evaluating.traces import trace_pairs
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `report`."""
-    parser.add_argument("run_dir", type=given_path, help="a run, or a checkpoint in it")
-    parser.add_argument(
-        "--output", type=given_path, help="HTML file to write (default RUN/report.html)"
-    )
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        default=4,
-        help="pairs of a correct and an incorrect program to show token by token (default 4)",
-    )
-    parser.add_argument(
-        "--programs", type=int, default=6, help="generated programs to show (default 6)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,33 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import command_line, given_path
+from weighted_mtp.core.files import command_line
 from weighted_mtp.pipelines.train import dry_run, run_pipeline, run_request
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `train`."""
-    add_recipe_options(parser)
-    parser.add_argument(
-        "--output-dir", type=given_path, help="run directory (default runs/RECIPE-PRESET)"
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="always",
-        choices=["always", "auto"],
-        help="continue the run in --output-dir, or in training.remote if that has a newer "
-        "checkpoint; auto: start it if there is none",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything but the rows, print recipe and memory, write nothing",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,46 +6,11 @@ import argparse
 from collections.abc import Sequence
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import given_path
 from weighted_mtp.core.input_files import read_regular
-from weighted_mtp.evaluation.export_check import TOLERANCE, ExportCheck, HeadCheck
+from weighted_mtp.evaluation.export_check import ExportCheck, HeadCheck
 from weighted_mtp.pipelines.exporting.verify import VerifyRequest, verify_export
 
 _HEADINGS = ("head", "read by", "max |Δlogit|", "same best", "drafts kept", "verdict")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `verify`."""
-    parser.add_argument(
-        "model",
-        type=given_path,
-        metavar="MODEL",
-        help="a run, a checkpoint, a model directory, or ORG/NAME on the Hugging Face hub",
-    )
-    parser.add_argument(
-        "export",
-        type=given_path,
-        metavar="EXPORT",
-        help="what convert wrote from it, in any layout; its code is never run",
-    )
-    parser.add_argument(
-        "--text", type=given_path, metavar="FILE", help="text to read (default: a built-in one)"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=128,
-        metavar="N",
-        help="tokens of the text to read (default 128)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        metavar="X",
-        help="largest difference of logits and weights, as a share of the largest one (default "
-        f"{TOLERANCE:g}; with a value of your own, drafts are shown and not judged)",
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
 
 
 def run(args: argparse.Namespace) -> int:

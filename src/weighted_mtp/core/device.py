@@ -6,14 +6,10 @@ import os
 
 import torch
 
+from weighted_mtp.core.choices import NUMBER_FORMATS
 from weighted_mtp.core.errors import UserError
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in NUMBER_FORMATS}
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

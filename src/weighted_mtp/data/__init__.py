@@ -7,10 +7,10 @@ from weighted_mtp._lazy import exports
 if TYPE_CHECKING:
     from weighted_mtp.data.batches import Batch as Batch
     from weighted_mtp.data.batches import Example as Example
-    from weighted_mtp.data.collators import TEMPLATES as TEMPLATES
     from weighted_mtp.data.collators import AlpacaCollator as AlpacaCollator
     from weighted_mtp.data.datasets import read_jsonl as read_jsonl
     from weighted_mtp.data.datasets import write_jsonl as write_jsonl
+    from weighted_mtp.data.templates import TEMPLATES as TEMPLATES
 else:
     __all__, __getattr__, __dir__ = exports(
         __name__,

@@ -4,50 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Row
 from weighted_mtp.data.batches import Batch, Example, pad_batch
 from weighted_mtp.data.datasets import is_unfinished
+from weighted_mtp.data.templates import CHAT, TEMPLATES, PromptTemplate
 from weighted_mtp.data.tokens.chat import ChatTemplate, conversation, user_turn
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """How an instruction (and an input, when there is one) becomes a prompt."""
-
-    without_input: str
-    with_input: str
-
-    def render(self, instruction: str, input_text: str = "") -> str:
-        """The prompt. Braces inside the instruction or the input are text, not placeholders."""
-        chosen = self.with_input if input_text.strip() else self.without_input
-        values = {"{instruction}": instruction, "{input}": input_text}
-        return re.sub(r"\{instruction\}|\{input\}", lambda match: values[match.group()], chosen)
-
-
-RAW = "raw"
-TEMPLATES = {
-    # Stanford Alpaca's prompts, which instruction-tuned Llamas have seen most.
-    "alpaca": PromptTemplate(
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n",
-        "Below is an instruction that describes a task, paired with an input that provides "
-        "further context. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
-    ),
-    # Byte-level models pay for every letter of boilerplate.
-    "short": PromptTemplate("{instruction}\n>>>\n", "{instruction}\n{input}\n>>>\n"),
-    # Text and its continuation.
-    RAW: PromptTemplate("{instruction}", "{instruction}{input}"),
-}
-CHAT = "chat"
-TEMPLATE_NAMES = (*TEMPLATES, CHAT)
-"""`chat` is the tokenizer's own chat template."""
 
 
 class AlpacaCollator:

@@ -5,6 +5,7 @@ from weighted_mtp.decoding.calibration import (
     measure_token_cost,
     measured_tree,
 )
+from weighted_mtp.decoding.decoder import Decoder
 from weighted_mtp.decoding.generate import Stream, complete, generate
 from weighted_mtp.decoding.reference import complete_naively
 from weighted_mtp.decoding.report import Report
@@ -16,6 +17,7 @@ from weighted_mtp.decoding.verify import LossyTypical
 
 __all__ = [
     "Completion",
+    "Decoder",
     "LossyTypical",
     "Piece",
     "Report",

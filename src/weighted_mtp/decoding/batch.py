@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.tree import Tree
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _CROWDED = 0.75  # share of live rows below which the ended ones are dropped
@@ -30,7 +31,7 @@ def first_heads(model: Transformer, k: int) -> Transformer:
     dropped = args.n_future_tokens - k
     if dropped == 0:
         return model
-    with torch.device("meta"):
+    with on_meta():
         narrow = Transformer(replace(args, n_layers=args.n_layers - dropped, n_future_tokens=k))
     narrow.tok_embeddings, narrow.layers = model.tok_embeddings, model.layers
     narrow.extra_heads = nn.ModuleList(list(model.extra_heads)[: k - 1])
@@ -47,7 +48,6 @@ class Batch:
         rows: with their prompts.
         max_new_tokens: room for each after its prompt.
         penalised: keep track of the tokens each row has seen.
-        draft_ids: tokens that may be drafted, `[V']`, ascending; None for all V.
         drafts: most that one read holds for a row; None for one of each further head.
 
     Attributes:
@@ -57,20 +57,18 @@ class Batch:
 
     def __init__(
         self,
-        model: Transformer,
+        model: FastModel,
         rows: Sequence[Row],
         max_new_tokens: int,
         penalised: bool,
-        draft_ids: Tensor | None = None,
         drafts: int | None = None,
     ) -> None:
-        weight = model.tok_embeddings.weight
-        self.rows, self.device = list(rows), weight.device
-        self.model = FastModel(model, max_new_tokens, draft_ids)
+        self.rows, self.model = list(rows), model
+        self.device = model.definition.tok_embeddings.weight.device
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
         spare = model.args.n_future_tokens - 1 if drafts is None else drafts  # past the last token
-        self._length = min(wanted + spare, model.max_positions)
+        self._length = min(wanted + spare, model.definition.max_positions)
         self._cache = self.model.cache(len(rows), self._length)
         self._window: Window | None = None  # of the last read
         self._places: list[list[int]] = []  # in it, of the tokens that `read` returned, [B][W]

@@ -8,7 +8,9 @@ import torch
 
 from weighted_mtp.decoding.batch import Batch, first_heads
 from weighted_mtp.decoding.calibration import measured_tree
+from weighted_mtp.decoding.copies import Copies
 from weighted_mtp.decoding.dice import Dice
+from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.plain import Plain
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Completion, Piece, Row
@@ -20,7 +22,7 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
 def generate(
-    model: Transformer,
+    model: Transformer | Copies,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_id: int | Collection[int] | None = None,
@@ -48,7 +50,7 @@ def generate(
 
 
 def complete(
-    model: Transformer,
+    model: Transformer | Copies,
     prompts: Sequence[Sequence[int]],
     stopping: Stopping,
     sampling: Sampling | None = None,
@@ -70,6 +72,7 @@ class Stream(Iterator[list[Piece]]):
     """Continues prompts step by step: each turn yields a piece for every row that took part.
 
     Args:
+        model: as it is, or with the copies that a `Decoder` keeps.
         prompts: token ids, at least one each; lengths may differ.
         stopping: what ends a row, and how tokens become text.
         sampling: greedy by default.
@@ -89,7 +92,7 @@ class Stream(Iterator[list[Piece]]):
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | Copies,
         prompts: Sequence[Sequence[int]],
         stopping: Stopping,
         sampling: Sampling | None = None,
@@ -98,6 +101,8 @@ class Stream(Iterator[list[Piece]]):
         logprobs: bool = False,
     ) -> None:
         sampling = sampling or Sampling()
+        copies = model if isinstance(model, Copies) else None
+        model = model.model if isinstance(model, Copies) else model
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         seeds = list(range(len(prompts))) if row_seeds is None else list(row_seeds)
         check_prompts(model, prompts, stopping.max_new_tokens)
@@ -121,8 +126,12 @@ class Stream(Iterator[list[Piece]]):
                 speculation = measured_tree(model, speculation)
                 drafts = len(speculation.costs_of_passes()) - 1
             ids = None if speculation is None else speculation.ids_of(model)
-            model, room = first_heads(model, k), stopping.max_new_tokens
-            batch = Batch(model, self._rows, room, penalised, ids, drafts)
+            room = stopping.max_new_tokens
+            if copies is None:
+                fast = FastModel(first_heads(model, k), room, ids)
+            else:
+                fast = copies.fast(k, room, ids)
+            batch = Batch(fast, self._rows, room, penalised, drafts)
             dice = Dice(sampling.seed, seeds, batch.device)
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.choices import BENCHMARKS, MICRO
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import open_regular
 from weighted_mtp.data.datasets import read_lines, refuse_half_pairs, unreadable
@@ -25,9 +26,7 @@ from weighted_mtp.data.prepare.work import Job, convert_unit
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate
 
-MICRO = "micro"
 MICRO_SPLITS: tuple[Split, ...] = ("test", "compositions", "train")
-BENCHMARKS = ("humaneval", "mbpp", "codecontests")
 STYLES = ("completion", "asserts", "stdio")
 CASE_KINDS = ("public", "private", "generated")
 ALL_SPLITS = "all"

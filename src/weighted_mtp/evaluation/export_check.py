@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from weighted_mtp.core.choices import EXPORT_TOLERANCE
 from weighted_mtp.models.meta_mtp.layouts.huggingface import to_halves
 from weighted_mtp.models.meta_mtp.layouts.source import copy_to_pairs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-
-TOLERANCE = 1e-4
-"""Largest difference of two float32 logits, as a share of the largest logit (of 1, if all are
-smaller), that order of summation explains."""
 
 
 @dataclass
@@ -47,7 +44,7 @@ class HeadCheck:
     notes: list[str] = field(default_factory=list)
     differs: bool = False
 
-    def add(self, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> None:
+    def add(self, ours: Tensor, theirs: Tensor, tolerance: float = EXPORT_TOLERANCE) -> None:
         """Add the logits of one text, `[S, V]` each, and judge by all so far."""
         ours, theirs = ours.float(), theirs.to(ours.device).float()
         largest = (ours - theirs).abs().max().item()

@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weighted_mtp.core.choices import MICRO
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, RAW, TEMPLATE_NAMES, TEMPLATES
+from weighted_mtp.data.templates import CHAT, RAW, TEMPLATE_NAMES, TEMPLATES
 from weighted_mtp.data.tokens.chat import user_turn
-from weighted_mtp.evaluation.benchmarks import MICRO, Problem
+from weighted_mtp.evaluation.benchmarks import Problem
 
 TEMPLATE = "template"
 PUBLISHED: dict[str, tuple[str, ...]] = {

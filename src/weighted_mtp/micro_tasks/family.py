@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "validation", "test", "compositions"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "compositions")
+from weighted_mtp.core.choices import SPLITS as SPLITS
+from weighted_mtp.core.choices import Split as Split
+
 _WORDS = """
 ant ape ash bat bee bay bow box cap car cat cod cow cub dew doe dog elk elm ewe eel fig fir fly
 fog fox gem gnu hat hay hen hog ice ink ivy jam jar jay jet kid kit koi log map mud net nut oak

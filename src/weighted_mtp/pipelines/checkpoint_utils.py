@@ -26,7 +26,6 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import check_regular, read_json, shown_value
@@ -46,6 +45,7 @@ from weighted_mtp.pipelines.training.optimization import Optimizer, Optimizers
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import rng_state, set_rng_state
 from weighted_mtp.runtime.main_process import on_main
+from weighted_mtp.runtime.parts import is_part
 
 _LARGEST_BATCH = 2**24
 Layout = Literal["native", "hf"]
@@ -301,7 +301,7 @@ def _check_tensor(name: str, value: Any, weight: Tensor) -> None:
         raise ValueError(f"{name} is not an ordinary tensor")
     if value.shape != shape or not value.is_floating_point():
         raise ValueError(f"{name} is {value.dtype} of shape {list(value.shape)}")
-    local = value.to_local() if isinstance(value, DTensor) else value
+    local = value.to_local() if is_part(value) else value
     if local.untyped_storage().nbytes() < local.nbytes:
         raise ValueError(f"{name} overlaps itself")
     negative = name in ("step", "exp_avg_sq") and bool((local < 0).any())

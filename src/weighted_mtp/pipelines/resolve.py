@@ -12,8 +12,8 @@ from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_tokenizer, is_hub_id
-from weighted_mtp.data.collators import CHAT
 from weighted_mtp.data.datasets import first_row
+from weighted_mtp.data.templates import CHAT
 from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.data.tokens.corpus import Corpus
 from weighted_mtp.data.tokens.tokenizers import (

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from weighted_mtp.core.config.recipe import Recipe, available, load_recipe, setting
+from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
+from weighted_mtp.core.config.shipped import available
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger

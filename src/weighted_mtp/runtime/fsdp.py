@@ -10,9 +10,9 @@ Letters: R replicas, W processes that share one copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,11 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Shard
-from torch.overrides import TorchFunctionMode
 
 from weighted_mtp.core.config.runtime import FSDPConfig
 from weighted_mtp.core.device import DTYPES
 from weighted_mtp.runtime.parallel import Fill, Parallel
+from weighted_mtp.runtime.parts import is_part
 
 
 class Sharded(Parallel):
@@ -79,7 +78,7 @@ class Sharded(Parallel):
 
     def _own_gradients(self) -> list[Tensor]:
         whole = super()._own_gradients()
-        return [x.to_local() if isinstance(x, DTensor) else x for x in whole]
+        return [x.to_local() if is_part(x) else x for x in whole]
 
     def _sum_over_parts(self, x: Tensor) -> float:
         group = self._mesh.get_group(self._mesh.ndim - 1)  # replicas hold the same parts
@@ -104,45 +103,3 @@ def _precision(config: FSDPConfig) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(
         param_dtype=formats[config.param_dtype], reduce_dtype=reduce, cast_forward_inputs=False
     )
-
-
-@torch.no_grad()
-def copy_whole(whole: Tensor, target: Tensor) -> None:
-    """Copy `whole`, or this process's part of it if `target` is a `DTensor` of that shape."""
-    if not isinstance(target, DTensor):
-        target.copy_(whole)
-        return
-    for dimension, placement in enumerate(target.placements):
-        if isinstance(placement, Shard):
-            size = target.device_mesh.size(dimension)
-            parts = torch.chunk(whole, size, dim=placement.dim)
-            index = target.device_mesh.get_local_rank(dimension)
-            whole = parts[index] if index < len(parts) else whole.narrow(placement.dim, 0, 0)
-    target.to_local().copy_(whole)
-
-
-class WholeDraws(TorchFunctionMode):
-    """While active, `nn.init`'s random numbers for a `DTensor` are drawn for the whole tensor on
-    every process, one tensor at a time, and each keeps its part: a seed gives the weights that it
-    gives a single process. (DTensor's own generator gives others.)"""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        target = kwargs.get("tensor", args[0] if args else None)
-        drawn = getattr(func, "__name__", "") in ("normal_", "uniform_")
-        if not drawn or not isinstance(target, DTensor):
-            return func(*args, **kwargs)
-        device = target.device_mesh.device_type
-        whole = torch.empty(target.shape, dtype=target.dtype, device=device)
-        if "tensor" in kwargs:
-            func(*args, **{**kwargs, "tensor": whole})
-        else:
-            func(whole, *args[1:], **kwargs)
-        copy_whole(whole, target)
-        return target

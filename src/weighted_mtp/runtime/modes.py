@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from weighted_mtp.core.config.runtime import RuntimeConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.ddp import Replicated
 from weighted_mtp.runtime.environment import Environment
-from weighted_mtp.runtime.fsdp import Sharded
 from weighted_mtp.runtime.parallel import Fill, Parallel
 
 
@@ -81,6 +79,10 @@ def parallelise(
             f"runtime.parallel {config.parallel}: PyTorch {torch.__version__} shards nothing on "
             "the CPU; --set runtime.parallel=ddp, or use a newer PyTorch"
         )
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
+
+    from weighted_mtp.runtime.fsdp import Sharded
+
     size = shard_size(config, env.world_size)
     kind = env.device.type
     if config.parallel == "fsdp":

@@ -58,7 +58,7 @@ def section_titles() -> dict[str, str]:
 def shipped_settings() -> dict[str, dict[str, Any]]:
     """Return by whom each option is set, and to what: shipped recipes, presets, and presets for a
     pipeline, as `micro (critic)`. Placeholders (null) are left out."""
-    from weighted_mtp.core.config.recipe import RECIPES, available
+    from weighted_mtp.core.config.shipped import RECIPES, available
 
     found: dict[str, dict[str, Any]] = {option.key: {} for option in recipe_options()}
 

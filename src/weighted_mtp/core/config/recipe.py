@@ -29,11 +29,11 @@ from weighted_mtp.core.config.sections import (
     TokenizerConfig,
     TrainingConfig,
 )
+from weighted_mtp.core.config.shipped import RECIPES, available
 from weighted_mtp.core.config.suggestions import suggest_key
 from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
 """What versions without such a key did, where it differs from today's default."""
 
@@ -129,11 +129,6 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe_file` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def available(folder: Path = RECIPES) -> list[str]:
-    """Return the names of the shipped recipes (given `RECIPES / "presets"`, of the presets)."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_recipe(

@@ -22,7 +22,7 @@ class LengthLimit:
 
     Attributes:
         tokenizer: `bytes`, `micro`, or the path of a tokenizer (a folder, or a SentencePiece file).
-        template: a name in `collators.TEMPLATE_NAMES`.
+        template: a name in `templates.TEMPLATE_NAMES`.
     """
 
     tokenizer: str
@@ -52,7 +52,8 @@ class TokenCounter:
     """Counts the tokens of rows; the prompt of one problem is tokenised once."""
 
     def __init__(self, limit: LengthLimit) -> None:
-        from weighted_mtp.data.collators import CHAT, TEMPLATE_NAMES, AlpacaCollator
+        from weighted_mtp.data.collators import AlpacaCollator
+        from weighted_mtp.data.templates import CHAT, TEMPLATE_NAMES
 
         if limit.template not in TEMPLATE_NAMES:
             raise UserError(f"--template {limit.template}: not one of {', '.join(TEMPLATE_NAMES)}")

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -34,7 +34,7 @@ def add_heads(model: Transformer, n_future_tokens: int) -> Transformer:
             f"the model has {have} head(s) already; ask for more than that, not {n_future_tokens}"
         )
     new = n_future_tokens - have
-    with torch.device("meta"):  # a frame: all that holds numbers is put in below
+    with on_meta():  # a frame: all that holds numbers is put in below
         wide = Transformer(with_heads(args, n_future_tokens))
     wide.tok_embeddings, wide.layers = model.tok_embeddings, model.layers
     copies = [copy.deepcopy(model.layers[-1]) for _ in range(new)]

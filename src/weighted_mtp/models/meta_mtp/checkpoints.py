@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from weighted_mtp.core.choices import SPECULATORS
 from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
@@ -37,7 +38,6 @@ from weighted_mtp.models.meta_mtp.layouts.adapted import (
 )
 from weighted_mtp.models.meta_mtp.layouts.atomic import check_absent, new_directory
 from weighted_mtp.models.meta_mtp.layouts.eagle3 import (
-    FORMS,
     Speculator,
     check_speculator,
     write_speculator,
@@ -74,7 +74,7 @@ log = get_logger(__name__)
 
 CARD = "README.md"
 MAX_SHARD_BYTES = 5 * 2**30
-_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache", *FORMS)
+_FOLDERS = ("configs", "safetensors", "tokenizer", "mtp", "custom_generate", ".cache", *SPECULATORS)
 """Subfolders of the layouts, and of what the hub's client downloads: replaced with a checkpoint."""
 _READERS: dict[str, Callable[[Path], Source]] = {
     "native": read_native,

@@ -20,6 +20,7 @@ from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.add_heads import places_of, with_heads
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
@@ -28,8 +29,8 @@ from weighted_mtp.models.meta_mtp.lora import init_adapters, plain_name
 from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
-from weighted_mtp.runtime.fsdp import WholeDraws, copy_whole
 from weighted_mtp.runtime.parallel import Fill
+from weighted_mtp.runtime.parts import WholeDraws, copy_whole
 
 log = get_logger(__name__)
 
@@ -61,7 +62,7 @@ class DeferredModel:
 
 def fresh_model(args: ModelArgs, std: float) -> DeferredModel:
     """Start from random weights; a seed gives the same ones on any number of processes."""
-    with torch.device("meta"):
+    with on_meta():
         transformer = Transformer(args)
 
     def fill() -> None:
@@ -108,7 +109,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
         args: its shape, possibly with more positions, or more heads (`with_new_heads`).
     """
     directory = source.directory
-    with torch.device("meta"):
+    with on_meta():
         transformer = Transformer(args)
     transformer.draft_ids = source.draft_ids
 
@@ -219,7 +220,7 @@ def with_value_head(
     head = None if stored is None else ValueHead.load_checkpoint(stored)
     values = None if head is None else {k: v.clone() for k, v in head.state_dict().items()}
     try:
-        with torch.device("meta"):
+        with on_meta():
             attached = adapter.attach_value_head(head, head_type)
     except ValueError as error:
         raise UserError(f"{stored}: {error}; it belongs to another model") from error

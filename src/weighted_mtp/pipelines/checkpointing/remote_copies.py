@@ -28,7 +28,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
     saved_state,
 )
 from weighted_mtp.pipelines.checkpointing.remote_directory import Remote, RemoteError, check_name
-from weighted_mtp.runtime import distributed, shards
+from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.main_process import on_main
 
 log = get_logger(__name__)
@@ -241,6 +241,8 @@ def _files(checkpoint: Path) -> dict[str, int]:
     """
     expected = {f"rng-{rank}.pt" for rank in range(saved_state(checkpoint)["world_size"])}
     if is_sharded(checkpoint):
+        from weighted_mtp.runtime import shards  # slow to import, and rarely needed
+
         expected |= {f"shards/{name}" for name in shards.stored_files(checkpoint / "shards")}
     deadline = time.monotonic() + distributed.FILE_LAG
     while True:

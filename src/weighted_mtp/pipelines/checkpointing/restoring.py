@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import is_sharded
@@ -22,7 +21,7 @@ from weighted_mtp.pipelines.checkpoint_utils import (
 )
 from weighted_mtp.pipelines.checkpointing.sharded import load_shards, optimizer_names, stored_shapes
 from weighted_mtp.pipelines.training.optimization import Optimizer
-from weighted_mtp.runtime.fsdp import copy_whole
+from weighted_mtp.runtime.parts import copy_whole, is_part
 
 
 def restore_any(
@@ -45,7 +44,7 @@ def restore_any(
         state["state"] = _from_shards(path, optimizer, weights)
     else:
         path = checkpoint / "optimizer.pt"
-        spread = any(isinstance(weight, DTensor) for weight in weights.values())
+        spread = any(is_part(weight) for weight in weights.values())
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
         state = load_saved(path, mmap=spread or not on_cpu)
         if not isinstance(state, dict):

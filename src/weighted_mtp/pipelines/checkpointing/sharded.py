@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import is_sharded
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.layouts.adapted import is_adapted_folder, read_base, write_base
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
@@ -51,8 +50,9 @@ from weighted_mtp.pipelines.checkpointing.model_start import DeferredModel, stor
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
 from weighted_mtp.pipelines.checkpointing.sums import store_sums
 from weighted_mtp.pipelines.training.optimization import Optimizer
-from weighted_mtp.runtime import distributed, shards
+from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.main_process import on_main
+from weighted_mtp.runtime.parts import is_part
 
 log = get_logger(__name__)
 
@@ -115,6 +115,8 @@ class ShardedSaver(WholeSaver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        from weighted_mtp.runtime import shards
+
         self._writer = shards.Writer()
         self._begun: tuple[Future[Any], Path, Collection[int]] | None = None
 
@@ -163,6 +165,10 @@ class ShardedSaver(WholeSaver):
     def _complete(self) -> None:
         if self._begun is None:
             return
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from weighted_mtp.runtime import shards
+
         (future, final, keep_steps), self._begun = self._begun, None
         try:
             future.result()
@@ -203,7 +209,7 @@ def publish(checkpoint: Path, weights: Mapping[str, nn.Parameter], tokenizer: To
     values = {}
     for name, weight in weights.items():
         whole = weight.detach()
-        if isinstance(whole, DTensor):
+        if is_part(whole):
             whole = whole.full_tensor()
         if distributed.is_main_process():
             values[name] = whole.cpu()
@@ -240,11 +246,11 @@ def sharded_model(checkpoint: Path, adapted: bool = True) -> DeferredModel:
             _add_stored_adapters(adapter, described.lora, shapes)
     else:
         args = read_params(JsonFile.read(skeleton / "params.json"), 1)
-        with torch.device("meta"):
+        with on_meta():
             adapter = MetaLlamaMTPAdapter(Transformer(args))
     adapter.side_files = SideFiles.read(skeleton)
     if any(name.startswith("weights.value_head.") for name in shapes):
-        with torch.device("meta"):
+        with on_meta():
             adapter.attach_value_head(None, "mlp" if HIDDEN in shapes else "linear")
 
     def fill() -> None:
@@ -262,6 +268,8 @@ def sharded_model(checkpoint: Path, adapted: bool = True) -> DeferredModel:
 
     if base is not None:
         return DeferredModel(adapter, fill, base.formats)
+    from weighted_mtp.runtime import shards
+
     prefix = "weights.transformer."
     formats = {
         name.removeprefix(prefix): dtype
@@ -306,6 +314,8 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
     Raises:
         UserError: the index cannot be read.
     """
+    from weighted_mtp.runtime import shards
+
     try:
         return shards.stored_shapes(folder)
     except (OSError, ValueError) as error:
@@ -318,6 +328,8 @@ def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         UserError: they cannot be read.
     """
+    from weighted_mtp.runtime import shards
+
     try:
         shards.load(tensors, folder)
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from weighted_mtp.core.sums import SUMS, Sums, sums_of, verifying, write_sums
 from weighted_mtp.models.meta_mtp.layouts.adapted import is_adapted_folder
 from weighted_mtp.models.meta_mtp.layouts.huggingface import SUMS_FILE
 from weighted_mtp.models.meta_mtp.layouts.native import METADATA
-from weighted_mtp.runtime import distributed, shards
+from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)
 
@@ -30,6 +30,8 @@ def store_sums(partial: Path) -> None:
     """
     expected = {f"rng-{rank}.pt" for rank in range(distributed.world_size())}
     if is_sharded(partial):
+        from weighted_mtp.runtime import shards  # slow to import, and rarely needed
+
         expected |= {f"shards/{name}" for name in shards.stored_files(partial / "shards")}
     deadline = time.monotonic() + distributed.FILE_LAG
     while lacking := [name for name in expected if not (partial / name).is_file()]:

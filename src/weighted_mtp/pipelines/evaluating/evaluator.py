@@ -24,7 +24,7 @@ from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.processes import available_cores
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.core.types import Verdict
-from weighted_mtp.data.collators import RAW
+from weighted_mtp.data.templates import RAW
 from weighted_mtp.evaluation.benchmarks import Benchmark, load_benchmark, micro_benchmark
 from weighted_mtp.evaluation.completions import CompletionJudge
 from weighted_mtp.evaluation.prompts import TEMPLATE, Prompting, choose_prompting

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from weighted_mtp.core.choices import BENCHMARKS, MICRO
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import results_folder
 from weighted_mtp.decoding import Sampling, Speculation
-from weighted_mtp.evaluation.benchmarks import BENCHMARKS, MICRO, MICRO_SPLITS
+from weighted_mtp.evaluation.benchmarks import MICRO_SPLITS
 from weighted_mtp.evaluation.result_files import JOURNAL
 from weighted_mtp.evaluation.scores import check_ks
 from weighted_mtp.pipelines.evaluating.writer import rows_together

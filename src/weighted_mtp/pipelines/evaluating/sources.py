@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.choices import MICRO
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.datasets import file_digest, refuse_half_pairs
 from weighted_mtp.decoding import Completion
-from weighted_mtp.evaluation.benchmarks import MICRO, Benchmark, Problem, read_records
+from weighted_mtp.evaluation.benchmarks import Benchmark, Problem, read_records
 from weighted_mtp.evaluation.completions import written_text
 from weighted_mtp.evaluation.extraction import cut, opens_a_block
 from weighted_mtp.evaluation.mutants import mutants

@@ -16,7 +16,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import find_model, has_chat_template
 from weighted_mtp.core.types import Message
-from weighted_mtp.data.collators import CHAT, RAW, TEMPLATES
+from weighted_mtp.data.templates import CHAT, RAW, TEMPLATES
 from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from weighted_mtp.decoding import (
@@ -28,6 +28,7 @@ from weighted_mtp.decoding import (
     complete,
     measured_tree,
 )
+from weighted_mtp.decoding.copies import Copies
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.draft_vocabulary import check_stops
@@ -80,6 +81,7 @@ class ModelWriter:
         self.speculation = None
         if speculation is not None and k > 1:
             self.speculation = measured_tree(self._model, speculation)
+        self._copies = Copies(self._model)
         self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._decode = continuation_decoder(self.tokenizer)
@@ -136,7 +138,7 @@ class ModelWriter:
         start = time.monotonic()
         try:
             completions, report = complete(
-                self._model,
+                self._copies,
                 prompts,
                 self._stopping(stops),
                 self._sampling,
@@ -158,7 +160,7 @@ class ModelWriter:
         self._warn_of_length([prompt])
         try:
             return Stream(
-                self._model,
+                self._copies,
                 [prompt],
                 self._stopping(stops),
                 self._sampling,

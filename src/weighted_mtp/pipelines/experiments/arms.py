@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from weighted_mtp.core.config.recipe import Recipe, load_recipe
+if TYPE_CHECKING:
+    from weighted_mtp.core.config.recipe import Recipe
 
 Rows = Literal[
     "all", "right", "right_among_all", "without_mistakes", "random_60", "clean", "reference"
@@ -93,6 +94,8 @@ class Design:
             own += chosen if setting == CHOSEN else (setting,)
         stage = STAGES.get(arm.recipe, ())
         phase = () if arm is self.base else self.arm_settings
+        from weighted_mtp.core.config.recipe import load_recipe  # not for the names of designs
+
         return load_recipe(arm.recipe, preset, [*self.settings, *stage, *phase, *own, *more])
 
 

@@ -16,7 +16,7 @@ from weighted_mtp.core.device import DTYPES
 from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.loading import Groups
-from weighted_mtp.decoding import Speculation, generate
+from weighted_mtp.decoding import Decoder, Speculation
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.completions import CompletionJudge, written_text
 from weighted_mtp.evaluation.critic_metrics import within_problem_auc
@@ -151,11 +151,10 @@ def pass_at_1(
     tokenizer = collator.tokenizer
     prompts = [collator.encode_prompt(problem.instruction) for problem in problems]
     written: list[str] = []
+    decoder = Decoder(adapter.transformer)
     for start in range(0, len(prompts), WRITTEN_TOGETHER):
         part = prompts[start : start + WRITTEN_TOGETHER]
-        new = generate(
-            adapter.transformer, part, LONGEST_PROGRAM, tokenizer.eos_id, speculation=Speculation()
-        )
+        new = decoder.generate(part, LONGEST_PROGRAM, tokenizer.eos_id, speculation=Speculation())
         written += [written_text(tokenizer, *pair) for pair in zip(part, new, strict=True)]
     prompting = choose_prompting("micro", None, None, collator.template_name)
     with Sandbox(workers=1) as sandbox:

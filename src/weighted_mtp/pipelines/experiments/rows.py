@@ -20,7 +20,7 @@ from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Split, generate
 from weighted_mtp.micro_tasks.originals import posed_problems
 from weighted_mtp.pipelines.experiments.arms import Rows
-from weighted_mtp.pipelines.experiments.plan import Regime
+from weighted_mtp.pipelines.experiments.request import Regime
 from weighted_mtp.pipelines.training.data import micro_families
 from weighted_mtp.pipelines.training.mutated import Span, changed_span, original_row
 

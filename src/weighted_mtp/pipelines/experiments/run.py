@@ -17,12 +17,8 @@ from weighted_mtp.core.processes import share_out
 from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.micro_tasks import Split
-from weighted_mtp.pipelines.experiments.plan import (
-    ExperimentRequest,
-    check_request,
-    choice_seeds,
-    write_plan,
-)
+from weighted_mtp.pipelines.experiments.plan import check_request, choice_seeds, write_plan
+from weighted_mtp.pipelines.experiments.request import ExperimentRequest
 from weighted_mtp.pipelines.experiments.rows import held_out_rows
 from weighted_mtp.pipelines.experiments.seed import held_out_path, run_choice_seed, run_final_seed
 from weighted_mtp.pipelines.experiments.summary import summarise

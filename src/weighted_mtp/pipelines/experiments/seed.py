@@ -28,7 +28,7 @@ from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments import bench
 from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.bench import Weights
-from weighted_mtp.pipelines.experiments.plan import BROAD, ExperimentRequest
+from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest
 from weighted_mtp.pipelines.experiments.rows import (
     TrainingRows,
     held_out_rows,

@@ -18,7 +18,8 @@ from weighted_mtp.core.input_files import read_json
 from weighted_mtp.evaluation.statistics import hierarchical_bootstrap
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments.arms import Comparison
-from weighted_mtp.pipelines.experiments.plan import ExperimentRequest, comparisons_of
+from weighted_mtp.pipelines.experiments.plan import comparisons_of
+from weighted_mtp.pipelines.experiments.request import ExperimentRequest
 from weighted_mtp.pipelines.experiments.seed import arm_path, is_excluded
 
 Floats = npt.NDArray[np.float64]

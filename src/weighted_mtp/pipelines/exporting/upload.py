@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.choices import SPECULATORS
 from weighted_mtp.core.errors import UserError, in_brief
 from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.sums import Sums, sums_of, write_sums
 from weighted_mtp.models.meta_mtp.checkpoints import CARD, detect_layout, inspect_checkpoint
-from weighted_mtp.models.meta_mtp.layouts.eagle3 import FORMS
 from weighted_mtp.models.meta_mtp.layouts.huggingface import SUMS_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 
@@ -134,7 +134,7 @@ def _published(path: Path, here: str, repository: str) -> str | None:
     if path.suffix == ".md":
         text = path.read_text(encoding="utf-8", errors="replace")
         return text.replace(here, "DIRECTORY") if here in text else None
-    if path.name != "config.json" or path.parent.name not in FORMS:
+    if path.name != "config.json" or path.parent.name not in SPECULATORS:
         return None
     fields = JsonFile.read(path).fields
     try:

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weighted_mtp.core.choices import EXPORT_TOLERANCE, SPECULATORS
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.decoding import Report, Speculation, Stopping, complete
 from weighted_mtp.evaluation.export_check import (
-    TOLERANCE,
     ExportCheck,
     HeadCheck,
     copies,
@@ -26,7 +26,6 @@ from weighted_mtp.evaluation.export_check import (
     round_alike,
 )
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, open_checkpoint
-from weighted_mtp.models.meta_mtp.layouts.eagle3 import FORMS
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.exporting.other_readers import compare_others
@@ -45,8 +44,8 @@ class VerifyRequest:
         export: a directory in any layout, or the speculator inside one.
         text: to read; None: a built-in text, or random tokens where neither side has a tokenizer.
         tokens: of the text that are read.
-        tolerance: of logits and weights, relative; None is `TOLERANCE`, under which drafts must be
-            the same, too.
+        tolerance: of logits and weights, relative; None is `EXPORT_TOLERANCE`, under which drafts
+            must be the same, too.
     """
 
     model: Path
@@ -58,7 +57,7 @@ class VerifyRequest:
 
     @property
     def limit(self) -> float:
-        return TOLERANCE if self.tolerance is None else self.tolerance
+        return EXPORT_TOLERANCE if self.tolerance is None else self.tolerance
 
 
 def verify_export(request: VerifyRequest) -> ExportCheck:
@@ -101,7 +100,7 @@ def _places(export: Path) -> tuple[Path, tuple[str, ...]]:
         draft = fields.get("speculators_model_type") == "eagle3"
         if draft or fields.get("architectures") == ["LlamaForCausalLMEagle3"]:
             return find_model(place.resolve().parent), (place.resolve().name,)
-    return place, tuple(form for form in FORMS if (place / form / "config.json").is_file())
+    return place, tuple(form for form in SPECULATORS if (place / form / "config.json").is_file())
 
 
 def _compare_ours(

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weighted_mtp.core.choices import OPENINGS
 from weighted_mtp.core.errors import RowError, UserError
 from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.lock import only_writer
 from weighted_mtp.core.progress import Progress
-from weighted_mtp.data.collators import CHAT, RAW, AlpacaCollator
+from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.templates import CHAT, RAW
 from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.data.tokens.openings import draw_openings
 from weighted_mtp.data.tokens.tokenizers import load_tokenizer
@@ -46,7 +48,6 @@ from weighted_mtp.pipelines.generating.rows import (
 )
 
 FORMAT = 1
-OPENINGS = 2000
 """Openings that are drawn unless another number is given."""
 CONTINUE = "Continue this Python code."
 """The instruction of an opening, in templates that have one."""

@@ -17,6 +17,7 @@ from weighted_mtp.core.device import resolve_device
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.lora import adapted_modules, plain_name
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.planning.memory import Memory, block_bytes, peak_memory
@@ -101,7 +102,7 @@ def count(
         UserError: the objective does not go with the model.
     """
     value = recipe.objective.value
-    with torch.device("meta"):
+    with on_meta():
         adapter = MetaLlamaMTPAdapter(Transformer(args))
     if objective.needs_value_head:
         adapter.attach_value_head(None, value.head_type)
@@ -249,7 +250,7 @@ def reference_numbers(recipe: Recipe, objective: Objective) -> int:
 
 def numbers_of(args: ModelArgs) -> int:
     """Count the parameters of a model of this shape."""
-    with torch.device("meta"):
+    with on_meta():
         return _numbers(Transformer(args).parameters())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from weighted_mtp.core.choices import PLANNED_SHAPES
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.device import resolve_device
@@ -21,7 +22,7 @@ from weighted_mtp.pipelines.planning.estimate import (
 )
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
-from weighted_mtp.pipelines.planning.shapes import args_of, check_there, model_names, shape_of
+from weighted_mtp.pipelines.planning.shapes import args_of, check_there, shape_of
 from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
 
@@ -187,7 +188,7 @@ def _read_recipe(request: PlanRequest) -> Recipe:
             more = [*request.overrides, "data.source=micro"]
             return _read_recipe(replace(request, overrides=more))
         if request.model is None and "give one of model.path" in str(error):
-            names = ", ".join(model_names())
+            names = ", ".join(PLANNED_SHAPES)
             raise UserError(
                 f"recipe {request.name} names no model: --model NAME ({names}) or DIRECTORY"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from weighted_mtp.core.choices import PLANNED_SHAPES
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import is_hub_id
@@ -31,11 +32,6 @@ MODELS = {
 preset's."""
 
 
-def model_names() -> list[str]:
-    """Models that can be planned for by name."""
-    return ["micro", *MODELS]
-
-
 def shape_of(name: str) -> ModelArgs | None:
     """Shape of a model by name; None for a checkpoint."""
     if name == "micro":
@@ -56,5 +52,5 @@ def args_of(name: str, flag: str) -> ModelArgs:
 def check_there(name: str, flag: str) -> None:
     if not Path(name).exists() and not is_hub_id(name):
         raise UserError(
-            f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
+            f"{flag} {name!r}: no model of that name ({', '.join(PLANNED_SHAPES)}) and no directory"
         )

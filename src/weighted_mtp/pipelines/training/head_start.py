@@ -21,7 +21,6 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
@@ -30,7 +29,7 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives.base import plain_targets
 from weighted_mtp.runtime import distributed
-from weighted_mtp.runtime.fsdp import copy_whole
+from weighted_mtp.runtime.parts import copy_whole, is_part
 
 POSITIONS = 16_384
 """Positions that a fit reads, all ranks together; fewer if `STEPS` steps have no more."""
@@ -63,7 +62,7 @@ def fit_new_heads(wrapped: nn.Module, module: TrainingModule, steps: Iterable[li
             break
     for head, found in zip(heads, sums, strict=True):
         weight = _projection(head).weight
-        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        whole = weight.full_tensor() if is_part(weight) else weight
         change = found.change().to(whole) / transformer.args.family.residual_multiplier
         copy_whole(whole + change, weight)
     return int(count)
@@ -134,7 +133,7 @@ def _directions(transformer: Transformer, states: Tensor) -> tuple[Tensor, Tenso
     """Outputs of a block over their root mean square, `[…, D]`, from its states after the norm;
     and `[D]` where they are known, which a weight of nearly 0 hides."""
     stored = transformer.norm.weight
-    weight = (stored.full_tensor() if isinstance(stored, DTensor) else stored).float()
+    weight = (stored.full_tensor() if is_part(stored) else stored).float()
     known = weight.abs() > 1e-3 * weight.abs().max()
     scale = transformer.args.family.logits_scaling / torch.where(known, weight, 1.0)
     return states.float() * scale, known

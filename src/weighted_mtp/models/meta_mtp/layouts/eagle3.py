@@ -34,8 +34,6 @@ from weighted_mtp.models.meta_mtp.layouts.source import common_dtype
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import write_safetensors_file
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
-FORMS = ("eagle3", "speculators")
-ENGINES = ("vllm", "sglang", "llamacpp")
 _AUX_STATES = 3
 
 

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from weighted_mtp.core.device import machine_memory
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-
-
-class _NoInit(TorchFunctionMode):
-    """Leaves fresh weights alone. On the meta device random numbers mean nothing, yet asking for
-    them makes torch import sympy and its like: a second, and 75 MB."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer:
@@ -45,7 +24,7 @@ def build_skeleton(args: ModelArgs, config: Path, n_tensors: int) -> Transformer
         )
     check_positions(args, str(config))
     try:
-        with torch.device("meta"), _NoInit():
+        with on_meta():
             return Transformer(args)
     except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
         reason = one_line(error, 160)  # PyTorch's own has a line for each frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.core.config.recipe import RECIPES, available
+from weighted_mtp.core.config.shipped import RECIPES, available
 from weighted_mtp.core.files import given_name
 
 
