@@ -65,7 +65,7 @@ class Parrot:
         self.ends: set[int] = set()
         self.calls: list[tuple[int, tuple[str, ...]]] = []  # rows, stop strings
 
-    def __call__(self, model, prompts, stopping, sampling, speculation, row_seeds, logprobs):
+    def __call__(self, copies, prompts, stopping, sampling, speculation, row_seeds, logprobs):
         """As `decoding.complete`, stop strings included."""
         self.ends.add(stopping.eos_id)
         self.calls.append((len(prompts), stopping.strings))
@@ -73,7 +73,7 @@ class Parrot:
         for row, prompt in zip(rows, prompts, strict=True):
             row.push([*self.known[tuple(prompt)], stopping.eos_id])
             row.take()
-        heads = model.args.n_future_tokens
+        heads = copies.model.args.n_future_tokens
         k = speculation.heads_of(heads) if speculation else 1
         return [row.completion() for row in rows], Report(k)
 

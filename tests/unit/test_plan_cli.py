@@ -8,6 +8,7 @@ import pytest
 from tests.helpers import tiny_args, tiny_model
 
 from weighted_mtp.cli.main import main
+from weighted_mtp.core.choices import PLANNED_SHAPES
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.models.meta_mtp import checkpoints
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
@@ -122,6 +123,10 @@ def test_hsdp_needs_nodes():
     assert modes(12) == {"ddp", "fsdp"}
     assert modes(12, gpus_per_node=4) == {"ddp", "fsdp", "hsdp"}
     assert modes(8, overrides=["training.optimizer=muon"]) == {"ddp"}
+
+
+def test_help_names_every_model():
+    assert ("micro", *MODELS) == PLANNED_SHAPES
 
 
 @pytest.mark.parametrize("name", MODELS)
