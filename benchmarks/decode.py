@@ -4,7 +4,7 @@
                                 [--cases 1x16 4x512 ...] [--out benchmarks/results/decode.json]
 
 DIR is a run, a checkpoint or a model: the demo's (`make demo`), what `byte_model.py` makes and what
-`smollm2_heads.py` makes. Greedy, all rows `--new` tokens whatever they are, on prompts of 16 and of
+`heads_table.py` makes. Greedy, all rows `--new` tokens whatever they are, on prompts of 16 and of
 512 tokens that the model was not trained on (`decode_prompts.py`). bfloat16 at batch 1, 4 and 16;
 float32 at batch 1. Near-ties are not looked for (`ties="fast"`): the rereads they cost are a matter
 of exactness, not of speed, and `transformers` does none.

@@ -4,7 +4,7 @@
                                          [--out benchmarks/results/remote_generate.json]
 
 KIND is micro, byte or smollm2; DIR a run or a checkpoint: `weighted-mtp train --recipe baseline
---preset micro`, what `byte_model.py` makes, what `smollm2_heads.py` makes. Each is exported as
+--preset micro`, what `byte_model.py` makes, what `heads_table.py` makes. Each is exported as
 `convert --to hf` does and opened twice: without `trust_remote_code` (plain `generate`), and with it
 (`generate(custom_generate=EXPORT)`). Nothing of this package runs while the clock does.
 

@@ -73,7 +73,7 @@ MOVED = {
     "pipelines.model_writer": "pipelines.evaluating.writer",
     "pipelines.decoding_figures": "pipelines.evaluating.decoding_figures",
     "pipelines.traces": "pipelines.evaluating.traces",
-    "pipelines.experiment": "pipelines.evaluating.experiment",
+    "pipelines.experiment": "pipelines.experiments",
     "pipelines.trackers": "pipelines.tracking.trackers",
     "pipelines.tracker_backends": "pipelines.tracking.backends",
 }

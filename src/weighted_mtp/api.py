@@ -130,7 +130,7 @@ def plan(
         recipe: a shipped name, a YAML file or a `Recipe`.
         preset: another scale, `micro` for instance.
         overrides: `section.key=value` settings on top, as `--set` takes them.
-        model: "micro", "7b", "13b" or a checkpoint; None takes the recipe's own.
+        model: "micro", "7b", "8b", "13b", "70b" or a checkpoint; None takes the recipe's own.
         gpus: over all nodes.
         gpus_per_node: GPUs that share a copy of the weights under hsdp.
 

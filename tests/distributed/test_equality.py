@@ -77,11 +77,15 @@ def test_compiled_blocks_learn_the_same(mode, tmp_path, rows_file):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("added", [None, 2])
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_heads_on_a_frozen_trunk(mode, tmp_path, rows_file):
-    """Frozen weights in bfloat16 and trained ones in float32, beside each other in FSDP's units."""
+def test_heads_on_a_frozen_trunk(mode, added, tmp_path, rows_file):
+    """Frozen weights in bfloat16 and trained ones in float32, beside each other in FSDP's units.
+    Heads that are added are first fitted to the rows of all processes."""
     start = tmp_path / "start"
-    save_native(tiny_model(tiny_args(vocab_size=259, max_seq_len=64)).bfloat16(), start)
+    shape = {} if added is None else {"n_future_tokens": 1}
+    args = tiny_args(vocab_size=259, max_seq_len=64, **shape)
+    save_native(tiny_model(args).bfloat16(), start)
     changes = {
         **SMALL,
         **RUN,
@@ -91,6 +95,8 @@ def test_heads_on_a_frozen_trunk(mode, tmp_path, rows_file):
         "training__steps": 4,
         "runtime__compute_dtype": "bfloat16",
     }
+    if added is not None:
+        changes |= {"model__add_heads": added, "model__head_start": "fit"}
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(one, rows_file, **changes) == 0
     arguments = train_arguments(two, rows_file, **changes, runtime__parallel=mode)

@@ -213,6 +213,11 @@ def test_drafts_change_no_greedy_program_and_are_reported(checkpoint, tmp_path, 
     assert drafted["tokens"] == plain["tokens"] > 20
     assert plain["tokens_per_forward"] == 1.0
     assert len(drafted["acceptance"]) == 2
+    for tree in ("auto", "6"):
+        assert evaluate(checkpoint, *options, tmp_path / tree, "--tree", tree) == 0
+        assert programs(tmp_path / tree) == programs(tmp_path / "plain")
+        assert decoding_of(tmp_path / tree)["nodes_per_pass"] >= 1
+    assert drafted["nodes_per_pass"] is None
     assert sum(drafted["histogram"]) * drafted["tokens_per_forward"] == pytest.approx(
         sum(count * i for i, count in enumerate(drafted["histogram"], 1)), rel=1e-4
     )
@@ -404,6 +409,7 @@ def test_foreign_programs_are_not_run_unasked(dataset, checkpoint, tmp_path, cap
         (["--speculate", "0"], ["--speculate 0", "at least 1"]),
         (["--speculate", "runs/x"], ["--speculate 'runs/x'", "number of heads"]),
         (["--no-speculate", "--adaptive"], ["--adaptive", "--no-speculate"]),
+        (["--tree", "8", "--batch-size", "3"], ["--tree", "--batch-size 3"]),
         (["--no-speculate", "--lossy-typical"], ["--lossy-typical", "--no-speculate"]),
         (["--k", "10", "--n-samples", "5"], ["--k 10", "there are 5", "--n-samples"]),
         (["--k", "many"], ["--k 'many'"]),

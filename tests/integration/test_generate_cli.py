@@ -63,9 +63,12 @@ def test_text_on_stdout_and_figures_on_stderr(checkpoint, capsys):
 
 def test_drafts_do_not_change_a_greedy_text(checkpoint, capsys):
     texts = []
-    for options in ([], ["--no-speculate"], ["--speculate", "2"], ["--speculate", "--adaptive"]):
+    drafted = (["--speculate", "2"], ["--speculate", "--adaptive"], ["--tree", "8", "--speculate"])
+    for options in ([], ["--no-speculate"], *drafted, ["--tree", "auto"]):
         assert generate(checkpoint, "--prompt", "abc", *options) == 0
-        texts.append(capsys.readouterr().out)
+        said = capsys.readouterr()
+        texts.append(said.out)
+        assert ("nodes per pass" in said.err) == ("--tree" in options)
     assert len(set(texts)) == 1
     assert generate(checkpoint, "--prompt", "abc", "--lossy-typical", "--temperature", "1") == 0
 
@@ -283,6 +286,12 @@ def test_figures_of_nothing():
             ["--speculate 'two'", "put the checkpoint before"],
         ),
         (["--prompt", "x", "--no-speculate", "--adaptive"], ["--adaptive"]),
+        (["--prompt", "x", "--no-speculate", "--tree", "4"], ["--tree does not go with --no-spec"]),
+        (["--prompt", "x", "--speculate", "1", "--tree", "4"], ["--tree", "k of at least 2"]),
+        (["--prompt", "x", "--lossy-typical", "--tree", "4"], ["--tree", "exact"]),
+        (["--prompt", "x", "--tree", "1"], ["--tree", "from 2 on, got 1"]),
+        (["--prompt", "x", "--tree", "many"], ["--tree 'many'", "auto"]),
+        (["--prompt", "x", "--tree", "4", "--batch-size", "2"], ["--tree", "--batch-size 2"]),
         (["--prompt", "x", "--device", "gpu"], ["device 'gpu'"]),
         (["--prompt", "caf\udce9"], ["'caf\\udce9'", "is not valid UTF-8 at character 4"]),
         (["--prompt", "x", "--stop", "\udcff"], ["'\\udcff'", "is not valid UTF-8"]),

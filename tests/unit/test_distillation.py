@@ -165,10 +165,11 @@ def test_the_whole_vocabulary_is_none():
 
 def test_the_most_frequent_tokens_and_eos():
     counts = np.array([3, 0, 5, 3, 1, 0, 9])
-    assert frequent_tokens(counts, 3, eos_id=1).tolist() == [1, 2, 6]
-    assert frequent_tokens(counts, 3, eos_id=6).tolist() == [0, 2, 6]
-    assert frequent_tokens(counts, 1, eos_id=5).tolist() == [5]
-    assert frequent_tokens(counts, 100, eos_id=6).tolist() == [0, 2, 3, 4, 6]
+    assert frequent_tokens(counts, 3, {1}).tolist() == [1, 2, 6]
+    assert frequent_tokens(counts, 3, {6}).tolist() == [0, 2, 6]
+    assert frequent_tokens(counts, 3, {1, 5, 99}).tolist() == [1, 5, 6]
+    assert frequent_tokens(counts, 1, {5}).tolist() == [5]
+    assert frequent_tokens(counts, 100, {6}).tolist() == [0, 2, 3, 4, 6]
 
 
 def test_targets_are_counted_without_prompts_and_holes(monkeypatch):
@@ -257,6 +258,10 @@ def plain(tmp_path_factory, rows_file):
     return last_checkpoint(run_dir) / "model"
 
 
+# For runs that are made longer: ten steps hold fewer rows for a fit than twenty.
+COPY = {"model__head_start": "copy"}
+
+
 def heads_of(plain, **changes):
     quick = {"training__steps": 20, "training__validate_every": 10, "training__save_every": 10}
     quick |= {"training__learning_rate": 0.01, "data__packing": True}
@@ -281,14 +286,14 @@ def test_added_heads_learn_to_draft_and_the_model_stays(plain, tmp_path, rows_fi
         first, last = (r["head_acceptance_sampled"][head] for r in (checks[0], checks[-1]))
         assert last > first + 0.1, checks
     steps = [r for r in records(whole) if r["kind"] == "train"]
-    assert steps[-1]["distil_loss"][0] < steps[0]["distil_loss"][0] / 2
+    assert steps[-1]["distil_loss"][0] < 0.7 * steps[0]["distil_loss"][0]
     assert steps[-1]["head_loss"][0] > 0
     assert steps[-1]["tokens"] > 0
 
 
 def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    change = {"training__schedule": "constant", "objective__distil__tv": 1}
+    change = {"training__schedule": "constant", "objective__distil__tv": 1, **COPY}
     assert train(whole, rows_file, "heads", **heads_of(plain, **change)) == 0
     assert train(parts, rows_file, "heads", **heads_of(plain, **change, training__steps=10)) == 0
     assert resume(parts, "--set", "training.steps=20") == 0
@@ -298,7 +303,7 @@ def test_a_resumed_run_adds_nothing(plain, tmp_path, rows_file):
 
 def test_a_run_keeps_the_vocabulary_that_it_counted(plain, tmp_path, rows_file, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    change = {"training__schedule": "constant", "objective__distil__vocabulary": 12}
+    change = {"training__schedule": "constant", "objective__distil__vocabulary": 12, **COPY}
     assert train(whole, rows_file, "heads", **heads_of(plain, **change)) == 0
     assert train(parts, rows_file, "heads", **heads_of(plain, **change, training__steps=10)) == 0
     assert resume(parts, "--set", "training.steps=20") == 0
@@ -309,6 +314,10 @@ def test_a_run_keeps_the_vocabulary_that_it_counted(plain, tmp_path, rows_file, 
     kept = json.loads((last_checkpoint(whole) / "trainer.json").read_text())["objective"]
     most = sorted(counts, key=lambda token: (token != 258, -counts[token], token))[:12]
     assert kept["vocabulary"] == sorted(most)
+    for run_dir in (whole, parts):  # what the heads were not taught they do not draft
+        ids = load_meta_mtp_model(run_dir, device="cpu").draft_ids
+        assert ids is not None
+        assert ids.tolist() == sorted(most)
     steps = [r for r in records(whole) if r["kind"] == "train"]
     check = [r for r in records(whole) if r["kind"] == "validation"][-1]
     assert check["head_loss"][0] > steps[-1]["head_loss"][0]  # of all tokens, not of 12

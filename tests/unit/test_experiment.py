@@ -1,158 +1,305 @@
-"""The experiment: its arms resolve, its table says what the scores say, its results file keeps the
-rest of the page; and (slow) the command runs end to end and is taken up where it stopped."""
+"""The experiment: its plan holds, its choice never sees the test split, its arms share rows, its
+figures are those of hand computations, and it goes on where it stopped."""
 
 import json
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from weighted_mtp.analysis.experiment_table import markdown_table, replace_section
-from weighted_mtp.cli import experiment as command
+from weighted_mtp.analysis.experiment_table import (
+    arm_table,
+    comparison_table,
+    outcome,
+    replace_section,
+)
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.evaluating import experiment
-from weighted_mtp.pipelines.evaluating.experiment import (
-    ARMS,
-    ArmResult,
+from weighted_mtp.evaluation.student_t import holm, t_test
+from weighted_mtp.pipelines.experiments import bench, run, seed, summary
+from weighted_mtp.pipelines.experiments.arms import DESIGNS, RHO1, WMTP, WMTP_ARMS
+from weighted_mtp.pipelines.experiments.plan import (
+    CHOICE_SEED,
+    REGIMES,
     ExperimentRequest,
-    arm_recipe,
+    Regime,
+    check_request,
+    make_plan,
+    write_plan,
 )
+from weighted_mtp.pipelines.experiments.rows import training_rows
 
-
-def finish(folder: Path, step: int) -> None:
-    """What a finished training leaves, as far as the experiment looks."""
-    path = folder / "checkpoints" / f"step-{step:08d}"
-    (path / "model").mkdir(parents=True)
-    (path / "COMPLETE").touch()
+TINY = ("model.architecture.dim=16", "model.architecture.n_layers=5")
+SMALL = Regime(4, 8, 4, 0.0, "regime", "a few")
 
 
 @pytest.fixture
-def request_(tmp_path) -> ExperimentRequest:
-    request = ExperimentRequest(tmp_path, seeds=1, steps=7, base_steps=9)
-    finish(experiment.folder(request, "base", 0), 9)
-    return request
+def request_(tmp_path, monkeypatch) -> ExperimentRequest:
+    monkeypatch.setitem(REGIMES, "scarce", SMALL)
+    grid = dict(list(WMTP.grid.items())[:3])
+    monkeypatch.setitem(DESIGNS, "wmtp", replace(WMTP, grid=grid))
+    return ExperimentRequest(
+        tmp_path / "run",
+        seeds=2,
+        choice_seeds=1,
+        arms=("uniform", "chosen", "chosen_shuffled", "oracle"),
+        steps=1,
+        base_steps=1,
+        n_test=4,
+        n_validation=3,
+        n_problems=0,
+        base_limit=20.0,
+        settings=TINY,
+    )
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_a_recipe_with_the_same_budget(arm, request_):
-    base, recipe = arm_recipe(request_, "base", 0), arm_recipe(request_, arm, 0)
-    assert recipe.model.path is not None
-    assert recipe.model.path.parent.name == "step-00000009"
-    assert recipe.critic_stage is None
-    assert recipe.training.steps == 7
-    for name in ("batch_size", "learning_rate", "optimizer", "schedule"):
-        assert getattr(recipe.training, name) == getattr(base.training, name)
-    assert recipe.data == base.data
-    assert recipe.runtime.seed != base.runtime.seed
+# --- the plan ---
 
 
-def test_the_base_learns_from_right_and_wrong_alike(request_):
-    base = arm_recipe(request_, "base", 0)
-    assert base.pipeline == "critic"
-    assert base.objective.value.lm_rows == "all"
-    assert base.objective.value.lm_coef > 0
+def test_a_plan_is_written_once_and_refuses_another_request(request_):
+    plan = write_plan(request_)
+    assert plan["contrast"]["arm"] == "chosen"
+    assert plan["final_seeds"] == [0, 1]
+    assert plan["choice_seeds"] == [CHOICE_SEED]
+    assert "above 20.0 nats" in plan["exclusion"]
+    path = request_.directory / "plan.json"
+    before = path.read_bytes()
+    assert write_plan(replace(request_, jobs=2)) == plan  # jobs change no result
+    assert path.read_bytes() == before
+    for changed, key in (
+        (replace(request_, seeds=3), "final_seeds"),
+        (replace(request_, base_limit=1.0), "exclusion"),
+        (replace(request_, arms=("chosen", "chosen_shuffled")), "arms"),
+        (replace(request_, regime="balanced"), "request.regime"),
+        (replace(request_, settings=()), "request.settings"),
+    ):
+        with pytest.raises(UserError, match=f"the plan says {key}"):
+            write_plan(changed)
+    path.write_text(path.read_text().replace("alpha 0.05", "alpha 0.10"))
+    with pytest.raises(UserError, match="test_of_the_contrast"):
+        write_plan(request_)
 
 
-def test_the_controls_differ_from_verifiable_by_their_name_alone(request_):
-    real = arm_recipe(request_, "verifiable", 0)
-    for arm in ("random_matched", "shuffled", "value_only"):
-        control = arm_recipe(request_, arm, 0)
-        same = {"name": "verifiable", "td": real.objective.td}
-        renamed = control.objective.model_copy(update=same)
-        assert control.model_copy(update={"objective": renamed}) == real
+def test_the_plan_stands_before_anything_is_trained(request_, monkeypatch):
+    def fail(*_):
+        assert (request_.directory / "plan.json").exists()
+        raise UserError("as far as training")
+
+    monkeypatch.setattr(run, "run_choice_seed", fail)
+    with pytest.raises(UserError, match="as far as training"):
+        run.run_experiment(request_)
 
 
-def test_an_unknown_arm_is_refused(tmp_path):
+def test_wrong_requests_are_refused(request_, tmp_path, capsys):
     with pytest.raises(UserError, match="no arm magic"):
-        experiment.run_experiment(ExperimentRequest(tmp_path, arms=("baseline", "magic")))
+        check_request(replace(request_, arms=("magic",)))
+    with pytest.raises(UserError, match="add chosen_shuffled"):
+        check_request(replace(request_, arms=("chosen",)))
+    with pytest.raises(UserError, match="dimension"):
+        check_request(replace(request_, settings=("model.dimension=3",)))
+    for words in (["--seeds", "0"], ["--n-problems", "300"], ["--flipped", "0.5"]):
+        assert main(["experiment", "wmtp", *words, "--output-dir", str(tmp_path / "x")]) == 2
+        assert words[0] in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
-def test_rho1_without_its_reference_is_refused(tmp_path):
-    with pytest.raises(UserError, match="add baseline"):
-        experiment.run_experiment(ExperimentRequest(tmp_path, arms=("rho1",)))
+@pytest.mark.parametrize("arm", WMTP_ARMS)
+def test_every_arm_continues_the_base_with_the_same_budget(arm, tmp_path):
+    one = seed.Seed(ExperimentRequest(tmp_path), 3)
+    base, recipe = one.recipe(WMTP.base), one.recipe(WMTP_ARMS[arm], ("objective.td.lam=0.5",))
+    assert recipe.training.learning_rate == base.training.final_learning_rate  # no restart
+    assert recipe.training.warmup_fraction == 0
+    for name in ("batch_size", "schedule", "optimizer", "weight_decay"):
+        assert getattr(recipe.training, name) == getattr(base.training, name)
+    assert recipe.model == base.model
+    assert recipe.critic_stage is None
+    assert recipe.objective.td.lam == (0.5 if arm.startswith("chosen") else 0.95)
 
 
-def test_a_training_that_fails_says_where_to_look(tmp_path, monkeypatch):
-    def fail(*args, stdout, **options):
-        stdout.write("one line\nerror: the disk is full\n")
-        return subprocess.CompletedProcess(args, 2)
-
-    monkeypatch.setattr(experiment.subprocess, "run", fail)
-    with pytest.raises(UserError, match=r"the disk is full .*base\.log"):
-        experiment.run_experiment(ExperimentRequest(tmp_path, seeds=1))
-
-
-def test_only_evaluations_without_a_result_file_are_run(request_, monkeypatch):
-    """`evaluate` itself resumes one that was interrupted."""
-    called = []
-    monkeypatch.setattr(experiment, "train", lambda *arguments: None)
-    monkeypatch.setattr(experiment, "_call", lambda request, words, folder: called.append(words))
-    file = experiment.folder(request_, "baseline", 0) / "evaluation" / "micro-test.jsonl"
-    (file.with_suffix(".evaluation")).mkdir(parents=True)  # of an interrupted evaluation
-    experiment.train_and_evaluate(request_, "baseline", 0)
-    assert [words[words.index("--split") + 1] for words in called] == ["test", "compositions"]
-    assert not any("--overwrite" in words for words in called)
-    file.touch()
-    experiment.train_and_evaluate(request_, "baseline", 0)
-    assert [words[words.index("--split") + 1] for words in called[2:]] == ["compositions"]
+def test_a_control_differs_from_its_arm_by_the_name_alone():
+    for arm in ("verifiable", "chosen"):
+        real = WMTP.recipe(WMTP_ARMS[arm], "micro", (), ())
+        for control in (f"{arm}_shuffled", f"{arm}_random"):
+            found = WMTP.recipe(WMTP_ARMS[control], "micro", (), ())
+            named = found.objective.model_copy(update={"name": "verifiable"})
+            assert found.model_copy(update={"objective": named}) == real
 
 
-def results(solved: dict[str, float], seeds: int = 2, problems: int = 40) -> list[ArmResult]:
-    """Arms that solve a given share of the problems, the first ones."""
-    found = []
-    for arm, share in solved.items():
-        for seed in range(seeds):
-            passed = {f"p{i}": i < share * problems for i in range(problems)}
-            both = {"test": passed, "compositions": dict.fromkeys(passed, False)}
-            found.append(ArmResult(arm, seed, both, 1000, [0.5], 0.7))
-    return found
+# --- rows ---
 
 
-def test_the_table_ranks_arms_and_compares_pairs():
-    lines = command.summarise(results({"uniform": 0.25, "baseline": 0.5, "rho1": 0.25}), "uniform")
-    assert [line.name for line in lines] == ["baseline", "uniform", "rho1"]
-    best = lines[0]
-    assert best.scores["test"][0] == pytest.approx(0.5)
-    assert best.scores["test"][1] < 0.5 < best.scores["test"][2]
-    assert best.scores["compositions"] == (0, 0, 0)
-    assert best.difference[0] == pytest.approx(0.25)
-    assert best.difference[1] > 0
-    assert lines[1].difference is None
-    assert lines[2].difference == (0, 0, 0)
-    text = markdown_table(lines, ("test", "compositions"), "uniform")
-    assert len({row.count("|") for row in text.splitlines()}) == 1
-    assert "+25.0" in text
+def test_arms_share_rows_and_labels_are_flipped_in_training_only(request_, tmp_path):
+    one = seed.Seed(request_, 0)
+    recipe = one.recipe(WMTP.base)
+    path = tmp_path / "rows.jsonl"
+    rows = training_rows(path, recipe, SMALL, 0, one.collator)
+    assert sum(x.is_correct for x in rows.kinds["all"]) == 4
+    assert len(rows.kinds["all"]) == 12
+    taken = {kind: rows.groups(kind, 5).take(0, 12) for kind in ("all", "without_mistakes")}
+    assert [g[0].row for g in taken["all"]] == [g[0].row for g in taken["without_mistakes"]]
+    for (plain,), (masked,) in zip(*taken.values(), strict=True):
+        assert plain.ids == masked.ids
+        assert bool(masked.holes) == (not plain.is_correct)
+    among = [g[0].row for g in rows.groups("right_among_all", 5).take(0, 12)]
+    assert among == [g[0].row for g in taken["all"] if g[0].is_correct]
+    right = rows.groups("right", 5).take(0, 12)
+    assert len(right) == 12
+    assert all(group[0].is_correct for group in right)
 
-
-def test_scores_are_aligned_by_problem():
-    one = ArmResult("a", 0, {"test": {"x": True, "y": False}}, 0)
-    other = ArmResult("a", 1, {"test": {"y": True, "x": False}}, 0)
-    np.testing.assert_array_equal(command.table([one, other], "test"), [[1, 0], [0, 1]])
-
-
-def test_comparisons_are_paired():
-    found = results({"verifiable": 0.5, "shuffled": 0.5, "baseline": 0.75})
-    rows = command.compare(found)
-    assert [(arm, other) for arm, other, *_ in rows] == [
-        ("verifiable", "shuffled"),
-        ("verifiable", "baseline"),
+    noisy = training_rows(path, recipe, replace(SMALL, flipped=0.25), 0, one.collator)
+    changed = [
+        a.is_correct != b.is_correct
+        for a, b in zip(rows.kinds["all"], noisy.kinds["all"], strict=True)
     ]
-    assert rows[0][3] == [(0, 0, 0), (0, 0, 0)]
-    assert rows[1][3][0][0] == pytest.approx(-0.25)
+    assert sum(changed) == 3
+    masked = [bool(x.holes) for x in noisy.kinds["without_mistakes"]]  # the oracle knows the truth
+    assert masked == [not x.is_correct for x in rows.kinds["all"]]
 
 
-def test_other_settings_in_the_same_directory_are_refused(request_):
-    run_dir = experiment.folder(request_, "baseline", 0)
-    finish(run_dir, 7)
-    (run_dir / "config.yaml").touch()
-    run_dir.with_suffix(".yaml").write_text(arm_recipe(request_, "baseline", 0).to_yaml())
-    experiment.train(request_, "baseline", 0)  # finished: nothing to do
-    changed = replace(request_, settings=("training.learning_rate=0.5",))
-    with pytest.raises(UserError, match="made with other settings"):
-        experiment.train(changed, "baseline", 0)
+# --- a whole run ---
+
+
+def test_a_run_goes_on_where_it_stopped_and_chooses_before_it_tests(request_, monkeypatch):
+    trained, measured = [], []
+    train, measure = seed.Seed.train, seed.Seed.measure
+
+    def counted(self, arm, chosen=()):
+        trained.append((self.number, arm.about))
+        if len(trained) == 9:  # while the second seed's first arm is trained
+            raise KeyboardInterrupt
+        return train(self, arm, chosen)
+
+    def watched(self, model, split):
+        measured.append((self.number >= CHOICE_SEED, split))
+        if split == "validation":
+            assert not seed.held_out_path(request_, "test").exists()
+        else:
+            assert (request_.directory / "choice.json").exists()
+        return measure(self, model, split)
+
+    monkeypatch.setattr(seed.Seed, "train", counted)
+    monkeypatch.setattr(seed.Seed, "measure", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_experiment(request_)
+    files = {path: path.stat().st_mtime_ns for path in request_.directory.rglob("*.json")}
+    results = run.run_experiment(request_)
+    assert len(trained) == 3 + 2 * 4 + 1  # only the interrupted arm began twice
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert set(measured) == {(True, "validation"), (False, "test")}
+    assert results["seeds"] == [0, 1]
+    assert results["arms"]["uniform"]["headroom"]["share"] in (0.0, None)
+    assert json.loads((request_.directory / "results.json").read_text()) == results
+    text = arm_table(results) + comparison_table(results) + outcome(results)
+    assert "nan" not in text.lower()
+    again = run.run_experiment(request_)
+    assert again == results
+    assert len(trained) == 12
+
+
+def test_a_failed_base_is_excluded_by_the_rule_of_the_plan(request_, monkeypatch):
+    assert seed.is_excluded(None, 1.0)
+    assert seed.is_excluded(1.01, 1.0)
+    assert not seed.is_excluded(1.0, 1.0)
+    bases = {0: 0.5, 1: 1.5, 2: None}
+    request = replace(request_, seeds=3, base_limit=1.0)
+    for number, loss in bases.items():
+        folder = request.directory / f"seed{number}"
+        (folder / "arms").mkdir(parents=True)
+        (folder / "base.json").write_text(json.dumps({"loss": loss, "seconds": 1.0}))
+    for name in ("base", *request.chosen_arms):
+        path = seed.arm_path(request, 0, name)
+        path.write_text(json.dumps(arm_file([[1.0, 2.0], [3.0, 4.0]])))
+    results = summary.summarise(request, make_plan(request), {"chosen": "x"})
+    assert results["seeds"] == [0]
+    assert results["excluded"] == [1, 2]
+    (request.directory / "seed0" / "base.json").write_text('{"loss": null, "seconds": 1.0}')
+    with pytest.raises(UserError, match="every seed is excluded"):
+        summary.summarise(request, make_plan(request), {})
+
+
+# --- figures ---
+
+
+def arm_file(losses: list[list[float]], lengths=(2, 8)) -> dict[str, object]:
+    """An arm's result, `losses` [programs, heads]."""
+    return {
+        "losses": losses,
+        "lengths": list(lengths),
+        "tokens": 10,
+        "seconds": 1.0,
+        "right_preferred": None,
+    }
+
+
+def tables(**losses: list[float]) -> dict[str, summary.ArmTable]:
+    """Arms with one program of one token a seed."""
+    none = np.zeros(0)
+    return {
+        name: summary.ArmTable(np.array(values)[:, None, None], np.ones(1), None, none, none, none)
+        for name, values in losses.items()
+    }
+
+
+def test_a_loss_counts_tokens_not_programs(request_):
+    for number, losses in enumerate(([[1.0, 2.0], [3.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]])):
+        path = seed.arm_path(request_, number, "uniform")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(arm_file(losses)))
+    table = summary.ArmTable.read(request_, "uniform", [0, 1])
+    np.testing.assert_allclose(table.head_1, [0.4, 0.4])
+    np.testing.assert_allclose(table.all_heads, [0.5, 0.4])
+    assert seed.head_1(arm_file([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(0.4)
+
+
+def test_a_comparison_is_paired_and_the_rest_corrected():
+    found = tables(a=[1.0, 2.0, 3.0], b=[1.5, 2.4, 3.6])
+    compared = summary.compare(found, summary.Comparison("a", "b", "x"))
+    assert compared["loss"] == pytest.approx(t_test([-0.5, -0.4, -0.6])._asdict())
+    assert compared["loss_by_seed"] == pytest.approx([-0.5, -0.4, -0.6])
+    assert -0.601 < compared["crossed_bootstrap"]["low"] < -0.5
+    assert holm([compared["loss"]["p"]]) == [compared["loss"]["p"]]
+
+
+def test_share_of_the_headroom():
+    start, end = np.array([1.0, 1.2]), np.array([0.5, 0.6])
+    half = summary.share_of_headroom(start, (start + end) / 2, end)
+    assert half == pytest.approx({"share": 0.5, "low": 0.5, "high": 0.5})
+    worse = summary.share_of_headroom(start, start + 0.11, end)
+    assert worse["share"] == pytest.approx(-0.2)
+    assert worse["low"] < -0.2 < worse["high"]
+    none = {"share": None, "low": None, "high": None}
+    assert summary.share_of_headroom(start, end, start) == none
+    unsure = summary.share_of_headroom(np.array([1.0, 1.0]), end, np.array([0.5, 1.1]))
+    assert unsure["share"] is not None
+    assert unsure["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([-0.5, -0.4, -0.6], "**better**"),
+        ([0.5, 0.4, 0.6], "**worse**"),
+        ([0.5, -0.4, 0.1], "No difference shown"),
+        ([0.5], "One seed"),
+    ],
+)
+def test_the_outcome_is_said_whichever_way_it_went(values, word):
+    test = t_test(values)._asdict()
+    test = {key: None if x != x else x for key, x in test.items()}
+    contrast = {"arm": "a", "other": "b", "loss": test, "loss_by_seed": values}
+    assert word in outcome({"contrast": contrast})
+
+
+def test_right_programs_are_counted_by_running_them(request_):
+    """The reference solutions, as if a model had written them."""
+    one = seed.Seed(replace(request_, n_problems=2), 0)
+    run._generate(request_, "test", request_.n_test)
+    problems = one.problems()
+    assert len(problems) == 2
+    assert all(problem.tests for problem in problems)
+    groups = one.rows.groups("all", 0)
+    trained = bench.train(one.recipe(WMTP.base), groups, one.folder)
+    assert bench.pass_at_1(trained.adapter, problems, one.collator) == [False, False]
 
 
 def test_results_replace_their_own_section_only(tmp_path):
@@ -168,25 +315,56 @@ def test_results_replace_their_own_section_only(tmp_path):
     assert text.count("one: begin") == text.count("one: end") == 1
 
 
-def test_wrong_numbers_are_refused(tmp_path, capsys):
-    assert main(["experiment", "wmtp", "--seeds", "0", "--output-dir", str(tmp_path)]) == 2
-    assert "--seeds must be at least 1" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_command_runs_from_nothing_and_again(tmp_path, capsys):
-    arguments = ["experiment", "wmtp", "--seeds", "1", "--steps", "2", "--base-steps", "2"]
-    arguments += ["--n-problems", "2", "--arms", "baseline,uniform,verifiable,rho1"]
-    for setting in ("data.micro.n_problems=20", "data.micro.n_validation=4"):
-        arguments += ["--set", setting]
+def test_the_command_writes_text_and_picture(request_, tmp_path, capsys):
     page = tmp_path / "docs" / "RESULTS.md"
-    arguments += ["--output-dir", str(tmp_path / "runs"), "--results", str(page)]
-    assert main(arguments) == 0
-    first = page.read_text()
-    metrics = tmp_path / "runs" / "seed0" / "rho1" / "metrics.jsonl"
-    assert json.loads(metrics.read_text().splitlines()[1])["rho1"]["kept_share"] > 0.59
-    stamp = metrics.stat().st_mtime_ns
-    assert main(arguments) == 0
-    assert metrics.stat().st_mtime_ns == stamp
-    assert page.read_text() == first
-    assert (page.parent / "figures" / "experiment-wmtp-micro.png").exists()
+    words = ["experiment", "wmtp", "--seeds", "2", "--choice-seeds", "1", "--steps", "1"]
+    words += ["--base-steps", "1", "--n-test", "3", "--n-validation", "3", "--n-problems", "1"]
+    words += ["--base-limit", "20", "--arms", "uniform,chosen,chosen_shuffled,oracle"]
+    words += [word for setting in TINY for word in ("--set", setting)]
+    words += ["--output-dir", str(tmp_path / "runs"), "--results", str(page)]
+    assert main(words) == 0
+    text = page.read_text()
+    assert "weights on the right tokens" in text
+    assert "--base-limit 20.0" in text
+    assert (page.parent / "figures" / "experiment-wmtp-scarce.png").stat().st_size > 10_000
+    assert main([*words, "--n-validation", "4"]) == 2
+    assert "the plan says" in capsys.readouterr().err
+
+
+# --- rho1 ---
+
+
+def test_noise_is_known_to_the_oracle_and_the_reference_has_other_problems(tmp_path, monkeypatch):
+    few = Regime(12, 0, 6, 0.0, "regime", "a few", replaced=0.3)
+    monkeypatch.setitem(REGIMES, "noisy-tokens", few)
+    request = ExperimentRequest(tmp_path, "rho1", "noisy-tokens", steps=1, settings=TINY)
+    one = seed.Seed(replace(request, base_steps=1, n_validation=2, n_test=2, n_problems=0), 0)
+    kinds = one.rows.kinds
+    assert len(kinds["all"]) == 8
+    assert len(kinds["reference"]) == 4
+    assert not {x.task_id for x in kinds["all"]} & {x.task_id for x in kinds["reference"]}
+    for noisy, clean, known in zip(
+        kinds["all"], kinds["clean"], kinds["without_mistakes"], strict=True
+    ):
+        changed = [
+            i for i, pair in enumerate(zip(noisy.ids, clean.ids, strict=True)) if len({*pair}) > 1
+        ]
+        assert noisy.ids[-1] == clean.ids[-1]
+        assert known.holes == tuple((i, i + 1) for i in changed)
+        assert all(i >= clean.prompt_length for i in changed)
+    assert sum(len(x.holes) for x in kinds["without_mistakes"]) > 0
+
+    run._generate(request, "validation", 2)
+    lines = one.reference
+    assert [x.ids for x in lines] == [x.ids for x in kinds["all"]]
+    heads = one.recipe(RHO1.base).model.architecture.n_future_tokens
+    assert lines[0].reference.shape == (len(lines[0].ids), heads)
+    assert (lines[0].reference[lines[0].prompt_length :] > 0).all()
+    for arm in ("same", "next", "difficult", "random_60", "clean"):
+        assert one.train(RHO1.arms[arm]).tokens > 0
+
+
+def test_a_regime_of_another_experiment_is_refused(tmp_path):
+    with pytest.raises(UserError, match="rho1 has noisy-tokens"):
+        check_request(ExperimentRequest(tmp_path, "rho1", "scarce"))
+    assert make_plan(ExperimentRequest(tmp_path, "rho1", "noisy-tokens"))["choice_seeds"] == []

@@ -12,7 +12,6 @@ from tests.integration.helpers_training import SMALL, token_weights
 
 from weighted_mtp.analysis import run_report
 from weighted_mtp.analysis.charts import save_png
-from weighted_mtp.analysis.experiment_table import Line, markdown_table
 from weighted_mtp.core.config.sections import ObjectiveConfig, ValueConfig
 from weighted_mtp.core.run_records import read_stages
 from weighted_mtp.core.types import IGNORE_INDEX
@@ -223,14 +222,3 @@ def test_trackers_get_no_null(run_dir):
         assert ("x/weight_correct/mean" in found) == (
             record["kind"] == "train" and record["step"] % 2
         )
-
-
-def test_the_table_of_an_experiment_shows_a_dash():
-    score_of = (0.5, 0.4, 0.6)
-    lines = [
-        Line("a", "x", {"test": score_of}, None, (0.5,), (math.nan, 0.6), 1.5, 1000),
-        Line("b", "y", {"test": score_of}, None, (0.5,), (math.nan,), math.nan, 1000),
-    ]
-    first, second = markdown_table(lines, ["test"], "a").splitlines()[2:]
-    assert "60.0 % (60.0–60.0)" in first
-    assert "nan" not in first + second

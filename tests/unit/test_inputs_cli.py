@@ -287,6 +287,8 @@ def test_drafts_need_heads(tmp_path, capsys):
     ):
         assert main(words) == 2
         one_error(capsys, "--speculate", "no heads", "--add-heads")
+    assert main(["generate", model, "--prompt", "x", "--tree", "4"]) == 2
+    one_error(capsys, "--tree", "no heads", "--add-heads")
     assert main(["generate", model, "--prompt", "x", "--max-new-tokens", "2"]) == 0
 
 

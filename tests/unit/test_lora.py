@@ -177,6 +177,14 @@ def saved(model, start, folder, lora=None):
     return folder
 
 
+def test_the_draft_vocabulary_is_the_bases(tmp_path):
+    start = tiny_model()
+    start.draft_ids = torch.tensor([1, 5])
+    save_huggingface(start, tmp_path / "base")
+    folder = saved(adapted(), tmp_path / "base", tmp_path / "adapted")
+    assert load_meta_mtp_model(folder, "cpu").draft_ids.tolist() == [1, 5]
+
+
 CASES = {
     "llama": {},
     "llama tied, all trained": {"tie_embeddings": True},

@@ -13,7 +13,8 @@ from weighted_mtp.models.meta_mtp import checkpoints
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.planning.estimate import count, setting_of
 from weighted_mtp.pipelines.planning.memory import peak_memory
-from weighted_mtp.pipelines.planning.plan import MODELS, SHARE, PlanRequest, plan
+from weighted_mtp.pipelines.planning.plan import SHARE, PlanRequest, plan
+from weighted_mtp.pipelines.planning.shapes import MODELS
 from weighted_mtp.pipelines.training.objectives import make_objective
 
 SEVEN = ["plan", "--model", "7b", "--gpus", "8", "--recipe", "verifiable"]
@@ -38,7 +39,7 @@ def test_the_table_says_what_fits(capsys):
     rows = [re.split("  +", line) for line in lines if line.startswith(("ddp", "fsdp"))]
     ways, hows = ["ddp", "fsdp", "fsdp lean"], ["none", "selective", "full"]
     assert [row[:2] for row in rows[:9]] == [[way, how] for way in ways for how in hows]
-    assert [row[0] for row in rows[9:]] == ways
+    assert [row[0] for row in rows[9:12]] == [row[0] for row in rows[12:]] == ways
     assert rows[9][1:] == ["–/–/–"] * 3  # DDP fits nowhere
     best = advice(lines)
     assert [*best] == ["24", "40", "80"]
@@ -96,6 +97,8 @@ def test_every_choice_is_in_the_json(capsys):
         room = [size for size in (16, 80) if choice["total"] <= found["share"] * size * 2**30]
         assert choice["fits"] == room
     assert found["best"]["16"] is None
+    assert found["hardware"]["network"] == 50e9
+    assert choices[0]["step"]["all_reduced"] == 2 * 7 / 8 * 4 * found["trained"]
     assert found["best"]["80"]
 
 
@@ -124,7 +127,7 @@ def test_hsdp_needs_nodes():
 @pytest.mark.parametrize("name", MODELS)
 def test_known_models(name):
     found = plan(PlanRequest("baseline", model=name, gpus=8))
-    billions = {"7b": 6.7, "13b": 13.0}[name]
+    billions = {"7b": 6.74, "13b": 13.0, "8b": 8.03, "70b": 70.6}[name]
     assert found.counts.parameters / 1e9 == pytest.approx(billions, rel=0.01)
 
 
@@ -202,4 +205,4 @@ def test_a_mistake_is_one_line(case, capsys):
 
 def test_a_recipe_without_a_model_asks_for_one(capsys):
     assert main(["plan", "--recipe", "baseline"]) == 2
-    assert "--model NAME (micro, 7b, 13b) or DIRECTORY" in capsys.readouterr().err
+    assert "--model NAME (micro, 7b, 8b, 13b, 70b) or DIRECTORY" in capsys.readouterr().err

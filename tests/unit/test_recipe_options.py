@@ -330,6 +330,7 @@ OPTIONS: dict[str, Proof | str] = {
     "model.init_std": Proof(model, 0.5),
     "model.max_seq_len": Proof(model, 99, "stored"),
     "model.rope_theta": Proof(model, 10, "stored"),
+    "model.head_start": "integration/test_stored_states.py::test_added_heads_are_fitted_first",
     "model.add_heads": "unit/test_distillation.py::"
     "test_added_heads_learn_to_draft_and_the_model_stays",
     "tokenizer.kind": Proof(batches, "micro"),

@@ -333,14 +333,17 @@ def test_good_drafts_are_kept_and_free_ones_always():
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_acceptance_is_remembered_as_stated(rows):
-    """What was tested moves by a fifth a step of all rows, what was not regains two thousandths."""
-    length = DraftLength(4, 0.1, rows)
+    """What was tested moves by a fifth a step of all rows (several rows: as a mean, while that is
+    more), what was not regains two thousandths."""
+    length, seen = DraftLength(4, 0.1, rows), [0 if rows > 1 else 1 << 30] * 3
     keep, regain, rates = 0.8 ** (1 / rows), 0.002 / rows, [1.0] * 3
     for tested, accepted in [(3, 1), (2, 2), (1, 0), (3, 3), (2, 0)] * 3:
         length.learn(tested, accepted)
         for head in range(3):
             if head < tested:
-                rates[head] = keep * rates[head] + (1 - keep) * (head < accepted)
+                seen[head] += 1
+                share = max(1 - keep, 1 / (1 + seen[head]))
+                rates[head] = (1 - share) * rates[head] + share * (head < accepted)
             else:
                 rates[head] += regain * (1 - rates[head])
         assert length._rates == pytest.approx(rates, rel=1e-12)

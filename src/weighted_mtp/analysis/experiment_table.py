@@ -1,97 +1,144 @@
-"""The table and the picture of an experiment."""
+"""An experiment in words and tables, from its results.json.
+
+Losses are in nats per token, lower is better; shares of the headroom and pass@1 in percent.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-
-@dataclass(frozen=True)
-class Line:
-    """One arm.
-
-    Attributes:
-        scores: for each split: mean and the bounds of its interval, in [0, 1].
-        difference: to the arm that all are compared with, likewise, on the first split.
-        by_seed: mean of each seed on the first split.
-        preferred: share of held-out pairs whose right program is the likelier one.
-        loss: of head 1 on held-out correct programs. tokens: targets trained on.
-    """
-
-    name: str
-    about: str
-    scores: dict[str, tuple[float, float, float]]
-    difference: tuple[float, float, float] | None
-    by_seed: tuple[float, ...]
-    preferred: tuple[float, ...]
-    loss: float
-    tokens: int
+Results = Mapping[str, Any]
+ALPHA = 0.05
 
 
-def markdown_table(lines: Sequence[Line], splits: Sequence[str], against: str) -> str:
-    """The lines as Markdown, best first."""
-    header = ["arm", "trained on", *(f"pass@1 {split}" for split in splits)]
-    header += [f"difference to {against}", "right preferred", "head 1 loss", "target tokens"]
-    rows = [header, ["---"] * len(header)]
-    for line in lines:
-        difference = "–" if line.difference is None else _signed(line.difference)
-        rows.append(
-            [
-                f"`{line.name}`",
-                line.about,
-                *(_percent(line.scores[split]) for split in splits),
-                difference,
-                _spread(line.preferred),
-                "–" if math.isnan(line.loss) else f"{line.loss:.3f}",
-                f"{line.tokens / 1000:,.0f} k",
-            ]
+def arm_table(results: Results) -> str:
+    """The arms as Markdown, the lowest loss first."""
+    arms = results["plan"]["arms"]
+    header = ["arm", "trained on", "held-out loss", f"− `{results['start']}`, by seed"]
+    header += ["share of headroom", "all heads"]
+    written = any("pass_at_1" in figures for figures in results["arms"].values())
+    header += ["pass@1"] if written else []
+    header += ["right preferred", "target tokens", "CPU s"]
+    rows = [header]
+    for name, figures in ranked(results):
+        about = arms[name]["about"] if name in arms else "no further training"
+        row = [f"`{name}`", about, _loss(figures["loss"])]
+        same = name == results["start"] or "difference" not in figures
+        row.append("–" if same else signed(figures["difference"]))
+        row.append(share(figures.get("headroom")))
+        row.append(f"{figures['all_heads']['mean']:.4f}")
+        row += [percent(figures["pass_at_1"])] if written else []
+        preferred = figures["right_preferred"]
+        row.append("–" if preferred is None else f"{100 * preferred:.1f} %")
+        row += [f"{figures['tokens'] / 1000:,.1f} k", f"{figures['seconds']:.0f}"]
+        rows.append(row)
+    return _markdown(rows)
+
+
+def comparison_table(results: Results) -> str:
+    """The contrast and the other comparisons as Markdown."""
+    written = "pass_at_1" in results["contrast"]
+    header = ["what it shows", "arms", "difference of loss", "seeds × programs", "p"]
+    rows = [header + (["pass@1"] if written else [])]
+    for each in (results["contrast"], *results["comparisons"]):
+        contrast = each is results["contrast"]
+        bold = "**" if contrast else ""
+        p = p_value(each["loss"]["p"] if contrast else each["p_holm"])
+        row = [
+            f"{bold}{each['shows']}{bold}",
+            f"`{each['arm']}` − `{each['other']}`",
+            f"{bold}{signed(each['loss'])}{bold}",
+            signed(each["crossed_bootstrap"]),
+            f"{bold}{p}{bold}",
+        ]
+        rows.append(row + ([points(each["pass_at_1"])] if written else []))
+    return _markdown(rows)
+
+
+def outcome(results: Results) -> str:
+    """What the contrast says, whichever way it went."""
+    contrast = results["contrast"]
+    test, arm, other = contrast["loss"], contrast["arm"], contrast["other"]
+    said = (
+        f"{signed(test)} nats per token (95 % t-interval, n = {test['n']}, p {equals(test['p'])})"
+    )
+    if test["p"] is None:
+        return f"Difference `{arm}` − `{other}`: {said}. One seed tests nothing."
+    if test["p"] >= ALPHA:
+        return (
+            f"**No difference shown** between `{arm}` and `{other}`: {said}. What is not excluded "
+            "is what the interval covers."
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    better = test["mean"] < 0
+    verdict = f"`{arm}` is **{'better' if better else 'worse'}** than `{other}`"
+    return f"{verdict}: {said}. {_agreement(contrast)}"
 
 
-def comparison_table(
-    rows: Sequence[tuple[str, str, str, Sequence[tuple[float, float, float]]]],
-    splits: Sequence[str],
-) -> str:
-    """Arm, the one it is compared with, what the difference shows, and that on each split."""
-    lines = [["what it shows", "arms", *splits], ["---"] * (2 + len(splits))]
-    for arm, other, shows, differences in rows:
-        lines.append([shows, f"`{arm}` − `{other}`", *map(_signed, differences)])
+def _agreement(contrast: Mapping[str, Any]) -> str:
+    sign = contrast["loss"]["mean"] < 0
+    same = sum((x < 0) == sign for x in contrast["loss_by_seed"])
+    return f"{same} of {len(contrast['loss_by_seed'])} seeds have that sign."
+
+
+def ranked(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and figures of every arm, the lowest loss first."""
+    return sorted(results["arms"].items(), key=lambda item: item[1]["loss"]["mean"])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    header, *rest = rows
+    lines = [header, ["---"] * len(header), *rest]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def plot(lines: Sequence[Line], splits: Sequence[str], path: Path, title: str) -> None:
-    """pass@1 of every arm with its interval, a panel for each split; dots are seeds."""
-    figure, panels = plt.subplots(
-        1, len(splits), figsize=(5 * len(splits), 0.45 * len(lines) + 1.6), layout="constrained"
-    )
-    figure.suptitle(title, fontsize=11)
-    places = range(len(lines))
-    for panel, split in zip(panels, splits, strict=True):
-        means = [100 * line.scores[split][0] for line in lines]
-        low = [100 * (line.scores[split][0] - line.scores[split][1]) for line in lines]
-        high = [100 * (line.scores[split][2] - line.scores[split][0]) for line in lines]
-        panel.barh(places, means, color="#9db4c8", height=0.6)
-        panel.errorbar(means, places, xerr=[low, high], fmt="none", ecolor="#1f4e79", capsize=3)
-        if split == splits[0]:
-            for place, line in zip(places, lines, strict=True):
-                panel.plot([100 * x for x in line.by_seed], [place] * len(line.by_seed), "k.", ms=4)
-        panel.set_yticks(list(places), [line.name for line in lines], fontsize=9)
-        panel.invert_yaxis()
-        panel.set_xlim(left=0)
-        panel.set_xlabel("pass@1 (%)")
-        panel.set_title(split, fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def _loss(test: Mapping[str, Any]) -> str:
+    if test["low"] is None:
+        return f"{test['mean']:.4f}"
+    return f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]"
+
+
+def signed(interval: Mapping[str, Any], scale: float = 1.0, digits: int = 4) -> str:
+    """`−0.0123 [−0.0150, −0.0096]`; without bounds where there are none."""
+    values = [interval[key] for key in ("mean", "low", "high")]
+    words = ["" if x is None else f"{scale * x:+.{digits}f}".replace("-", "−") for x in values]
+    return f"{words[0]} [{words[1]}, {words[2]}]" if words[1] else words[0]
+
+
+def points(interval: Mapping[str, Any]) -> str:
+    """A difference of shares in percentage points."""
+    return signed(interval, 100, 1)
+
+
+def percent(test: Mapping[str, Any]) -> str:
+    """A share in percent, with its interval."""
+    if test["low"] is None:
+        return f"{100 * test['mean']:.1f} %"
+    return f"{100 * test['mean']:.1f} % [{100 * test['low']:.1f}, {100 * test['high']:.1f}]"
+
+
+def share(headroom: Mapping[str, Any] | None) -> str:
+    """A share of the headroom; a dash where there is none."""
+    if headroom is None or headroom["share"] is None:
+        return "–"
+    if headroom["low"] is None:
+        return f"{100 * headroom['share']:.0f} %"
+    bounds = f"{100 * headroom['low']:.0f}, {100 * headroom['high']:.0f}"
+    return f"{100 * headroom['share']:.0f} % [{bounds}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value for a table."""
+    if p is None:
+        return "–"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def equals(p: float | None) -> str:
+    """A p-value in a sentence, after the letter p."""
+    words = p_value(p)
+    return words if words.startswith("<") else f"= {words}"
 
 
 def replace_section(path: Path, name: str, text: str) -> None:
@@ -108,22 +155,3 @@ def replace_section(path: Path, name: str, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(new, encoding="utf-8")
     partial.replace(path)
-
-
-def _percent(interval: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * x for x in interval)
-    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The mean over the seeds that have the figure, and the lowest and highest."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "–"
-    low, high = 100 * min(values), 100 * max(values)
-    return f"{100 * sum(values) / len(values):.1f} % ({low:.1f}–{high:.1f})"
-
-
-def _signed(interval: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * x for x in interval)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

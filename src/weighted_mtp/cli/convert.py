@@ -18,7 +18,7 @@ from weighted_mtp.core.files import check_output_directory, given_path
 from weighted_mtp.core.input_files import InvalidTextError, read_json
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.core.sums import verifying
-from weighted_mtp.models.meta_mtp.add_heads import add_heads
+from weighted_mtp.models.meta_mtp.add_heads import add_heads, with_heads
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import (
     check_destination,
@@ -45,6 +45,7 @@ from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
 from weighted_mtp.pipelines.exporting.card import check_license, make_card
 from weighted_mtp.pipelines.exporting.card_text import card_text
+from weighted_mtp.pipelines.exporting.draft_vocabulary import DraftChoice
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON list of the token ids that the speculator may draft (default: all)",
     )
+    parser.add_argument(
+        "--draft-vocabulary",
+        metavar="N",
+        help="tokens that heads 2 … n may draft: the N most frequent, or auto (as few as cover "
+        "99.5 %% of the text), or none (default: as SRC); texts stay the same",
+    )
+    parser.add_argument(
+        "--draft-text",
+        type=given_path,
+        metavar="FILE",
+        help="text or JSONL whose tokens are counted for it (default: Python's standard library)",
+    )
     parser.add_argument("--dtype", help=f"number format (default: as stored): {', '.join(DTYPES)}")
     parser.add_argument(
         "--add-heads", type=int, metavar="N", help="add N heads, untrained copies of the last block"
@@ -110,15 +123,21 @@ def run(args: argparse.Namespace) -> int:
     if args.license is not None and args.to == "native":
         raise UserError("--license goes into the model card, which --to native does not have")
     check_license(args.license)
+    drafts = DraftChoice.read(args.draft_vocabulary, args.draft_text)
     speculator = _speculator(args)
     _check_apart(source, destination, args.to in ("native", "hf"))
     check_destination(destination, args.overwrite)
     for place in (destination, destination.absolute().parent):
         check_output_directory(place, "DST")
-    with _load(source, dtype, lambda shape: _check_shape(shape, args, speculator)) as found:
+    with _load(source, dtype, lambda shape: _check_shape(shape, args, speculator, drafts)) as found:
         model = found.model
         if args.add_heads:
             model = add_heads(model, model.args.n_future_tokens + args.add_heads)
+        note = None
+        if drafts is not None:
+            model.draft_ids, note = drafts.choose(found.folder, model.args.vocab_size)
+        if speculator is not None and speculator.draft_ids is None and model.draft_ids is not None:
+            speculator = replace(speculator, draft_ids=tuple(model.draft_ids.tolist()))
         if args.to == "native":
             save_native(
                 model,
@@ -135,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
     carried += [f"{args.add_heads} more heads, untrained"] if args.add_heads else []
     carried += ["the tokenizer"] if found.has_tokenizer else []
     carried += ["the value head"] if found.value_head else []
+    carried += [note] if note else []
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")
     if speculator is not None:
         print(f"{speculator.folder}: head 2 as a speculator. To serve:\n{speculator.command}")
@@ -189,20 +209,21 @@ def _draft_ids(path: Path | None) -> tuple[int, ...] | None:
     return tuple(sorted(set(ids)))
 
 
-def _check_shape(shape: ModelArgs, args: argparse.Namespace, speculator: Speculator | None) -> None:
+def _check_shape(
+    shape: ModelArgs,
+    args: argparse.Namespace,
+    speculator: Speculator | None,
+    drafts: DraftChoice | None,
+) -> None:
     """Raise `UserError` where the layout asked for does not hold a model of this shape."""
     if args.to == "mtp_llama":
         check_llama(shape, args.to)
+    if args.add_heads:
+        shape = with_heads(shape, shape.n_future_tokens + args.add_heads)
+    if drafts is not None:
+        drafts.check(shape)
     if speculator is not None:
-        more = args.add_heads or 0
-        check_speculator(
-            replace(
-                shape,
-                n_layers=shape.n_layers + more,
-                n_future_tokens=shape.n_future_tokens + more,
-            ),
-            speculator,
-        )
+        check_speculator(shape, speculator)
 
 
 @contextmanager

@@ -6,12 +6,15 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.decoding import LossyTypical, Sampling, Speculation
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 
-_AUTO, _ALL, _OFF = "auto", "all", "off"
+_AUTO: Literal["auto"] = "auto"
+_ALL, _OFF = "all", "off"
+_STORED, _NONE = "stored", "none"
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -89,6 +92,12 @@ def add_decoding_arguments(
         "repeatable",
     )
     add_speculation_arguments(group)
+    group.add_argument(
+        "--tree",
+        metavar="N",
+        help="draft a tree of up to N tokens for each forward pass instead of a chain, one text at "
+        "a time (auto: as many as pay on this machine, which is measured first)",
+    )
     if lossy:
         group.add_argument(
             "--lossy-typical",
@@ -130,6 +139,13 @@ def add_speculation_arguments(group: argparse._ActionsContainer) -> None:
         action="store_true",
         help="draft fewer tokens where drafts are rejected",
     )
+    group.add_argument(
+        "--draft-vocabulary",
+        choices=[_STORED, _NONE],
+        default=_STORED,
+        help="tokens that the heads may draft: those stored with the model (default; all if none "
+        "are), or none for all; texts stay the same",
+    )
 
 
 def decoding_options(args: argparse.Namespace) -> DecodingOptions:
@@ -159,17 +175,18 @@ def decoding_options(args: argparse.Namespace) -> DecodingOptions:
 
 
 def check_heads(args: argparse.Namespace, model: Path) -> None:
-    """Reject an explicit `--speculate` for a model without extra heads.
+    """Reject an explicit `--speculate` or `--tree` for a model without extra heads.
 
     Raises:
         UserError: the model has only the next-token head.
     """
-    if args.speculate in (_AUTO, _OFF):
+    if args.speculate == _OFF or (args.speculate == _AUTO and args.tree is None):
         return
+    option = "--speculate" if args.tree is None else "--tree"
     if inspect_checkpoint(model).args.n_future_tokens == 1:
         raise UserError(
-            f"--speculate: {model} has only the next-token head and no heads to draft with; remove "
-            "--speculate, or add heads (weighted-mtp convert --add-heads N) and train them"
+            f"{option}: {model} has only the next-token head and no heads to draft with; remove "
+            f"{option}, or add heads (weighted-mtp convert --add-heads N) and train them"
         )
 
 
@@ -180,9 +197,11 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
         UserError: a value is out of range, or an option has no effect.
     """
     if args.speculate == _OFF:
-        for name in ("adaptive", "lossy_typical"):
+        for name in ("adaptive", "lossy_typical", "tree"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')} does not go with --no-speculate")
+        if args.draft_vocabulary == _NONE:
+            raise UserError("--draft-vocabulary does not go with --no-speculate")
         return None
     heads = None
     if args.speculate not in (_AUTO, _ALL):
@@ -196,7 +215,24 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
             raise UserError(f"--speculate {heads}: K must be at least 1")
     lossy = LossyTypical() if args.lossy_typical else None
     adaptive = args.adaptive or args.speculate == _AUTO
-    return Speculation(heads, adaptive, lossy_typical=lossy)
+    try:
+        return Speculation(
+            heads,
+            adaptive,
+            lossy_typical=lossy,
+            draft_vocabulary=args.draft_vocabulary == _STORED,
+            tree=_tree(args.tree),
+        )
+    except ValueError as error:
+        raise UserError(f"--tree: {error}") from error
+
+
+def _tree(given: str | None) -> int | Literal["auto"] | None:
+    if given is None or given == _AUTO:
+        return given
+    if not re.fullmatch(r"[+-]?\d+", given):
+        raise UserError(f"--tree {given!r}: give auto, or the most tokens of a pass, from 2 on")
+    return int(given)
 
 
 def _unescaped(text: str) -> str:

@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-samples", type=int, default=1, help="programs for each problem")
     parser.add_argument("--k", metavar="K,…", help="k of pass@k, such as 1,10,100")
     parser.add_argument(
-        "--batch-size", type=int, help="prompts at a time (default: micro 64, else 16)"
+        "--batch-size",
+        type=int,
+        help="prompts at a time (default: micro 64, else 16; 1 with --tree)",
     )
     parser.add_argument("--template", help="prompt template (default: the one of the run)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: auto)")

@@ -1,20 +1,18 @@
-"""`weighted-mtp experiment`: compare objectives and controls under one budget."""
+"""`weighted-mtp experiment`: compare objectives and controls under one budget, by a plan."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from weighted_mtp.analysis.experiment_picture import plot
 from weighted_mtp.analysis.experiment_table import (
-    Line,
+    arm_table,
     comparison_table,
-    markdown_table,
-    plot,
+    outcome,
     replace_section,
 )
 from weighted_mtp.core.errors import UserError
@@ -24,33 +22,47 @@ from weighted_mtp.core.files import (
     command_line,
     given_path,
 )
-from weighted_mtp.evaluation.statistics import Interval, hierarchical_bootstrap, paired_difference
-from weighted_mtp.pipelines.evaluating.experiment import (
-    ARMS,
-    COMPARISONS,
-    SPLITS,
-    ArmResult,
-    ExperimentRequest,
-    run_experiment,
-)
+from weighted_mtp.pipelines.experiments.arms import DESIGNS
+from weighted_mtp.pipelines.experiments.plan import REGIMES, ExperimentRequest
+from weighted_mtp.pipelines.experiments.run import run_experiment
+
+BASE_ROWS = ("regime", "broad")
+COUNTS = ("seeds", "choice_seeds", "steps", "base_steps", "n_test", "n_validation", "jobs")
+DEFAULT = ExperimentRequest(Path())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `experiment`."""
     parser.add_argument(
-        "name", choices=["wmtp"], help="wmtp: all token weightings and their controls"
-    )
-    parser.add_argument("--preset", default="micro", help="scale of all runs (default micro)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default 3)")
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated (default: all)")
-    parser.add_argument("--steps", type=int, default=150, help="steps of every arm (default 150)")
-    parser.add_argument(
-        "--base-steps", type=int, default=500, help="steps of the common start (default 500)"
+        *("name",),
+        choices=list(DESIGNS),
+        help="wmtp: all token weightings and their controls; rho1: selection of tokens by a "
+        "reference",
     )
     parser.add_argument(
-        "--n-problems", type=int, default=200, help="held-out problems of each split (default 200)"
+        "--regime",
+        choices=list(REGIMES),
+        help="what there is to learn from (default scarce, or noisy-tokens for rho1): "
+        + "; ".join(f"{name}: {regime.about}" for name, regime in REGIMES.items()),
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel (default 1)")
+    parser.add_argument(
+        "--flipped", type=float, metavar="SHARE", help="share of training labels that are flipped"
+    )
+    parser.add_argument(
+        "--base-rows",
+        choices=BASE_ROWS,
+        help="what the common start and its critic learn from: the regime's own rows, or a broad "
+        "set of other right and wrong programs (default: broad for scarce, else regime)",
+    )
+    parser.add_argument("--preset", default=DEFAULT.preset, help="scale (default micro)")
+    parser.add_argument("--arms", default="", help="comma-separated (default: all)")
+    _counts(parser)
+    parser.add_argument(
+        "--base-limit",
+        type=float,
+        metavar="NATS",
+        help="leave a seed out if its base has a higher validation loss (default 0.5, rho1: 0.7)",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -62,160 +74,145 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir",
         type=given_path,
-        help="directory of the runs (default runs/experiment-NAME-PRESET)",
+        help="directory of plan and results (default runs/experiment-NAME-REGIME)",
     )
-    parser.add_argument("--against", help="arm to compare with (default uniform, or baseline)")
     parser.add_argument(
         "--results",
         type=given_path,
         default=Path("docs/RESULTS.md"),
-        help="Markdown file that receives the table (default docs/RESULTS.md)",
+        help="Markdown file that receives text and tables (default docs/RESULTS.md)",
     )
+
+
+def _counts(parser: argparse.ArgumentParser) -> None:
+    for name, words in (
+        ("seeds", "runs of each arm, each with its own base and data"),
+        ("choice_seeds", "further runs, which λ and β are chosen with"),
+        ("steps", "steps of every arm"),
+        ("base_steps", "steps of the common start"),
+        ("n_test", "test problems"),
+        ("n_validation", "validation problems"),
+        ("n_problems", "test problems to write programs for; 0: none"),
+        ("jobs", "seeds in parallel, one thread each"),
+    ):
+        default = getattr(DEFAULT, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            default=default,
+            help=f"{words} (default {default})",
+        )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, then write tables and picture."""
-    for name in ("seeds", "steps", "base_steps", "n_problems", "jobs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    directory = args.output_dir or Path("runs") / f"experiment-{args.name}-{args.preset}"
-    arms = tuple(args.arms.split(","))
-    request = ExperimentRequest(
-        directory.absolute(),
-        args.preset,
-        args.seeds,
-        arms,
-        args.steps,
-        args.base_steps,
-        args.n_problems,
-        args.jobs,
-        tuple(args.overrides),
-    )
-    against = args.against or ("uniform" if "uniform" in arms else "baseline")
-    if against not in arms:
-        raise UserError(f"--against {against}: not one of the arms {', '.join(arms)}")
+    """Run what is missing, then write text, tables and picture."""
+    args.regime = args.regime or DESIGNS[args.name].regimes[0]
+    request = request_of(args)
+    title = f"experiment {args.name}, {args.regime}"
     check_output_file(args.results, "--results")
     check_output_file(_picture(args), "--results")
-    check_output_directory(directory, "--output-dir")
+    check_output_directory(request.directory, "--output-dir")
     results = run_experiment(request)
-    write(args, request, results, against)
+    picture = _picture(args)
+    plot(results, picture, f"{title}: {len(results['seeds'])} seeds")
+    link = os.path.relpath(picture, args.results.parent)
+    text = section(results, link, _command(args, request))
+    replace_section(args.results, title, text)
+    print(text)
+    print(f"text and picture: {args.results}, {picture}; all figures: {request.directory}")
     return 0
 
 
-def summarise(results: Sequence[ArmResult], against: str) -> list[Line]:
-    """Return a line for each arm, best first. Intervals resample seeds and problems together."""
-    by_arm = group(results)
-    tables = {arm: {s: table(part, s) for s in SPLITS} for arm, part in by_arm.items()}
-    lines = []
-    for arm, part in by_arm.items():
-        first = tables[arm][SPLITS[0]]
-        difference = None
-        if arm != against:
-            other = tables[against][SPLITS[0]]
-            difference = paired_difference(first, other, same_problems=True)
-        lines.append(
-            Line(
-                arm,
-                ARMS[arm].about,
-                {
-                    split: hierarchical_bootstrap(scores, same_problems=True)
-                    for split, scores in tables[arm].items()
-                },
-                difference,
-                tuple(first.mean(axis=1)),
-                tuple(result.right_preferred for result in part),
-                _mean_known([result.head_loss[0] for result in part if result.head_loss]),
-                int(np.mean([result.tokens for result in part])),
-            )
-        )
-    return sorted(lines, key=lambda line: -line.scores[SPLITS[0]][0])
+def request_of(args: argparse.Namespace) -> ExperimentRequest:
+    """The request of a command line.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    for name in COUNTS:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.n_problems <= args.n_test:
+        raise UserError("--n-problems must lie between 0 and --n-test")
+    if args.flipped is not None and not 0 <= args.flipped < 0.5:
+        raise UserError("--flipped must be at least 0 and below 0.5")
+    directory = args.output_dir or Path("runs") / f"experiment-{args.name}-{args.regime}"
+    return ExperimentRequest(
+        directory=directory.absolute(),
+        name=args.name,
+        regime=args.regime,
+        preset=args.preset,
+        flipped=args.flipped,
+        arms=tuple(filter(None, args.arms.split(","))),
+        base_rows=args.base_rows,
+        base_limit=args.base_limit,
+        settings=tuple(args.overrides),
+        n_problems=args.n_problems,
+        **{name: getattr(args, name) for name in COUNTS},
+    )
 
 
-def compare(
-    results: Sequence[ArmResult],
-) -> list[tuple[str, str, str, list[Interval]]]:
-    """Return paired differences between the arms in `COMPARISONS`, on every split."""
-    by_arm = group(results)
-    return [
-        (
-            arm,
-            other,
-            shows,
-            [
-                paired_difference(
-                    table(by_arm[arm], split), table(by_arm[other], split), same_problems=True
-                )
-                for split in SPLITS
-            ],
-        )
-        for arm, other, shows in COMPARISONS
-        if arm in by_arm and other in by_arm
-    ]
+def section(results: Mapping[str, Any], picture: str, command: str) -> str:
+    """The section of the results file."""
+    plan, choice = results["plan"], results["choice"]
+    rows, request = plan["rows"], plan["request"]
+    excluded = ", ".join(map(str, results["excluded"])) or "none"
+    losses = [base["loss"] for base in results["base"].values()]
+    known = [loss for loss in losses if loss is not None]
+    replaced = rows["replaced"]
+    noise = (
+        f", {replaced:.0%} of whose tokens are replaced (a third is kept clean for the reference)"
+    )
+    noise = noise if replaced else ""
+    flipped = f", {rows['flipped']:.0%} of the labels flipped" if rows["flipped"] else ""
+    broad, rule = plan["broad_rows"], plan["exclusion"]
+    learnt = f"{broad['right']} right and {broad['wrong']} wrong programs of other problems"
+    learnt = "these rows" if rows["base_rows"] == "regime" else learnt
+    return f"""
+{outcome(results)}
+
+![loss of every arm]({picture})
+
+{arm_table(results)}
+
+{comparison_table(results)}
+
+- Rows of each seed: {rows["right"]} right and {rows["wrong"]} wrong programs of {rows["problems"]}
+  problems{flipped}{noise}. Base: {request["base_steps"]} steps from scratch on {learnt};
+  every arm: {request["steps"]} more.
+- Loss of head 1 on the right programs of {request["n_test"]} test problems, nats per token, lower
+  is better; brackets are 95 % t-intervals over {len(results["seeds"])} seeds. Share of headroom:
+  (uniform − arm) / (uniform − oracle), interval from resampled seeds. Seeds × programs: bootstrap
+  over both. pass@1: {request["n_problems"]} test problems, greedy, differences in points.
+- The bold contrast was written to plan.json on {plan["written"]}, before any training; its p is not
+  corrected, the others are (Holm).
+{_choice(plan, choice)}- {rule[0].upper()}{rule[1:]}. Excluded: {excluded}. Bases:
+  {min(known, default=float("nan")):.3f} to {max(known, default=float("nan")):.3f} nats.
+- {results["core_minutes"]:.0f} core-minutes, generating the data excepted. Written by `{command}`.
+"""
 
 
-def group(results: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
-    """Group results by arm, in the order of seeds."""
-    by_arm: dict[str, list[ArmResult]] = {}
-    for result in sorted(results, key=lambda result: result.seed):
-        by_arm.setdefault(result.arm, []).append(result)
-    return by_arm
+def _choice(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    if plan["choice"] is None:
+        return ""
+    means = ", ".join(f"{name}: {loss:.4f}" for name, loss in choice["means"].items())
+    return (
+        f"- λ, β of `chosen`: **{choice['chosen']}**, lowest of the validation losses of "
+        f"{len(plan['choice_seeds'])}\n  seeds of their own ({means}).\n"
+    )
 
 
-def table(results: Sequence[ArmResult], split: str) -> np.ndarray:
-    """Return `[seeds, problems]` 0 or 1; every seed has the same problems."""
-    problems = sorted(results[0].passed[split])
-    return np.array([[float(r.passed[split][p]) for p in problems] for r in results])
-
-
-def _mean_known(values: Sequence[float]) -> float:
-    """Average those that are not NaN; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+def _command(args: argparse.Namespace, request: ExperimentRequest) -> str:
+    words: list[object] = ["weighted-mtp", "experiment", args.name, "--regime", args.regime]
+    for name in ("preset", "n_problems", "base_rows", "base_limit", "flipped", *COUNTS):
+        value = getattr(request, name)
+        if name != "jobs" and value != getattr(DEFAULT, name):
+            words += [f"--{name.replace('_', '-')}", value]
+    if request.arms:
+        words += ["--arms", ",".join(request.arms)]
+    return command_line(*words, *(w for setting in request.settings for w in ("--set", setting)))
 
 
 def _picture(args: argparse.Namespace) -> Path:
-    return Path(args.results).parent / "figures" / f"experiment-{args.name}-{args.preset}.png"
-
-
-def write(
-    args: argparse.Namespace, request: ExperimentRequest, results: Sequence[ArmResult], against: str
-) -> None:
-    """Write a section of the results file and its picture, and print the tables."""
-    lines = summarise(results, against)
-    title = f"experiment {args.name}, preset {args.preset}"
-    picture = _picture(args)
-    plot(lines, SPLITS, picture, f"{title}: {request.seeds} seeds, {request.n_problems} problems")
-    ranked = markdown_table(lines, SPLITS, against)
-    compared = comparison_table(compare(results), SPLITS)
-    command = command_line(
-        *("weighted-mtp", "experiment", args.name, "--preset", args.preset),
-        *("--seeds", request.seeds, "--arms", ",".join(request.arms), "--steps", request.steps),
-        *("--base-steps", request.base_steps, "--n-problems", request.n_problems),
-        *(word for setting in request.settings for word in ("--set", setting)),
-    )
-    text = f"""
-{ranked}
-
-![pass@1 of every arm]({os.path.relpath(picture, args.results.parent)})
-
-{compared}
-
-Written by `{command}`.
-
-- {request.seeds} seeds; {request.n_problems} greedy programs for each split and seed. Brackets are
-  95 % percentile bootstrap intervals over seeds and problems together; differences are paired, in
-  percentage points (in the first table on the test split). With few seeds such intervals are too
-  narrow, because the variance between seeds is poorly estimated.
-- "Right preferred": of held-out pairs of a right and a wrong program of one problem, the share
-  whose right one the model finds likelier (mean, lowest and highest seed; 50 % is chance).
-- Every arm starts from its seed's base ({request.base_steps} steps on right and wrong programs
-  alike, with a critic) and trains for {request.steps} steps of the same number of rows. Arms on
-  correct programs draw them from half of the rows.
-- Beyond that budget: `verifiable`, `value_only`, `random_matched` and `shuffled` also train the
-  value head (its gradient reaches the trunk if `objective.value.gradient_to_trunk` is set), and
-  `rho1` uses the finished `baseline` arm as its reference model. `value_only` is `verifiable` with
-  every weight 1.
-"""
-    replace_section(args.results, title, text)
-    print(ranked)
-    print(f"\n{compared}\n\ntables and picture: {args.results}, {picture}")
+    name = f"experiment-{args.name}-{args.regime}.png"
+    return Path(args.results).parent / "figures" / name

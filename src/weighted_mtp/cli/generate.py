@@ -28,6 +28,7 @@ from weighted_mtp.pipelines.evaluating.writer import (
     ModelWriter,
     check_chat,
     row_seed,
+    rows_together,
     template_of,
     warn_of_chat_model,
 )
@@ -72,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--system", metavar="TEXT", help="with --template chat: the system message before prompts"
     )
     parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="texts at a time (default 16; with --tree 1)"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -91,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the generated texts."""
     options = decoding_options(args)
+    args.batch_size = rows_together(args.batch_size, 16, options.speculation)
     for name in ("n_samples", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")

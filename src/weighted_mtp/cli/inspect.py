@@ -53,6 +53,8 @@ def describe(info: CheckpointInfo) -> list[tuple[str, str]]:
         ("token ids", ids or "as the tokenizer has them"),
         ("value head", "yes" if info.has_value_head else "no"),
     ]
+    if info.draft_tokens is not None:
+        lines.append(("drafts from", f"{info.draft_tokens:,} of {args.vocab_size:,} tokens"))
     lines += [("file", str(path)) for path in info.files]
     if info.verified:
         lines.append(("verified", f"every weight is finite; {info.verified}"))

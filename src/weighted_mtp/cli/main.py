@@ -35,8 +35,8 @@ COMMANDS = {
         "weighted-mtp train --recipe verifiable --preset micro --set training.steps=200",
     ),
     "plan": (
-        "estimate the memory of a recipe, and which settings fit which GPUs",
-        "weighted-mtp plan --recipe verifiable --model llama-7b --gpus 8",
+        "estimate memory and communication of a recipe, and which settings fit which GPUs",
+        "weighted-mtp plan --recipe verifiable --model 7b --gpus 8",
     ),
     "evaluate": (
         "let a checkpoint write programs, and run their tests",
@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "experiment": (
         "compare objectives and controls at equal training budget: does weighting help?",
-        "weighted-mtp experiment wmtp --seeds 3 --steps 150",
+        "weighted-mtp experiment wmtp --regime scarce --jobs 2",
     ),
     "convert": (
         "write a checkpoint in another layout or number format",

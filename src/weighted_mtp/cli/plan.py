@@ -1,4 +1,4 @@
-"""`weighted-mtp plan`: estimate a recipe's memory on each GPU, and which settings fit."""
+"""`weighted-mtp plan`: estimate a recipe's memory and communication on each GPU, and what fits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import math
 from weighted_mtp.cli.recipe_options import add_recipe_options
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_name
-from weighted_mtp.pipelines.planning.plan import PlanRequest, model_names, plan
+from weighted_mtp.pipelines.planning.communication import Hardware
+from weighted_mtp.pipelines.planning.plan import PlanRequest, plan
+from weighted_mtp.pipelines.planning.shapes import model_names
 from weighted_mtp.pipelines.planning.text import plan_lines, plan_record
 
 SIZES = "24,40,80"
+
+ASSUMED = {
+    "--tflops": (1e12, 989.0, "dense bfloat16 peak of a GPU, in TFLOP/s"),
+    "--utilisation": (1.0, 0.4, "share of it that model FLOPs reach when nothing waits"),
+    "--nvlink": (1e9, 450.0, "of one GPU, each way, in GB/s"),
+    "--network": (1e9, 50.0, "of one GPU out of its node, each way, in GB/s; 50 is 400 Gb/s"),
+}
+"""Flag → its unit, its default, its help."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|DIR",
         help="rho1: the model that scores batches online",
     )
+    assumed = parser.add_argument_group("assumptions about the hardware (default: H100 SXM)")
+    for flag, (_, value, text) in ASSUMED.items():
+        assumed.add_argument(flag, type=float, default=value, help=f"{text} (default {value:g})")
     parser.add_argument(
         "--json", action="store_true", help="print all choices as JSON, for programs"
     )
@@ -59,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             gpus_per_node=args.gpus_per_node,
             reference=args.reference_model,
+            hardware=read_hardware(args),
         )
     )
     if args.json:
@@ -66,6 +80,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(plan_lines(found, sizes)))
     return 0
+
+
+def read_hardware(args: argparse.Namespace) -> Hardware:
+    """The flags of `ASSUMED`.
+
+    Raises:
+        UserError: one is not above 0.
+    """
+    read = {}
+    for flag, (unit, default, _) in ASSUMED.items():
+        name = flag.removeprefix("--")
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            raise UserError(f"{flag} {value:g}: give a number above 0, e.g. {default:g}")
+        read["flops" if name == "tflops" else name] = unit * value
+    return Hardware(**read)
 
 
 def read_sizes(given: str) -> list[float]:

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speculation_arguments(decoding)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
-    parser.set_defaults(lossy_typical=False)
+    parser.set_defaults(lossy_typical=False, tree=None)
 
 
 def run(args: argparse.Namespace) -> int:

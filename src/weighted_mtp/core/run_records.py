@@ -109,6 +109,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def without_nan(value: Any) -> Any:
+    """Replace numbers that are not finite by None: JSON has none."""
+
+    def strict(x: Any) -> Any:
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return map_values(value, strict)
+
+
 def map_values(value: Any, change: Callable[[Any], Any]) -> Any:
     """Apply `change` to a value, or to those in a list or mapping at any depth."""
     if isinstance(value, dict):

@@ -105,6 +105,9 @@ class StepReader:
         self._workers, self._pin_memory = workers, pin_memory
         self._ahead: Iterator[list[Batch]] | None = None
 
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
     def __next__(self) -> list[Batch]:
         """The micro-batches of the next step."""
         if self._ahead is None:

@@ -1,6 +1,10 @@
 """Writing tokens with a model: greedy or sampled, plain or self-speculative, whole or streamed."""
 
-from weighted_mtp.decoding.calibration import measure_token_cost
+from weighted_mtp.decoding.calibration import (
+    measure_pass_costs,
+    measure_token_cost,
+    measured_tree,
+)
 from weighted_mtp.decoding.generate import Stream, complete, generate
 from weighted_mtp.decoding.reference import complete_naively
 from weighted_mtp.decoding.report import Report
@@ -22,5 +26,7 @@ __all__ = [
     "complete",
     "complete_naively",
     "generate",
+    "measure_pass_costs",
     "measure_token_cost",
+    "measured_tree",
 ]

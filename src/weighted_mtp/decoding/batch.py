@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.rows import Row
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
+from weighted_mtp.decoding.tree import Tree
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _CROWDED = 0.75  # share of live rows below which the ended ones are dropped
@@ -35,6 +35,7 @@ def first_heads(model: Transformer, k: int) -> Transformer:
     narrow.tok_embeddings, narrow.layers = model.tok_embeddings, model.layers
     narrow.extra_heads = nn.ModuleList(list(model.extra_heads)[: k - 1])
     narrow.norm, narrow.output, narrow.freqs_cis = model.norm, model.output, model.freqs_cis
+    narrow.draft_ids = model.draft_ids
     return narrow
 
 
@@ -46,6 +47,8 @@ class Batch:
         rows: with their prompts.
         max_new_tokens: room for each after its prompt.
         penalised: keep track of the tokens each row has seen.
+        draft_ids: tokens that may be drafted, `[V']`, ascending; None for all V.
+        drafts: most that one read holds for a row; None for one of each further head.
 
     Attributes:
         rows: one for each place in the cache; some may have ended.
@@ -53,16 +56,22 @@ class Batch:
     """
 
     def __init__(
-        self, model: Transformer, rows: Sequence[Row], max_new_tokens: int, penalised: bool
+        self,
+        model: Transformer,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        penalised: bool,
+        draft_ids: Tensor | None = None,
+        drafts: int | None = None,
     ) -> None:
         weight = model.tok_embeddings.weight
         self.rows, self.device = list(rows), weight.device
-        self.model = FastModel(model, max_new_tokens)
+        self.model = FastModel(model, max_new_tokens, draft_ids)
         self.read_prompts = False
         wanted = max(len(row.tokens) for row in rows) + max_new_tokens
-        spare = model.args.n_future_tokens - 1  # drafts past the last token
+        spare = model.args.n_future_tokens - 1 if drafts is None else drafts  # past the last token
         self._length = min(wanted + spare, model.max_positions)
-        self._cache = KVCache(model.args, len(rows), self._length, self.device, self.model.dtype)
+        self._cache = self.model.cache(len(rows), self._length)
         self._window: Window | None = None  # of the last read
         self._places: list[list[int]] = []  # in it, of the tokens that `read` returned, [B][W]
         self.seen: Tensor | None = None
@@ -95,10 +104,7 @@ class Batch:
         begins = [min(start, self._length - W) for start in starts]
         if begins != starts:
             window = self._earlier(window, begins)
-        start_pos: int | Tensor = begins[0]
-        if any(begin != start_pos for begin in begins):
-            start_pos = self.tensor(begins)
-        states, self._window = self.model.read(window, start_pos, self._cache)
+        states, self._window = self.model.read(window, begins, self._cache)
         if begins == starts:
             self._places = [list(range(W))] * B
             return states
@@ -107,11 +113,38 @@ class Batch:
         rows = torch.arange(B, device=self.device)[:, None]
         return states[rows, self.tensor(self._places)]
 
-    def guess(self, at: Sequence[int], count: int) -> Tensor:
-        """States `[B, count, D]` of heads 2 … count + 1 at place `at` of what each row read."""
+    def guess(self, at: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """States `[P, D]` of heads 2 … counts[b] + 1 at place `at` of what each row read, in the
+        order of `Pairs.of(counts)`."""
         assert self._window is not None, "nothing was read"
         places = [row[index] for row, index in zip(self._places, at, strict=True)]
-        return self.model.guess(self._window, places, count)
+        return self.model.guess_some(self._window, places, counts)
+
+    @property
+    def room(self) -> int:
+        """Slots for the next read of the only row."""
+        return self._length - len(self.rows[0].tokens) + 1
+
+    def read_tree(self, tree: Tree) -> Tensor:
+        """`read` for the only row, whose newest token is the tree's root: states `[1, S, D]` at
+        every node. `keep_path` must follow."""
+        if not self.read_prompts or len(tree) == 1:
+            return self.read()
+        start = len(self.rows[0].tokens) - 1
+        placed = tree.context(self.model.definition, start, self.device)
+        nodes = self.tensor([tree.tokens])
+        states, self._window = self.model.read(nodes, start, self._cache, placed)
+        self._places = [list(range(len(tree)))]
+        return states
+
+    def keep_path(self, nodes: Sequence[int]) -> None:
+        """Of the last tree keep these nodes, a path from its root; `guess` counts along it."""
+        assert self._window is not None, "nothing was read"
+        start = self._window.start_pos
+        if len(self._places[0]) > 1 and isinstance(start, int):
+            self._cache.move(nodes, start)
+            self._window = self._window.of_path(nodes, start)
+            self._places = [list(range(len(nodes)))]
 
     def _read_prompts(self) -> Tensor:
         lengths = [len(row.tokens) for row in self.rows]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from operator import mul
 
 _MEMORY = 0.8  # weight of the past in a head's acceptance rate
+_SETTLED = 1 << 30  # drafts after which the past weighs `_MEMORY`
 _HOPE = 0.002  # what an untried head regains at each step, so that it is tried again
 
 
@@ -18,29 +20,48 @@ class DraftLength:
 
     Args:
         most: upper limit, the k of the call.
-        token_cost: cost of one more token in a forward pass; measure it on your machine. None:
-            always `most`.
-        rows: that it decides for together, each of which is learnt from at every step.
+        token_cost: cost of one more token in a forward pass, or what tells it. None: always `most`.
+        rows: that it decides for together, each of which is learnt from at every step. With
+            several, what they show counts from the first step on; a single row's first rejected
+            drafts say little.
+
+    Attributes:
+        rows: as above; it may change.
     """
 
-    def __init__(self, most: int, token_cost: float | None, rows: int = 1) -> None:
+    def __init__(
+        self, most: int, token_cost: float | Callable[[], float] | None, rows: int = 1
+    ) -> None:
         self._most, self._cost = most, token_cost
-        self._memory, self._hope = _MEMORY ** (1 / rows), _HOPE / rows
+        self._tested = [0 if rows > 1 else _SETTLED] * (most - 1)  # drafts of each head
+        self.rows = rows
         self._rates = [1.0] * (most - 1)  # of heads 2 … k, given that all before were right
-        self.k = most
+        self._k: int | None = most if token_cost is None else None
+
+    @property
+    def k(self) -> int:
+        """Tokens of the next step."""
+        if self._k is None:
+            self._k = self._best()
+        return self._k
 
     def learn(self, tested: int, accepted: int) -> None:
         """Count a step: `tested` drafts were judged and the first `accepted` were right."""
         if self._cost is None:
             return
+        memory, hope = _MEMORY ** (1 / self.rows), _HOPE / self.rows
         for head, rate in enumerate(self._rates):
             if head < tested:
-                self._rates[head] = self._memory * rate + (1 - self._memory) * (head < accepted)
+                self._tested[head] += 1
+                share = max(1 - memory, 1 / (1 + self._tested[head]))
+                self._rates[head] = rate + share * ((head < accepted) - rate)
             else:
-                self._rates[head] = rate + self._hope * (1 - rate)
-        self.k = self._best(self._cost)
+                self._rates[head] = rate + hope * (1 - rate)
+        self._k = None  # many rows may be learnt from before it is asked for
 
-    def _best(self, cost: float) -> int:
+    def _best(self) -> int:
+        cost = self._cost() if callable(self._cost) else self._cost
+        assert cost is not None
         reach = accumulate([1.0, *self._rates], mul)  # P(the step decides at least 1, 2, … tokens)
         gains = [tokens / (1 + cost * i) for i, tokens in enumerate(accumulate(reach))]
         return 1 + max(range(self._most), key=gains.__getitem__)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 
 from weighted_mtp.decoding.batch import Batch, first_heads
+from weighted_mtp.decoding.calibration import measured_tree
 from weighted_mtp.decoding.dice import Dice
 from weighted_mtp.decoding.plain import Plain
 from weighted_mtp.decoding.report import Report
@@ -14,6 +15,7 @@ from weighted_mtp.decoding.rows import Completion, Piece, Row
 from weighted_mtp.decoding.sampling import Sampling
 from weighted_mtp.decoding.speculative import Speculation, Speculative
 from weighted_mtp.decoding.stopping import Stopping
+from weighted_mtp.decoding.tree_speculative import TreeSpeculative
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -81,7 +83,8 @@ class Stream(Iterator[list[Piece]]):
 
     Raises:
         ValueError: an empty prompt, an id the model does not have, prompt plus new tokens exceed
-            the model's positions, k exceeds its heads, or row seeds of another number.
+            the model's positions, k exceeds its heads, row seeds of another number, or a tree of
+            drafts for several prompts or for a model of one head.
     """
 
     def __init__(
@@ -98,11 +101,13 @@ class Stream(Iterator[list[Piece]]):
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         seeds = list(range(len(prompts))) if row_seeds is None else list(row_seeds)
         check_prompts(model, prompts, stopping.max_new_tokens)
+        if speculation is not None and speculation.tree is not None:
+            check_tree(len(prompts), k)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} row seeds for {len(prompts)} prompts; give one each")
         self._rows = [Row(index, prompt, stopping) for index, prompt in enumerate(prompts)]
         self.report = Report(k)
-        self._engine: Plain | Speculative | None = None
+        self._engine: Plain | Speculative | TreeSpeculative | None = None
         if not prompts or stopping.max_new_tokens == 0:
             for row in self._rows:
                 row.finish = "length"
@@ -111,14 +116,19 @@ class Stream(Iterator[list[Piece]]):
             penalised = sampling.repetition_penalty != 1
             if speculation is not None and speculation.draft is not None:
                 penalised |= speculation.draft.repetition_penalty != 1
-            batch = Batch(first_heads(model, k), self._rows, stopping.max_new_tokens, penalised)
+            drafts = None
+            if speculation is not None and speculation.tree is not None:
+                speculation = measured_tree(model, speculation)
+                drafts = len(speculation.costs_of_passes()) - 1
+            ids = None if speculation is None else speculation.ids_of(model)
+            model, room = first_heads(model, k), stopping.max_new_tokens
+            batch = Batch(model, self._rows, room, penalised, ids, drafts)
             dice = Dice(sampling.seed, seeds, batch.device)
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)
             else:
-                self._engine = Speculative(
-                    batch, sampling, speculation, dice, self.report, logprobs
-                )
+                kind = Speculative if drafts is None else TreeSpeculative
+                self._engine = kind(batch, sampling, speculation, dice, self.report, logprobs)
 
     def __next__(self) -> list[Piece]:
         if self._engine is None:
@@ -141,6 +151,21 @@ class Stream(Iterator[list[Piece]]):
         if self._engine is not None:
             raise ValueError("the stream has not ended; read it to its end first")
         return [row.completion() for row in self._rows]
+
+
+def check_tree(rows: int, k: int) -> None:
+    """Refuse what no tree of drafts can serve.
+
+    Raises:
+        ValueError: why.
+    """
+    if rows > 1:
+        raise ValueError(
+            f"a tree of drafts is for one row at a time, and {rows} prompts were given together; "
+            "give them one by one, or leave the tree out"
+        )
+    if k == 1:
+        raise ValueError("a tree of drafts needs heads to draft with, and the model has one head")
 
 
 def check_prompts(

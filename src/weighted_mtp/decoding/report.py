@@ -21,6 +21,7 @@ class Report:
         histogram: `[i]` counts the steps that decided i + 1 tokens; its sum is `steps`.
         tested, accepted: `[i]` for the drafts of head i + 2: how many came to be judged (all drafts
             before them were right), and how many of these were right.
+        nodes: tokens that the steps of a tree of drafts read, its root included; 0 of a chain.
         rereads: near-ties that greedy decoding settled by reading a row's whole text again.
         ties: whether near-ties were settled so ("exact") or not looked for ("fast").
     """
@@ -29,6 +30,7 @@ class Report:
     tokens: int = 0
     forwards: int = 0
     steps: int = 0
+    nodes: int = 0
     rereads: int = 0
     ties: str = "fast"
     histogram: list[int] = field(default_factory=list)
@@ -53,6 +55,11 @@ class Report:
         """Mean tokens that a row gains by a forward pass; nan before the first step."""
         decided = sum(count * (i + 1) for i, count in enumerate(self.histogram))
         return decided / self.steps if self.steps else float("nan")
+
+    @property
+    def nodes_per_pass(self) -> float:
+        """Mean nodes of a tree of drafts; nan where there was none."""
+        return self.nodes / self.steps if self.nodes else float("nan")
 
     @property
     def acceptance(self) -> list[float]:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from weighted_mtp.decoding.batch import first_heads
 from weighted_mtp.decoding.dice import Dice, Use
+from weighted_mtp.decoding.draft_heads import Pairs, pairs_among
 from weighted_mtp.decoding.draft_length import DraftLength
 from weighted_mtp.decoding.fast_model import FastModel, Window
 from weighted_mtp.decoding.greedy import by_definition, contested, tie_margin
@@ -35,8 +36,8 @@ from weighted_mtp.decoding.running_rows import (
 )
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
 from weighted_mtp.decoding.speculative import Speculation
+from weighted_mtp.decoding.step_clock import CostMeter
 from weighted_mtp.decoding.verify import Judged, matches, rejection
-from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _WIDTHS = 32  # prompts are padded to multiples of this
@@ -63,21 +64,26 @@ class RunningBatch:
         self, model: Transformer, max_rows: int, length: int, speculation: Speculation | None = None
     ) -> None:
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
-        if speculation is not None and (speculation.draft or speculation.lossy_typical):
-            raise ValueError("a running batch drafts as the text is drawn, and without loss")
+        ids = None if speculation is None else speculation.ids_of(model)
+        odd = speculation and (speculation.draft or speculation.lossy_typical or speculation.tree)
+        if odd:
+            raise ValueError("a running batch drafts chains, as the text is drawn, without loss")
         if length + k - 1 > model.max_positions:
             raise ValueError(
                 f"rows of {length} tokens and {k - 1} drafts exceed the model's "
                 f"{model.max_positions} positions"
             )
-        self.model = FastModel(first_heads(model, k), _MANY_STEPS)
+        self.model = FastModel(first_heads(model, k), _MANY_STEPS, ids)
         self.max_rows, self.length = max_rows, length
         self._speculation, self._device = speculation, model.tok_embeddings.weight.device
-        args = self.model.args
-        self._cache = KVCache(args, max_rows, length + k - 1, self._device, self.model.dtype)
+        self._cache = self.model.cache(max_rows, length + k - 1)
         self._cache.commit()  # so that memory is missing now, if at all, and never grows by it
         self.rows: list[RunningRow] = []
         self.report = Report(k)
+        self._meter: CostMeter | None = None
+        if speculation is not None and speculation.adaptive and speculation.token_cost is None:
+            self._meter = CostMeter(model.output, k)
+            self._length = DraftLength(k, self._meter.cost, max_rows)  # of all greedy rows
 
     @property
     def free(self) -> int:
@@ -115,6 +121,8 @@ class RunningBatch:
         join."""
         if not orders:
             return []
+        if self._meter is not None:
+            self._meter.pause()
         device, V = self._device, self.model.args.vocab_size
         new = [RunningRow(order, self._draft_length(order), device, V) for order in orders]
         first = len(self.rows)
@@ -141,13 +149,12 @@ class RunningBatch:
         rows = self.rows
         if not rows:
             return []
+        if self._meter is not None:
+            self._length.rows = len(rows)
         newest = self._tensor([[row.row.tokens[-1]] for row in rows])
         window = torch.cat([newest, self._drafts(rows)], 1)  # [B, W]
         starts = [len(row.row.tokens) - 1 for row in rows]
-        start_pos: int | Tensor = starts[0]
-        if any(start != start_pos for start in starts):
-            start_pos = self._tensor(starts)
-        states, read = self.model.read(window, start_pos, self._cache.rows(0, len(rows)))
+        states, read = self.model.read(window, starts, self._cache.rows(0, len(rows)))
         self.report.forwards += 1
         counts = self._advance(rows, self.model.output(states))
         self._guess(rows, read, [count - 1 for count in counts])
@@ -163,8 +170,11 @@ class RunningBatch:
         if given is None or not given.adaptive:
             return DraftLength(k, None)
         # As `Speculative`: what a greedy row drafts is free, a drawn text depends on it.
-        crowd = max(1, len(self.rows)) ** 0.5 if order.sampling.greedy else 1.0
-        return DraftLength(k, given.token_cost * crowd)
+        if not order.sampling.greedy:
+            return DraftLength(k, given.fixed_cost)
+        if self._meter is not None:
+            return self._length  # one row's drafts are padding in all others' windows
+        return DraftLength(k, given.fixed_cost * max(1, len(self.rows)) ** 0.5)
 
     def _drafts(self, rows: Sequence[RunningRow]) -> Tensor:
         """`[B, W − 1]`, filled up at the right."""
@@ -175,6 +185,9 @@ class RunningBatch:
     ) -> list[int]:
         """Decide tokens by `logits` `[B, W, V]` and append them; how many each row decided."""
         decided = self._settled(rows, *self._judge(rows, logits))
+        if self._meter is not None and not first:
+            context = max(len(row.row.tokens) for row in rows)
+            self._meter.tick(logits.shape[1], len(rows), context)
         scores, likeliest = self._scores(rows, logits, decided)
         for place, (row, tokens) in enumerate(zip(rows, decided, strict=True)):
             before, limit = len(row.row.tokens), row.limit
@@ -272,28 +285,37 @@ class RunningBatch:
 
     def _guess(self, rows: Sequence[RunningRow], window: Window, last: Sequence[int]) -> None:
         """Draft from heads 2 … k at place `last` of what each row read."""
+        probing = self._meter is not None and self._meter.probing
         wanted = [
-            0 if row.row.finish is not None else min(row.length.k, row.row.remaining) - 1
+            0
+            if row.row.finish is not None or (probing and row.kind.greedy)
+            else min(row.length.k, row.row.remaining) - 1
             for row in rows
         ]
-        count = max(wanted)
-        if count == 0:
-            for row in rows:
-                row.drafts, row.q = row.drafts[:0], None
+        for row in rows:
+            row.drafts, row.q = row.drafts[:0], None
+        if max(wanted) == 0:
             return
-        states = self.model.guess(window, last, count)
-        logits = self.model.output(states)  # [B, count, V]
+        states, output = self.model.guess_some(window, last, wanted), self.model.drafts
+        logits = output.logits(states)  # [P, V']
         for kind, places in by_kind(rows).items():
-            some = [rows[place] for place in places]
-            own = logits if len(some) == len(rows) else logits[self._tensor(places)]
-            seen = None if some[0].seen is None else stacked_seen(some)[:, None]
-            own = penalise(own, seen, kind.repetition_penalty)
+            some, counts = [rows[place] for place in places], [wanted[place] for place in places]
+            if max(counts) == 0:
+                continue
+            pairs, own = Pairs.of(counts, self._device), logits
+            if len(some) < len(rows):
+                own = logits[self._tensor(pairs_among(wanted, places))]
+            seen = None if some[0].seen is None else stacked_seen(some)[pairs.rows]
+            own = penalise(own, output.narrowed(seen), kind.repetition_penalty)
             q = None if kind.greedy else probabilities(own, kind)
             if q is None:
-                drafts = own.argmax(-1)
+                drafts = output.tokens(own.argmax(-1))
             else:
                 lengths, dice = self._chance(some)
-                drafts = dice.pick(q, dice.uniforms(lengths, count, Use.DRAFT))
+                uniforms = dice.uniforms(lengths, max(counts), Use.DRAFT)
+                drafts = output.tokens(dice.pick(q, uniforms[pairs.rows, pairs.heads]))
+                q = pairs.placed(output.spread(q), len(some))
+            drafts = pairs.placed(drafts, len(some))
             for i, (row, place) in enumerate(zip(some, places, strict=True)):
                 row.drafts = drafts[i, : wanted[place]]
                 row.q = None if q is None else q[i, : wanted[place]]

@@ -11,19 +11,23 @@ Letters: B batch, W window, k tokens ahead, D model width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.dice import Dice, Use
+from weighted_mtp.decoding.draft_heads import Pairs
 from weighted_mtp.decoding.draft_length import DraftLength
 from weighted_mtp.decoding.greedy import by_definition, contested, tie_margin
 from weighted_mtp.decoding.plain import token_logprobs
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
+from weighted_mtp.decoding.step_clock import PRIOR, CostMeter
 from weighted_mtp.decoding.verify import Judged, LossyTypical, matches, rejection, typical
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -34,25 +38,58 @@ class Speculation:
         k: most tokens that a step can decide, 1 … n; None is n, all heads.
         adaptive: each row chooses 1 … k for every step by how its drafts fared (`DraftLength`).
         token_cost: for `adaptive`: what one more token in a forward pass costs, as a share of a
-            pass over one. `measure_token_cost` finds it; 0.1 suits a batch of one on a CPU in
-            bfloat16 (0.06 measured for SmolLM2-135M and for a byte model of 24 blocks), and is too
-            little for larger batches there (four rows: 0.1 … 0.3, sixteen: 0.2 … 0.6).
+            pass over one (`measure_token_cost`). None: greedy decoding measures it on its own steps
+            (`step_clock`); drawn texts, which must not depend on time, take 0.1, which suits a
+            batch of one on a CPU in bfloat16 (0.06 measured for SmolLM2-135M) and is too little for
+            larger ones there (four rows: 0.1 … 0.3, sixteen: 0.2 … 0.6).
         draft: how drafts are drawn when sampling; None: as the text is. Any choice keeps the text's
             distribution; the closer to it, the more drafts stay.
         lossy_typical: accept drafts by this rule instead. **Changes the text.**
+        draft_vocabulary: draft from the tokens of the model's draft vocabulary alone, if it has
+            one (`Transformer.draft_ids`).
+        tree: draft a tree of up to this many nodes, the newest token included, instead of a chain
+            (one row at a time; `tree_speculative`); with `adaptive` as many for each step as give
+            the most expected tokens for its time. "auto": adaptive, its costs measured on the spot
+            (`measured_tree`). None: a chain.
+        pass_costs: for an adaptive tree: what passes over 1, 2, … `tree` tokens cost
+            (`measure_pass_costs`); None: 1 + `token_cost`·(tokens − 1).
     """
 
     k: int | None = None
     adaptive: bool = False
-    token_cost: float = 0.1
+    token_cost: float | None = None
     draft: Sampling | None = None
     lossy_typical: LossyTypical | None = None
+    draft_vocabulary: bool = True
+    tree: int | Literal["auto"] | None = None
+    pass_costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
-        if not 0 <= self.token_cost < float("inf"):
+        if self.token_cost is not None and not 0 <= self.token_cost < float("inf"):
             raise ValueError(f"token_cost must be 0 or more, got {self.token_cost}")
+        if self.tree is not None:
+            self._check_tree(self.tree)
+
+    def _check_tree(self, tree: int | str) -> None:
+        if tree != "auto" and (isinstance(tree, str) or tree < 2):
+            raise ValueError(f"tree must be auto or a number of nodes from 2 on, got {tree!r}")
+        if self.k == 1:
+            raise ValueError("a tree of drafts needs k of at least 2: one head guesses nothing")
+        if self.lossy_typical is not None:
+            raise ValueError("a tree of drafts is exact; leave out lossy_typical, or the tree")
+        if self.pass_costs is not None and (
+            tree == "auto" or len(self.pass_costs) != tree or min(self.pass_costs) <= 0
+        ):
+            raise ValueError(f"pass_costs must be {tree} numbers above 0, one for each width")
+
+    def costs_of_passes(self) -> tuple[float, ...]:
+        """Costs of passes over 1, 2, … nodes of the tree, which must be a number."""
+        if self.pass_costs is not None:
+            return self.pass_costs
+        assert isinstance(self.tree, int), "measure an auto tree first"
+        return tuple(1 + self.fixed_cost * i for i in range(self.tree))
 
     def heads_of(self, n: int) -> int:
         """k for a model of n heads.
@@ -65,6 +102,15 @@ class Speculation:
                 f"k={self.k} tokens ahead need {self.k} heads, and the model has {n}; take k <= {n}"
             )
         return n if self.k is None else self.k
+
+    @property
+    def fixed_cost(self) -> float:
+        """`token_cost` where it is not measured."""
+        return PRIOR if self.token_cost is None else self.token_cost
+
+    def ids_of(self, model: Transformer) -> Tensor | None:
+        """The tokens that a model's heads may draft, None for all."""
+        return model.draft_ids if self.draft_vocabulary else None
 
 
 class Speculative:
@@ -91,6 +137,7 @@ class Speculative:
         exact = sampling.greedy and self._lossy is None
         self._margin = tie_margin(batch.model.definition, sampling) if exact else 0.0
         report.ties = "exact" if self._margin else "fast"
+        self._meter: CostMeter | None = None
         self._lengths = self._draft_lengths(speculation, len(batch.rows))
         self._drafts = torch.zeros(len(batch.rows), 0, dtype=torch.long, device=batch.device)
         self._q: Tensor | None = None  # [B, W - 1, V], what the drafts were drawn from
@@ -99,11 +146,16 @@ class Speculative:
         """One forward pass: every live row gains 1 … k tokens, and new drafts."""
         batch, first = self.batch, not self.batch.read_prompts
         self._shrink()
-        limits = [self._limit(row, length) for row, length in self._paired()]
+        limits = [1] * len(batch.rows)
+        if self._drafts.shape[1]:
+            limits = [self._limit(row, length) for row, length in self._paired()]
         logits = batch.model.output(batch.read(self._drafts))  # [B, W, V]
         self._report.forwards += 1
         judged, doubtful = self._judge(logits, limits)
         decided = self._settled(judged, doubtful)
+        if self._meter is not None:
+            context = max(len(row.tokens) for row in batch.rows)
+            self._meter.tick(logits.shape[1], len(batch.rows), context)
         scores = self._scores(logits, judged, decided)
         for place, (row, length) in enumerate(self._paired()):
             if row.finish is None:
@@ -115,10 +167,15 @@ class Speculative:
             self._guess([len(tokens) - 1 for tokens in decided])
 
     def _draft_lengths(self, speculation: Speculation, B: int) -> list[DraftLength]:
-        k, cost = self._report.k, speculation.token_cost if speculation.adaptive else None
-        if cost is None or not self._sampling.greedy:
+        k, cost = self._report.k, speculation.fixed_cost
+        if not speculation.adaptive:
+            return [DraftLength(k, None)] * B
+        if not self._sampling.greedy:
             return [DraftLength(k, cost) for _ in range(B)]
-        return [DraftLength(k, cost * B**0.5, rows=B)] * B
+        if speculation.token_cost is not None:
+            return [DraftLength(k, cost * B**0.5, rows=B)] * B
+        self._meter = CostMeter(self.batch.model.definition.output, k)
+        return [DraftLength(k, self._meter.cost, rows=B)] * B
 
     def _paired(self) -> list[tuple[Row, DraftLength]]:
         return list(zip(self.batch.rows, self._lengths, strict=True))
@@ -126,6 +183,8 @@ class Speculative:
     def _limit(self, row: Row, length: DraftLength) -> int:
         """Tokens that the row's next step may decide."""
         if row.finish is not None or not self.batch.read_prompts:
+            return 1
+        if self._meter is not None and self._meter.probing:
             return 1
         return min(length.k, row.remaining)
 
@@ -141,11 +200,15 @@ class Speculative:
 
     def _judge(self, logits: Tensor, limits: list[int]) -> tuple[Judged, Tensor | None]:
         """The verdict on the drafts, and where it hangs on a near-tie (None: not looked for)."""
-        W, drafts, limit = logits.shape[1], self._drafts, self.batch.tensor(limits)
+        W, drafts = logits.shape[1], self._drafts
         logits = penalise(logits, self._seen_along(W), self._sampling.repetition_penalty)
         if self._sampling.greedy and self._lossy is None:
             doubtful = contested(logits, self._margin) if self._margin else None
-            return matches(logits.argmax(-1), drafts, limit), doubtful
+            best = logits.argmax(-1)
+            if W == 1:
+                return Judged(best, torch.ones_like(best[:, 0])), doubtful
+            return matches(best, drafts, self.batch.tensor(limits)), doubtful
+        limit = self.batch.tensor(limits)
         lengths = [len(row.tokens) for row in self.batch.rows]
         if self._lossy is not None and self._sampling.greedy:
             p = torch.softmax(logits.float(), -1)
@@ -210,16 +273,22 @@ class Speculative:
     def _guess(self, last: list[int]) -> None:
         """Draft from heads 2 … k at place `last` of each row's window."""
         batch = self.batch
-        count = max(self._limit(row, length) for row, length in self._paired()) - 1
-        if count == 0:
+        one = self._lengths[0]
+        still = one is self._lengths[-1] and one.k == 1  # as greedy rows agree on it
+        counts = [0 if still else self._limit(row, length) - 1 for row, length in self._paired()]
+        if max(counts) == 0:
             self._drafts, self._q = self._drafts[:, :0], None
             return
-        logits = batch.model.output(batch.guess(last, count))  # [B, W - 1, V]
-        seen = None if batch.seen is None else batch.seen[:, None]
-        logits = penalise(logits, seen, self._draft.repetition_penalty)
+        output, pairs = batch.model.drafts, Pairs.of(counts, batch.device)
+        logits = output.logits(batch.guess(last, counts))  # [P, V']
+        seen = None if batch.seen is None else batch.seen[pairs.rows]
+        logits = penalise(logits, output.narrowed(seen), self._draft.repetition_penalty)
+        B = len(counts)
         if self._sampling.greedy:
-            self._drafts = logits.argmax(-1)
+            self._drafts = pairs.placed(output.tokens(logits.argmax(-1)), B)
             return
-        self._q = probabilities(logits, self._draft)
+        q = probabilities(logits, self._draft)
         lengths = [len(row.tokens) for row in batch.rows]
-        self._drafts = self._dice.pick(self._q, self._dice.uniforms(lengths, count, Use.DRAFT))
+        uniforms = self._dice.uniforms(lengths, max(counts), Use.DRAFT)[pairs.rows, pairs.heads]
+        self._drafts = pairs.placed(output.tokens(self._dice.pick(q, uniforms)), B)
+        self._q = pairs.placed(output.spread(q), B)

@@ -14,7 +14,7 @@ from typing import Any
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import check_regular
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.core.run_records import map_values, read_metrics
+from weighted_mtp.core.run_records import read_metrics, without_nan
 
 __all__ = ["MetricsFile", "heads_in_words", "in_words", "read_metrics", "shown"]
 log = get_logger(__name__)
@@ -95,8 +95,4 @@ class MetricsFile:
 
 def _line(record: dict[str, Any]) -> str:
     """Strict JSON, a line."""
-
-    def strict(x: Any) -> Any:
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(map_values(record, strict), allow_nan=False) + "\n"
+    return json.dumps(without_nan(record), allow_nan=False) + "\n"

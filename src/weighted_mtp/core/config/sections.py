@@ -60,6 +60,8 @@ class ModelConfig(Section):
         rope_theta: replaces the checkpoint's own base of the rotary frequencies.
         add_heads: prediction heads to add to a checkpoint that has the next-token head only. Each
             begins as a copy of its last block.
+        head_start: `copy` leaves added heads like that; `fit` first fits their last projection to
+            what the next-token head says later, on about 16,000 positions of the training data.
     """
 
     path: Path | None = None
@@ -68,6 +70,7 @@ class ModelConfig(Section):
     max_seq_len: PositiveInt | None = None
     rope_theta: PositiveFloat | None = None
     add_heads: Annotated[PositiveInt, Field(le=64)] | None = None
+    head_start: Literal["copy", "fit"] = "copy"
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

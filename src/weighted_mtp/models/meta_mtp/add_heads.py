@@ -40,6 +40,7 @@ def add_heads(model: Transformer, n_future_tokens: int) -> Transformer:
     copies = [copy.deepcopy(model.layers[-1]) for _ in range(new)]
     wide.extra_heads = nn.ModuleList([*model.extra_heads, *copies])
     wide.norm, wide.output, wide.freqs_cis = model.norm, model.output, model.freqs_cis
+    wide.draft_ids = model.draft_ids
     return wide.train(model.training)
 
 

@@ -25,6 +25,10 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
 from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.draft_vocabulary import (
+    read_draft_vocabulary,
+    write_draft_vocabulary,
+)
 from weighted_mtp.models.meta_mtp.layouts.adapted import (
     AdaptedSource,
     is_adapted_folder,
@@ -94,6 +98,7 @@ class CheckpointInfo:
         tokenizer: name of the file that the tokenizer is loaded from, "" without one.
         side_files: names of the tokenizer's and generation files, of chat templates.
         config_fields: token ids and generation settings that the configuration names.
+        draft_tokens: size of the draft vocabulary, None without one.
         verified: what `verify=True` compared, "" without it.
     """
 
@@ -108,6 +113,7 @@ class CheckpointInfo:
     side_files: tuple[str, ...]
     config_fields: Mapping[str, Any]
     has_value_head: bool
+    draft_tokens: int | None = None
     verified: str = ""
 
     @property
@@ -211,6 +217,7 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
         side_files=tuple(find_side_files(directory)),
         config_fields=read_config_fields(directory),
         has_value_head=value_head_path(directory).is_file(),
+        draft_tokens=None if source.draft_ids is None else len(source.draft_ids),
         verified=verified,
     )
 
@@ -241,6 +248,7 @@ def save_native(
             written; nothing was changed.
     """
     with _destination(directory, overwrite, value_head_file) as partial:
+        _write_draft_ids(model, partial)
         write_native(
             model,
             partial,
@@ -276,6 +284,7 @@ def save_huggingface(
     if speculator is not None:
         check_speculator(model.args, speculator)
     with _destination(directory, overwrite, value_head_file, MTP_FOLDER, card) as partial:
+        _write_draft_ids(model, partial)
         if speculator is not None:
             write_speculator(model, partial / speculator.form, speculator, config_fields or {})
         write_huggingface(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
@@ -318,7 +327,13 @@ def save_mtp_llama(
     """
     check_llama(model.args, "mtp_llama")
     with _destination(directory, overwrite, value_head_file, MTP_FOLDER, card) as partial:
+        _write_draft_ids(model, partial)
         write_mtp_llama(model, partial, tokenizer_files, max_shard_bytes, config_fields or {})
+
+
+def _write_draft_ids(model: Transformer, partial: Path) -> None:
+    if model.draft_ids is not None:
+        write_draft_vocabulary(model.draft_ids, model.args.vocab_size, partial)
 
 
 def check_destination(directory: str | Path, overwrite: bool = False) -> None:
@@ -403,6 +418,10 @@ def open_checkpoint(directory: str | Path) -> Source:
     else:
         source = _READERS[layout](directory)
     source.directory = directory
+    own = read_draft_vocabulary(directory, source.model.args.vocab_size)
+    if own is None and isinstance(source, AdaptedSource):
+        own = source.base.draft_ids
+    source.draft_ids = own
     return source
 
 

@@ -9,6 +9,7 @@ Letters: B batch, S new tokens, T slots read, K key/value heads, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ class KVCache:
         batch_size: rows B.
         length: slots in a row; at most the model's `max_positions`.
         device, dtype: of the stored tensors; give the model's own.
+        keep_trunk: also store what the extra heads read, so that they may read it later.
 
     Attributes:
         keys, values: one `[B, K, length, d]` tensor for each block; the extra heads' are parts of
@@ -78,6 +80,7 @@ class KVCache:
         length: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        keep_trunk: bool = False,
     ) -> None:
         if not 1 <= length <= args.max_positions:
             raise ValueError(
@@ -97,13 +100,18 @@ class KVCache:
             + [torch.zeros(joint, device=device, dtype=dtype)]
             for _ in ("keys", "values")
         ]
+        if keep_trunk:
+            trunk = (batch_size, 1, length, args.dim)
+            self._stored.append([torch.zeros(trunk, device=device, dtype=dtype)])
+        # Of each row, how many slots the extra heads have read; they have read none beyond.
+        self.heads_read = torch.zeros(batch_size, dtype=torch.long)
         self._kv_heads = args.kv_heads
         self._list()
 
     def _list(self) -> None:
         self.keys, self.values = (
             [*stored[:-1], *(stored[-1][:, k : k + self._kv_heads] for k in self._first_heads())]
-            for stored in self._stored
+            for stored in self._stored[:2]
         )
 
     def _first_heads(self) -> range:
@@ -186,6 +194,12 @@ class KVCache:
                 stored[block] = tensor[rows]
         self._list()
         self.batch_size = len(rows)
+        self.heads_read = self.heads_read[rows.cpu()]
+
+    @property
+    def trunk(self) -> Tensor | None:
+        """What the extra heads read, `[B, length, D]`, by slot; None unless `keep_trunk`."""
+        return self._stored[2][0][:, 0] if len(self._stored) > 2 else None
 
     @property
     def nbytes(self) -> int:
@@ -204,6 +218,7 @@ class KVCache:
         part = copy(self)
         part._stored = [[tensor[first:last] for tensor in stored] for stored in self._stored]
         part._list()
+        part.heads_read = self.heads_read[first:last]  # the same memory
         part.batch_size = last - first
         return part
 
@@ -212,10 +227,25 @@ class KVCache:
         for stored in self._stored:
             for tensor in stored:
                 tensor[target, :, :count] = tensor[source, :, :count]
+        self.heads_read[target] = self.heads_read[source]
+
+    def move(self, places: Sequence[int], start: int) -> None:
+        """Write slots `start + places[i]` over `start + i`, in every row and block: several
+        continuations were read, and one of them stays.
+
+        Args:
+            places: rising, of tokens that were read at their right positions.
+        """
+        if list(places) == list(range(len(places))):
+            return
+        index = start + torch.tensor(places).to(self.keys[0].device)
+        for stored in self._stored:
+            for tensor in stored:
+                tensor[:, :, start : start + len(places)] = tensor[:, :, index]
 
     def joint(self, slot: LayerCache) -> LayerCache:
         """The extra heads' slices as one of (n − 1)·K key heads, where `slot` is."""
-        keys, values = (stored[-1] for stored in self._stored)
+        keys, values = (stored[-1] for stored in self._stored[:2])
         return LayerCache(keys, values, slot.start, slot.end, slot.index)
 
 

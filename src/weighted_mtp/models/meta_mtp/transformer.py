@@ -102,6 +102,8 @@ class Transformer(nn.Module):
             self.output.weight = self.tok_embeddings.weight
         # Of the residual stream, where the embeddings are coarser; None: as the embeddings.
         self.stream_dtype: torch.dtype | None = None
+        # Tokens that heads 2 … n may draft, ascending, on the CPU; None: all (`draft_vocabulary`).
+        self.draft_ids: Tensor | None = None
         # A plain attribute: complex tensors have no place in safetensors, and it can be recomputed.
         self.freqs_cis = self._rope_table(torch.float32)
 

@@ -110,6 +110,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
     directory = source.directory
     with torch.device("meta"):
         transformer = Transformer(args)
+    transformer.draft_ids = source.draft_ids
 
     def fill() -> None:
         tie(transformer)

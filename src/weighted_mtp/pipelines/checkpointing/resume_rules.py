@@ -180,7 +180,9 @@ RULES: Mapping[str, Rule] = {
     **_section("objective.rho1", "reference reference_model", _MOVED),
     **_section("objective.distil", "ce hard kl tv temperature top_n beta vocabulary", _OTHER_AIM),
     **_section(
-        "model", "path architecture init_std max_seq_len rope_theta add_heads", _OTHER_WEIGHTS
+        "model",
+        "path architecture init_std max_seq_len rope_theta add_heads head_start",
+        _OTHER_WEIGHTS,
     ),
     **_section("tokenizer", "kind path", _OTHER_IDS),
     "data.source": _OTHER_ROWS,

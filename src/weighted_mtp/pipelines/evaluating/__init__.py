@@ -1,4 +1,4 @@
-"""Evaluate models by running the programs they write; run experiments made of evaluations.
+"""Evaluate models by running the programs they write.
 
 result = evaluate(EvaluationRequest(path=Path("runs/weighted")))
 print(result.pass_at_1, result.by_family)
@@ -11,8 +11,6 @@ from weighted_mtp._lazy import exports
 if TYPE_CHECKING:
     from weighted_mtp.pipelines.evaluating.evaluator import EvaluationResult as EvaluationResult
     from weighted_mtp.pipelines.evaluating.evaluator import evaluate as evaluate
-    from weighted_mtp.pipelines.evaluating.experiment import ExperimentRequest as ExperimentRequest
-    from weighted_mtp.pipelines.evaluating.experiment import run_experiment as run_experiment
     from weighted_mtp.pipelines.evaluating.request import EvaluationRequest as EvaluationRequest
     from weighted_mtp.pipelines.evaluating.writer import ModelWriter as ModelWriter
 else:
@@ -20,7 +18,6 @@ else:
         __name__,
         {
             "evaluator": "EvaluationResult evaluate",
-            "experiment": "ExperimentRequest run_experiment",
             "request": "EvaluationRequest",
             "writer": "ModelWriter",
         },

@@ -36,6 +36,7 @@ class DecodingFigures:
         total.tokens += report.tokens
         total.forwards += report.forwards
         total.steps += report.steps
+        total.nodes += report.nodes
         total.rereads += report.rereads
         total.ties = report.ties
         total.histogram = _sum(total.histogram, report.histogram)
@@ -57,6 +58,7 @@ class DecodingFigures:
             "tokens_per_second": _rounded(self.tokens_per_second),
             "k": self.k,
             "tokens_per_forward": _rounded(report.tokens_per_forward),
+            "nodes_per_pass": _rounded(report.nodes_per_pass),
             "acceptance": [_rounded(share) for share in report.acceptance],
             "histogram": report.histogram,
             "forwards": report.forwards,
@@ -77,6 +79,9 @@ def table(record: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"tokens that a text gains per forward pass, at most {record['k']}",
         )
     )
+    if record.get("nodes_per_pass") is not None:
+        nodes = _shown(record["nodes_per_pass"])
+        lines.append(("nodes", nodes, "tokens that a forward pass reads, drafts included"))
     lines += [
         (
             f"head {head}",
@@ -95,6 +100,8 @@ def line(record: dict[str, Any]) -> str:
         f"{_shown(record['tokens_per_second'])} tokens/s",
         f"{_shown(record['tokens_per_forward'])} tokens per forward (at most {record['k']})",
     ]
+    if record.get("nodes_per_pass") is not None:
+        parts.append(f"{_shown(record['nodes_per_pass'])} nodes per pass")
     heads = [
         f"head {head} {'–' if share is None else f'{share:.0%}'}"
         for head, share in enumerate(record["acceptance"], 2)

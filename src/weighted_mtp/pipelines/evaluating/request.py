@@ -11,6 +11,7 @@ from weighted_mtp.decoding import Sampling, Speculation
 from weighted_mtp.evaluation.benchmarks import BENCHMARKS, MICRO, MICRO_SPLITS
 from weighted_mtp.evaluation.result_files import JOURNAL
 from weighted_mtp.evaluation.scores import check_ks
+from weighted_mtp.pipelines.evaluating.writer import rows_together
 
 CANONICAL, MUTANTS = "canonical", "mutants"
 _POSITIVE = (
@@ -48,7 +49,8 @@ class EvaluationRequest:
         max_new_tokens: of each program; None is 256 for micro tasks, else 512.
         stops: strings that end a program, besides those of the prompt's style.
         speculation: draft with the model's heads; None decodes one token at a time.
-        batch_size: prompts at a time; None is 64 for micro tasks, else 16.
+        batch_size: prompts at a time; None is 64 for micro tasks, else 16, and 1 for a tree of
+            drafts.
         timeout: wall-clock seconds of one run of a program.
         workers: programs run at a time; None is one for each core.
         logprobs: keep the summed log-probability of every text that the model writes.
@@ -132,7 +134,7 @@ class EvaluationRequest:
             n_problems=self.n_problems or problems,
             split=self.split or (MICRO_SPLITS[0] if self.micro else None),
             max_new_tokens=self.max_new_tokens or tokens,
-            batch_size=self.batch_size or batch,
+            batch_size=rows_together(self.batch_size or None, batch, self.speculation),
         )
 
     def _default_output(self) -> Path:

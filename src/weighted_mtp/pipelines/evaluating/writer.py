@@ -19,9 +19,18 @@ from weighted_mtp.core.types import Message
 from weighted_mtp.data.collators import CHAT, RAW, TEMPLATES
 from weighted_mtp.data.tokens.chat import NO_TEMPLATE, ChatTemplate
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from weighted_mtp.decoding import Completion, Sampling, Speculation, Stopping, Stream, complete
+from weighted_mtp.decoding import (
+    Completion,
+    Sampling,
+    Speculation,
+    Stopping,
+    Stream,
+    complete,
+    measured_tree,
+)
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
+from weighted_mtp.models.meta_mtp.draft_vocabulary import check_stops
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
@@ -39,7 +48,8 @@ class ModelWriter:
         speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
 
     Attributes:
-        speculation: None if the model has no heads to draft with.
+        speculation: None if the model has no heads to draft with; the costs of an automatic tree
+            have been measured.
         figures: cost of decoding so far.
 
     Raises:
@@ -61,10 +71,15 @@ class ModelWriter:
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = heads_in_use(speculation, shape.n_future_tokens)
+        if speculation is not None and speculation.draft_vocabulary and k > 1:
+            stops = self.tokenizer.stop_ids
+            check_stops(source.draft_ids, stops, shape.vocab_size, self.model_dir)
         self._model = MetaLlamaMTPAdapter.from_pretrained(
             source, resolve_device(device), dtype, initialize_value_head=False
         ).transformer
-        self.speculation = speculation if k > 1 else None
+        self.speculation = None
+        if speculation is not None and k > 1:
+            self.speculation = measured_tree(self._model, speculation)
         self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._decode = continuation_decoder(self.tokenizer)
@@ -187,6 +202,23 @@ def heads_in_use(speculation: Speculation | None, heads: int) -> int:
         raise UserError(f"--speculate: {error}") from error
 
 
+def rows_together(given: int | None, default: int, speculation: Speculation | None) -> int:
+    """Return how many texts are decoded at a time: as given, or else the default, 1 for a tree of
+    drafts.
+
+    Raises:
+        UserError: several are given for a tree.
+    """
+    if speculation is None or speculation.tree is None:
+        return default if given is None else given
+    if given is not None and given > 1:
+        raise UserError(
+            f"--tree drafts for one text at a time, and --batch-size {given} decodes several "
+            "together; remove --batch-size, or --tree"
+        )
+    return 1 if given is None else given
+
+
 def row_seed(name: str, sample: int) -> int:
     """Hash a problem and a sample number to the seed of one text.
 
@@ -260,7 +292,13 @@ def sampling_identity(
     found = {name: everything[name] for name in (certain if sampling.greedy else chance)}
     lossy = speculation is not None and speculation.lossy_typical is not None
     if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
-        found["speculation"] = {**asdict(speculation), "k": k}
+        cost = speculation.fixed_cost
+        found["speculation"] = {**asdict(speculation), "k": k, "token_cost": cost}
+        del found["speculation"]["pass_costs"]  # measured: never twice the same
+        if speculation.tree is None:  # as before there were trees
+            del found["speculation"]["tree"]
+        if speculation.draft_vocabulary:  # as before there were any; `model_identity` has the file
+            del found["speculation"]["draft_vocabulary"]
     return found
 
 

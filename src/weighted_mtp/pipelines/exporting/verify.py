@@ -182,7 +182,10 @@ def _compare_drafts(
     for side in (model, export):
         try:
             found, report = complete(
-                side, prompts, Stopping(new), speculation=Speculation(k=len(heads))
+                side,
+                prompts,
+                Stopping(new),
+                speculation=Speculation(k=len(heads), draft_vocabulary=False),
             )
         except ValueError as error:  # ids that the smaller vocabulary lacks
             check.failures.append(f"decoding: {error}")

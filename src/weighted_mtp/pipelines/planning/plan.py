@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,7 @@ from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.config.section import Section
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.model_folder import is_hub_id
-from weighted_mtp.data.tokens.tokenizers import make_tokenizer
-from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.pipelines.planning.communication import Hardware, Step, step_on_paper
 from weighted_mtp.pipelines.planning.estimate import (
     count,
     numbers_of,
@@ -24,14 +21,9 @@ from weighted_mtp.pipelines.planning.estimate import (
 )
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
-from weighted_mtp.pipelines.resolve import Processes, check_inputs, model_args, resolve
+from weighted_mtp.pipelines.planning.shapes import args_of, check_there, model_names, shape_of
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
 from weighted_mtp.pipelines.training.objectives import Objective
-
-MODELS = {
-    "7b": ModelArgs(vocab_size=32000, n_future_tokens=4),
-    "13b": ModelArgs(dim=5120, n_layers=40, n_heads=40, vocab_size=32000, n_future_tokens=4),
-}
-"""Meta's released shape, and the next one up. `micro` is the preset's."""
 
 SHARE = 0.9
 """Share of a GPU's memory that an estimate may use: the rest is for the CUDA context, NCCL,
@@ -54,6 +46,7 @@ class PlanRequest:
         model: a name in `MODELS`, "micro", or a directory; None takes the recipe's own.
         gpus_per_node: GPUs that share a copy of the weights under hsdp.
         reference: a model that scores online (rho1), named as `model` is; None: losses are stored.
+        hardware: what the estimate of a step's time assumes.
     """
 
     recipe: str | Path | Recipe
@@ -63,6 +56,7 @@ class PlanRequest:
     gpus: int = 1
     gpus_per_node: int = 8
     reference: str | None = None
+    hardware: Hardware = field(default_factory=Hardware)
 
     @property
     def name(self) -> str:
@@ -72,7 +66,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run, and its peak memory.
+    """One way to run, its peak memory, and what a step sends and computes.
 
     Attributes:
         lean: with FSDP's `LEAN` settings.
@@ -85,6 +79,7 @@ class Choice:
     micro_batch_size: int
     changes: tuple[str, ...]
     memory: Memory
+    step: Step
 
     @property
     def way(self) -> str:
@@ -141,9 +136,9 @@ def plan(request: PlanRequest) -> Plan:
     _check_gpus(request)
     recipe = _read_recipe(request)
     processes = Processes(request.gpus, min(request.gpus, request.gpus_per_node))
-    shape = None if request.model is None else _shape(request.model)
+    shape = None if request.model is None else shape_of(request.model)
     if request.model is not None and shape is None:
-        _check_there(request.model, "--model")
+        check_there(request.model, "--model")
     resolved = resolve(recipe, processes, shape, planned=True)
     check_inputs(recipe, resolved, planned=True)
     args, objective = resolved.args, resolved.objective
@@ -165,7 +160,10 @@ def plan(request: PlanRequest) -> Plan:
                 changed, changes = _change(recipe, mode, lean, checkpointing, size)
                 setting = setting_of(changed, args, objective, request.gpus, request.gpus_per_node)
                 memory = peak_memory(counts, replace(setting, reference=reference))
-                choices.append(Choice(mode, lean, checkpointing, size, changes, memory))
+                micro_batches = -(-recipe.training.batch_size // (size * request.gpus))
+                where = (request.gpus, request.gpus_per_node, micro_batches, request.hardware)
+                step = step_on_paper(counts, setting, *where)
+                choices.append(Choice(mode, lean, checkpointing, size, changes, memory, step))
     wanted = recipe.training.micro_batch_size
     own = max((size for size in sizes if size <= wanted), default=sizes[0])
     return Plan(recipe, counts, request.gpus, own, tuple(choices))
@@ -196,35 +194,6 @@ def _read_recipe(request: PlanRequest) -> Recipe:
         raise
 
 
-def model_names() -> list[str]:
-    """Models that can be planned for by name."""
-    return ["micro", *MODELS]
-
-
-def _shape(name: str) -> ModelArgs | None:
-    """Shape of a model by name; None for a checkpoint."""
-    if name == "micro":
-        preset = load_recipe("baseline", "micro")
-        return model_args(preset, make_tokenizer("micro").vocab_size)
-    return MODELS.get(name)
-
-
-def _named(name: str, flag: str) -> ModelArgs:
-    """Shape of a model by name, or of a checkpoint."""
-    shape = _shape(name)
-    if shape is not None:
-        return shape
-    _check_there(name, flag)
-    return inspect_checkpoint(name).args
-
-
-def _check_there(name: str, flag: str) -> None:
-    if not Path(name).exists() and not is_hub_id(name):
-        raise UserError(
-            f"{flag} {name!r}: no model of that name ({', '.join(model_names())}) and no directory"
-        )
-
-
 def _reference_numbers(request: PlanRequest, recipe: Recipe, objective: Objective) -> int:
     if request.reference is None:
         return reference_numbers(recipe, objective)
@@ -233,7 +202,7 @@ def _reference_numbers(request: PlanRequest, recipe: Recipe, objective: Objectiv
             f"--reference-model: the {request.name} recipe compares with no reference model; "
             "leave it out, or plan rho1"
         )
-    return numbers_of(_named(request.reference, "--reference-model"))
+    return numbers_of(args_of(request.reference, "--reference-model"))
 
 
 def _micro_batch_sizes(recipe: Recipe, gpus: int) -> list[int]:

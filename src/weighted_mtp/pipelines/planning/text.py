@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from weighted_mtp.core.files import command_line
+from weighted_mtp.pipelines.planning.communication import Kind, Step
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing
 from weighted_mtp.pipelines.planning.plan import CHECKPOINTING, SHARE, Choice, Plan
 
@@ -32,6 +34,7 @@ def plan_lines(found: Plan, sizes: Sequence[float]) -> list[str]:
         f"Rows in the largest micro-batch that fits ({'/'.join(CHECKPOINTING)} checkpointing):",
         *_fit_table(found, sizes),
         "",
+        *_traffic_lines(found),
         "To try first:",
         *(_advice(found, size) for size in sizes),
         "",
@@ -67,6 +70,44 @@ def _fit_table(found: Plan, sizes: Sequence[float]) -> list[str]:
         ]
         rows.append([way, *("/".join(f"{rows or '–'}" for rows in cell) for cell in largest)])
     return _aligned(rows, left=(0,))
+
+
+def _traffic_lines(found: Plan) -> list[str]:
+    """What a step sends, for each way to shard; nothing on one GPU."""
+    own = [choice for choice in found.choices if choice.micro_batch_size == found.own]
+    steps = {choice.way: choice.step for choice in own if choice.step.collectives}
+    if not steps:
+        return []
+    kinds: tuple[Kind, ...] = ("all-gather", "reduce-scatter", "all-reduce")
+    columns = ("into a node", "ms sent", "ms computed", "ms exposed", "hidden above")
+    rows = [["", *kinds, *columns]]
+    for way, step in steps.items():
+        sizes = [*(step.received(kind) for kind in kinds), step.into_node]
+        times = (step.communication, step.compute, step.exposed)
+        tokens = f"{_tokens(step.hides_above)} tokens"
+        rows.append([way, *map(_gb, sizes), *(f"{1e3 * time:,.0f}" for time in times), tokens])
+    step = next(iter(steps.values()))
+    what = step.hardware
+    return [
+        "On paper, one step: GB (1e9 bytes) that each GPU receives and each node, and times",
+        *_aligned(rows, left=(0,)),
+        f"at {what.flops / 1e12:g} TFLOP/s × {what.utilisation:.0%} for model FLOPs, NVLink "
+        f"{what.nvlink / 1e9:g} GB/s, network {what.network / 1e9:g} GB/s, each per GPU and way,",
+        f"nodes of {step.per_node}. A micro-batch is {step.tokens:,} tokens on each GPU; one above "
+        "`hidden above` hides",
+        "all but the gather before its first block and the reduction after its last.",
+        "",
+    ]
+
+
+def _tokens(count: float) -> str:
+    """Three significant digits of large numbers."""
+    rounding = -max(0, len(str(int(count))) - 3)
+    return f"{round(count, rounding):,.0f}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f}"
 
 
 def _largest(found: Plan, way: str, checkpointing: Checkpointing, size: float) -> int:
@@ -160,6 +201,23 @@ def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     return lines
 
 
+def step_record(step: Step) -> dict[str, float]:
+    """What a step sends and computes, as JSON can hold it: bytes, seconds, FLOPs of one GPU."""
+    return {
+        "all_gathered": step.received("all-gather"),
+        "reduce_scattered": step.received("reduce-scatter"),
+        "all_reduced": step.received("all-reduce"),
+        "into_node": step.into_node,
+        "flops": step.flops,
+        "tokens": step.tokens * step.micro_batches,
+        "compute_s": step.compute,
+        "communication_s": step.communication,
+        "exposed_s": step.exposed,
+        "hides_above_tokens": step.hides_above,
+        "tokens_per_second": step.tokens_per_second,
+    }
+
+
 def plan_record(found: Plan, sizes: Sequence[float]) -> dict[str, Any]:
     """Every choice, as JSON can hold it; sizes in bytes."""
     choices = [
@@ -173,6 +231,7 @@ def plan_record(found: Plan, sizes: Sequence[float]) -> dict[str, Any]:
             "moment": choice.memory.moment,
             **choice.memory.parts,
             "fits": [size for size in sizes if choice.fits(size)],
+            "step": step_record(choice.step),
         }
         for choice in found.choices
     ]
@@ -182,6 +241,7 @@ def plan_record(found: Plan, sizes: Sequence[float]) -> dict[str, Any]:
         "trained": found.counts.trained,
         "gpus": found.gpus,
         "share": SHARE,
+        "hardware": asdict(found.choices[0].step.hardware),
         "choices": choices,
         "best": {
             size: None if choice is None else list(choice.changes) for size, choice in best.items()

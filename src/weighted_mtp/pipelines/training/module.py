@@ -30,7 +30,7 @@ from weighted_mtp.value_weighting.rho1_weighting import reference_per_head
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Fractions of the response at which held-out values are read."""
 
-Task = Literal["train", "score", "validate"]
+Task = Literal["train", "score", "validate", "read"]
 
 HeadLoss = Callable[[Sequence[Tensor], Tensor, LossTerms, int | None], MTPLoss]
 """`loss_of_terms`, or what an objective has in its place."""
@@ -48,12 +48,14 @@ class StepOutput(NamedTuple):
         probe: `[B, 2]` row index and cross-entropy of the whole response under head 1 (0 if no head
             ran), if this was a validation; with a value head `[B, 3 + F]`, mean value and values
             along it.
+        states: `[B, S, D]` of head 1, `[P, L, D]` if packed, where they were asked for.
     """
 
     loss: Tensor
     sums: Sums
     signal: Tensor | None = None
     probe: Tensor | None = None
+    states: Tensor | None = None
 
 
 class TrainingModule(nn.Module):
@@ -97,7 +99,7 @@ class TrainingModule(nn.Module):
 
         Args:
             task: `train` gives a loss; `score` only the signal from which weights are decided;
-                `validate` unweighted figures of all rows.
+                `validate` unweighted figures of all rows; `read` runs all heads, for their states.
             denominators: `[n + 1]` D of the whole step, for `train`.
             weights: `[B, S, n]`, if they were decided over the whole step. The scoring pass has
                 then given the figures that come from the signal, and they are not given again.
@@ -111,6 +113,9 @@ class TrainingModule(nn.Module):
                 return self._score(batch)
             if task == "validate":
                 return self._validate(batch)
+            if task == "read":
+                states = self._states(batch, all_heads=True)
+                return StepOutput(states[0].new_zeros(()), {}, states=states[0])
             if denominators is None:
                 raise ValueError("training needs the denominators of the step")
             return self._train(batch, denominators, weights)

@@ -66,7 +66,7 @@ def mutated_spans(
     wrong = used[~np.asarray(store.metadata.is_correct)[used]]
     spans = {}
     for number, row in zip(wrong.tolist(), store.rows(wrong), strict=True):
-        original = _original(row, problems, seed)
+        original = original_row(row, problems, seed)
         if original is None:
             raise UserError(
                 f"{store.path}: row {number} was not generated with these settings of data.micro "
@@ -87,8 +87,8 @@ def changed_span(right: Sequence[int], wrong: Sequence[int]) -> Span:
     return first, max(len(wrong) - shared, first + 1)
 
 
-def _original(row: Row, problems: dict[str, Problem], seed: int) -> Row | None:
-    """The row with the right program that was mutated; None if there is none."""
+def original_row(row: Row, problems: dict[str, Problem], seed: int) -> Row | None:
+    """The row with the right program that was mutated; None if these problems have none."""
     problem, style = problems.get(row["task_id"]), str(row["metadata"].get("style"))
     if problem is None or style not in problem.family.styles:
         return None

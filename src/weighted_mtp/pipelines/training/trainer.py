@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
 from weighted_mtp.data.loading import StepReader
 from weighted_mtp.data.packing import Cutter
@@ -39,6 +41,7 @@ from weighted_mtp.pipelines.metrics_utils import MetricsFile, in_words, shown
 from weighted_mtp.pipelines.run_directory import run_facts
 from weighted_mtp.pipelines.tracking.trackers import Tracker, make_trackers
 from weighted_mtp.pipelines.training.data import TrainingData
+from weighted_mtp.pipelines.training.head_start import fit_new_heads
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import Sums
 from weighted_mtp.pipelines.training.optimization import learning_rate, make_optimizer, set_rates
@@ -60,6 +63,8 @@ from weighted_mtp.runtime.environment import Environment
 from weighted_mtp.runtime.parallel import Parallel
 from weighted_mtp.runtime.peak_memory import peak_memory
 from weighted_mtp.runtime.pooling import gather_rows
+
+log = get_logger(__name__)
 
 VALIDATED_TOGETHER = 1024
 """Held-out groups whose batches are in memory at a time."""
@@ -152,6 +157,9 @@ class Trainer:
         self.step, self.resumed_from = 0, run.resume_from
         if run.resume_from is not None:
             self._restore(run.resume_from)
+        draft_ids = self.objective.draft_ids()
+        if draft_ids is not None:
+            module.adapter.transformer.draft_ids = draft_ids.cpu()
         self.trackers: list[Tracker] = []
         if env.is_main:
             self.metrics.rewind(self.step)
@@ -178,6 +186,9 @@ class Trainer:
         """
         config, validation, saved = self.config, {}, self.resumed_from or self.run_dir
         first = self.current_step()
+        new_heads = self.recipe.model.add_heads is not None and self.step == 0
+        if new_heads and self.recipe.model.head_start == "fit":
+            self._fit_new_heads()
         if self.env.is_main and not self._done():
             self.metrics.write("run", self.step, run_facts(self.env))
         progress = Progress(config.steps, "step", done=self.step, enabled=self.env.is_main)
@@ -215,6 +226,20 @@ class Trainer:
                 self._report_memory(progress)
         uncopied = self.copies.settle(self.best.steps)  # Ctrl-C interrupts it at once
         return TrainResult(self.step, finished, saved, validation, uncopied)
+
+    def _fit_new_heads(self) -> None:
+        """Before the first step; its rows are read again by it."""
+        config, env, started = self.config, self.env, time.perf_counter()
+        count = config.batch_size // self.objective.group_size
+        reader = StepReader(self.reader.groups, self.cutter, count, env.rank, env.world_size)
+        read = islice(reader, config.steps)  # no more rows than those of the run are tokenised
+        steps = ([batch.to(env.device) for batch in batches] for batches in read)
+        positions = fit_new_heads(self.wrapped, self.module, steps)
+        log.info(
+            "new heads fitted to head 1 at %s positions in %.1f s",
+            f"{positions:,}",
+            time.perf_counter() - started,
+        )
 
     def train_step(self) -> dict[str, Any]:
         """Run one optimizer step; return its figures, which are the same on every rank."""

@@ -164,6 +164,7 @@ class Source:
         twin: a stored unembedding that repeats the tied embedding.
         directory: of the checkpoint.
         sums: of the checkpoint's files, where they are stored with it.
+        draft_ids: the draft vocabulary that is stored with it.
     """
 
     layout: str
@@ -173,6 +174,7 @@ class Source:
     twin: Stored | None = None
     directory: Path = Path()
     sums: Sums | None = None
+    draft_ids: Tensor | None = None
 
     def attach_sums(self, sums: Sums) -> None:
         """Take note of the stored sums and compare those of all files but the weights, whose sums
@@ -227,6 +229,7 @@ class Source:
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(weight))
         if self.model.args.tie_embeddings:
             self.model.output.weight = self.model.tok_embeddings.weight
+        self.model.draft_ids = self.draft_ids
         return self.model
 
     def read(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:

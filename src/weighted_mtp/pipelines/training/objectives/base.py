@@ -175,6 +175,10 @@ class Objective:
     def read_rows(self, rows: TokenisedRows, tokenizer: Tokenizer, vocab_size: int) -> None:
         """Look at all rows that a new run will read, before it begins. Not called for text."""
 
+    def draft_ids(self) -> Tensor | None:
+        """`[V']` the draft vocabulary that goes with the trained heads; None leaves the model's."""
+        return None
+
     def prepare(self, adapter: MetaLlamaMTPAdapter) -> None:
         """Freeze what is not trained: DDP would wait for the gradient of a head that gets none."""
         for head in list(adapter.transformer.extra_heads)[self.heads - 1 :]:

@@ -5,7 +5,7 @@ Letters: B batch, S sequence, n future tokens (heads).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,7 +65,7 @@ class Distil(Objective):
         if most is None:
             return
         counts = rows.target_counts(vocab_size)
-        self.vocabulary = frequent_tokens(counts, most, tokenizer.eos_id)
+        self.vocabulary = frequent_tokens(counts, most, tokenizer.stop_ids)
         if distributed.is_main_process():
             log.info(
                 "objective.distil.vocabulary: %s of %s tokens, which are %.2f %% of the targets",
@@ -73,6 +73,10 @@ class Distil(Objective):
                 f"{vocab_size:,}",
                 100 * counts[self.vocabulary.numpy()].sum() / max(1, counts.sum()),
             )
+
+    def draft_ids(self) -> Tensor | None:
+        """What heads were not taught they need not draft."""
+        return self.vocabulary
 
     def make_targets(self, batch: Batch) -> Tensor:
         """`[B, S, n]` as ever, without those whose teacher the batch does not contain: the last
@@ -126,12 +130,13 @@ class Distil(Objective):
         return weights / weights.sum()
 
 
-def frequent_tokens(counts: Array, most: int, eos_id: int) -> Tensor:
-    """The ids of the `most` tokens with the highest counts `[V]`, ascending: EOS, and others that
-    occur. Of equal counts the lower id comes first."""
-    ranked = np.argsort(-counts, kind="stable")
-    others = [token for token in ranked[: most + 1].tolist() if counts[token] and token != eos_id]
-    return torch.tensor(sorted([eos_id, *others[: most - 1]]))
+def frequent_tokens(counts: Array, most: int, stop_ids: Collection[int]) -> Tensor:
+    """The ids of the `most` tokens with the highest counts `[V]`, ascending: those that end a text,
+    and others that occur. Of equal counts the lower id comes first."""
+    ends = {token for token in stop_ids if token < len(counts)}
+    ranked = np.argsort(-counts, kind="stable")[: most + len(ends)].tolist()
+    others = [token for token in ranked if counts[token] and token not in ends]
+    return torch.tensor(sorted([*ends, *others[: max(0, most - len(ends))]]))
 
 
 def taught_sums(taught: Tensor, counted: Tensor) -> Sums:
