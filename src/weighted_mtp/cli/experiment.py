@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regime",
         choices=list(REGIMES),
         help="what there is to learn from (default scarce, or noisy-tokens for rho1): "
-        + "; ".join(f"{name}: {regime.about}" for name, regime in REGIMES.items()),
+        + "; ".join(
+            f"{name}: {regime.about}".replace("%", "%%") for name, regime in REGIMES.items()
+        ),
     )
     parser.add_argument(
         "--flipped", type=float, metavar="SHARE", help="share of training labels that are flipped"
