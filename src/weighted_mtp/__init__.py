@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from weighted_mtp import _moved
 from weighted_mtp._lazy import exports
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from weighted_mtp.api import evaluate as evaluate

@@ -612,7 +612,8 @@ def leaves(
 
 def sections_in(annotation: Any, several: bool = False) -> Iterator[tuple[type[Section], bool]]:
     """The sections in `Section | None`, `dict[str, Section]`, …, and whether they are several."""
-    if inspect.isclass(annotation) and issubclass(annotation, Section):
+    is_class = not get_args(annotation) and inspect.isclass(annotation)  # not list[str]
+    if is_class and issubclass(annotation, Section):
         yield annotation, several
     several |= getattr(annotation, "__origin__", None) in (dict, tuple, list)
     for part in get_args(annotation):

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.integration.helpers_training import tiny_recipe
@@ -21,7 +22,7 @@ def keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     found = []
     for name, field in section.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and not get_args(kind) and issubclass(kind, Section):
             found += keys(kind, f"{prefix}{name}.")
         else:
             found.append(prefix + name)
