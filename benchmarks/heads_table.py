@@ -101,7 +101,7 @@ def train(model: Path, work: Path, data: str, loss: str, steps: int) -> dict[str
         call("train", "--recipe", "heads", *pairs, "--output-dir", run)
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["kind"] == "validation"][-1]
-    return {"loss": loss, "data": data, "steps": last["step"], **last}
+    return {**last, "loss": loss, "data": data}
 
 
 def table(cells: list[dict[str, Any]]) -> str:
