@@ -23,7 +23,7 @@ GROUPS = {
     "Recipes and runs": "Recipe load_recipe train estimate plan evaluate",
     "Models": "load save MetaLlamaMTPAdapter Transformer ModelArgs KVCache ValueHead",
     "Tokenizers": "load_tokenizer make_tokenizer",
-    "Decoding": "complete Stream Stopping Sampling Speculation",
+    "Decoding": "Decoder complete Stream Stopping Sampling Speculation",
     "Loss": "mtp_loss LossTerms MTPLoss shift_labels count_targets",
     "Objectives": "Objective register_objective",
     "Token weights": "compute_td_errors compute_td_targets compute_advantages build_weights "

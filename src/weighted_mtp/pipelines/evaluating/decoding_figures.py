@@ -51,6 +51,7 @@ class DecodingFigures:
     def record(self) -> dict[str, Any]:
         """Return the figures for a result file; what was not measured is null."""
         report = self.report
+        nodes = {"nodes_per_pass": _rounded(report.nodes_per_pass)} if report.nodes else {}
         return {
             "texts": self.texts,
             "tokens": report.tokens,
@@ -58,7 +59,7 @@ class DecodingFigures:
             "tokens_per_second": _rounded(self.tokens_per_second),
             "k": self.k,
             "tokens_per_forward": _rounded(report.tokens_per_forward),
-            "nodes_per_pass": _rounded(report.nodes_per_pass),
+            **nodes,
             "acceptance": [_rounded(share) for share in report.acceptance],
             "histogram": report.histogram,
             "forwards": report.forwards,
