@@ -33,7 +33,14 @@ import torch
 from decode_prompts import prompts
 from train_step import cpu_name
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.decoding import Report, Sampling, Speculation, Stopping, Stream, step_clock
+from weighted_mtp.decoding import (
+    Decoder,
+    Report,
+    Sampling,
+    Speculation,
+    Stopping,
+    step_clock,
+)
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.exporting.draft_vocabulary import DraftChoice
@@ -57,7 +64,7 @@ def variants(ks: Sequence[int], vocabulary: bool, trees: bool) -> dict[str, Spec
 
 
 def decode(
-    model: Transformer,
+    decoder: Decoder,
     batches: Sequence[Sequence[Sequence[int]]],
     new: int,
     how: Speculation | None,
@@ -65,7 +72,7 @@ def decode(
     """Seconds after the first tokens of each batch, and what was counted."""
     seconds, reports = 0.0, []
     for texts in batches:
-        stream = Stream(model, texts, Stopping(new), Sampling(ties="fast"), how)
+        stream = decoder.stream(texts, Stopping(new), Sampling(ties="fast"), how)
         next(stream)
         start = time.perf_counter()
         for _ in stream:
@@ -100,12 +107,13 @@ def measure(
     """Seconds of every run and what the last one did, by variant."""
     seconds: dict[str, list[float]] = {name: [] for name in hows}
     reports: dict[str, list[Report]] = {}
+    decoder = Decoder(model)  # copies the weights once for a variant and turn, not for a batch
     warm = {name: type(step_clock._CLOCKS)() for name in hows}  # each its own memory of steps
     for turn in range(-1, runs):
         for name, how in hows.items():
             clocks = warm[name] if "warm" in name else type(step_clock._CLOCKS)()
             step_clock._CLOCKS = clocks
-            taken, reports[name] = decode(model, batches, new if turn >= 0 else 8, how)
+            taken, reports[name] = decode(decoder, batches, new if turn >= 0 else 8, how)
             if turn >= 0:
                 seconds[name].append(taken)
     return {name: {"seconds": seconds[name], **counted(reports[name])} for name in hows}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.data.tokens.corpus import STDLIB, Corpus
-from weighted_mtp.data.tokens.tokenizers import load_tokenizer
+from weighted_mtp.data.tokens.tokenizers import Tokenizer, load_tokenizer
 
 LOSSES = ("ce", "hard", "kl", "tv", "kl+hard")
 ROWS, NEW = 1600, 128
@@ -49,25 +49,24 @@ def write_texts(model: Path, work: Path) -> None:
     rows = [json.loads(x) for x in (work / "own-all.jsonl").read_text().splitlines()][:ROWS]
     if not (work / "data.jsonl").exists():
         _write(work / "own.jsonl", rows)
-        _write(work / "data.jsonl", [x for row in rows if (x := original(model, row))])
+        _write(work / "data.jsonl", originals(load_tokenizer(model), rows))
 
 
-_DOCUMENTS: list[str] = []
-
-
-def original(model: Path, row: dict[str, Any]) -> dict[str, Any] | None:
-    """The row with what follows its opening in the library; None if that is not found."""
-    if not _DOCUMENTS:
-        _DOCUMENTS.extend(Corpus(STDLIB).documents())
-    tokenizer, opening = load_tokenizer(model), row["instruction"]
-    text = next((x for x in _DOCUMENTS if opening in x), None)
-    if text is None:
-        return None
-    place = text.index(opening)
-    ids = tokenizer.encode(text[place : place + len(opening) + 8 * NEW])
-    begin = len(tokenizer.encode(opening))
-    following = tokenizer.decode(ids[begin : begin + NEW])
-    return {**row, "output": following, "metadata": {"finish": "length"}} if following else None
+def originals(tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what follows their openings in the library, but for those not found there."""
+    documents, found = list(Corpus(STDLIB).documents()), []
+    for row in rows:
+        opening = row["instruction"]
+        text = next((x for x in documents if opening in x), None)
+        if text is None:
+            continue
+        place = text.index(opening)
+        ids = tokenizer.encode(text[place : place + len(opening) + 8 * NEW])
+        begin = len(tokenizer.encode(opening))
+        following = tokenizer.decode(ids[begin : begin + NEW])
+        if following:
+            found.append({**row, "output": following, "metadata": {"finish": "length"}})
+    return found
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

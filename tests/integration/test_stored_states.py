@@ -217,6 +217,14 @@ def test_an_interrupted_preparation_goes_on(
     assert "another max_length (64; here it is 40)" in capsys.readouterr().err
 
 
+def test_the_next_command_adds_the_heads(model, tmp_path, rows_file, capsys):
+    assert prepare(model, rows_file, tmp_path / "states") == 0
+    said = capsys.readouterr().out
+    assert "--set model.add_heads=3 " in said
+    words = said.split("next: weighted-mtp ")[1].split()
+    assert main([*words, "--dry-run", "--output-dir", str(tmp_path / "run")]) == 0
+
+
 def test_a_budget_is_checked_before_the_work(model, tmp_path, rows_file, capsys):
     assert prepare(model, rows_file, tmp_path / "states", "--budget", "100kB") == 2
     error = capsys.readouterr().err.splitlines()[-1]

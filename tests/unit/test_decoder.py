@@ -55,6 +55,17 @@ def test_it_writes_what_the_functions_write(dtype, speculation):
         assert decoder.generate(PROMPTS, steps, speculation=speculation) == greedy
 
 
+def test_costs_of_a_tree_are_measured_once(monkeypatch):
+    measured, asked = copies_module.measured_tree, []
+    monkeypatch.setattr(
+        copies_module, "measured_tree", lambda *args: asked.append(args) or measured(*args)
+    )
+    decoder = Decoder(model_of())
+    for _ in range(2):
+        decoder.generate(PROMPTS[:1], STEPS, speculation=Speculation(tree="auto"))
+    assert len(asked) == 1
+
+
 def test_the_copy_is_made_once(built):
     decoder = Decoder(model_of())
     for _ in range(3):
@@ -156,7 +167,8 @@ def test_a_change_between_calls_is_seen(change, built):
 def test_weights_whose_changes_are_not_counted_are_copied_each_time(built):
     with torch.inference_mode():
         model = model_of()
-    decoder = Decoder(model)
+    decoder, wanted = Decoder(model), generate(model, PROMPTS, STEPS)
+    built.clear()  # of the decoder alone
     for _ in range(2):
-        assert decoder.generate(PROMPTS, STEPS) == generate(model, PROMPTS, STEPS)
+        assert decoder.generate(PROMPTS, STEPS) == wanted
     assert len(built) == 2

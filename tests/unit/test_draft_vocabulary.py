@@ -134,7 +134,7 @@ def test_draft_logits_are_rows_of_the_unembedding(steps):
     fast, states = FastModel(model, steps, ids), torch.randn(2, 3, 32)
     whole, narrowed = model.output(states), fast.drafts.logits(states)
     torch.testing.assert_close(narrowed, whole[..., ids])
-    spread = fast.draft_logits(states)
+    spread = fast.drafts.spread(narrowed, float("-inf"))
     torch.testing.assert_close(spread[..., ids], whole[..., ids])
     assert spread.isinf().sum() == 6 * (37 - 3)
     assert fast.drafts.tokens(narrowed.argmax(-1)).tolist() == spread.argmax(-1).tolist()

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from weighted_mtp.cli.prepare_reference import run_reference
+from weighted_mtp.cli.prepare_models import run_reference, run_states
 from weighted_mtp.cli.prepare_self import run_self
 from weighted_mtp.cli.prepare_sources import run_source
-from weighted_mtp.cli.prepare_states import run_states
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.progress import Progress

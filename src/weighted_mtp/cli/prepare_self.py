@@ -7,9 +7,8 @@ import argparse
 from weighted_mtp.cli.arguments.prepare_models import MAX_NEW_TOKENS
 from weighted_mtp.cli.decoding_options import check_heads, decoding_options
 from weighted_mtp.cli.generate_prompts import prompts_of_file
-from weighted_mtp.core.config.recipe import setting
+from weighted_mtp.cli.prepare_models import print_training, settings_of_heads
 from weighted_mtp.core.errors import UserError, did_you_mean
-from weighted_mtp.core.files import command_line
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.data.templates import TEMPLATE_NAMES
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
@@ -65,17 +64,12 @@ def run_self(args: argparse.Namespace) -> int:
     )
     print(f"{_summary(written)}: {args.out}{' (finished earlier)' if written.already else ''}")
     shape = inspect_checkpoint(args.model).args
-    settings = [
-        setting("model.path", args.model),
-        *(["model.add_heads=3"] if shape.n_future_tokens == 1 else []),
-        setting("data.train", args.out),
-        f"data.template={written.template}",
-    ]
+    settings = settings_of_heads(args.model, shape, args.out)
+    settings.append(f"data.template={written.template}")
     max_length = max(written.figures["longest"], min(_MAX_LENGTH, shape.max_positions))
     if max_length != _MAX_LENGTH:
         settings.append(f"data.max_length={max_length}")
-    sets = [word for one in settings for word in ("--set", one)]
-    print("next: " + command_line("weighted-mtp", "train", "--recipe", "heads", *sets))
+    print_training("heads", settings)
     return 0
 
 

@@ -87,11 +87,6 @@ class FastModel:
         self.output = product([model.output], copy)
         self.drafts = DraftOutput(model.output, self.output, draft_ids if heads else None, copy)
 
-    def draft_logits(self, states: Tensor) -> Tensor:
-        """Logits `[..., V]` of states `[..., D]` of heads 2 … n: −∞ at tokens that are never
-        drafted. `drafts.logits` is quicker, and over the draft vocabulary."""
-        return self.drafts.spread(self.drafts.logits(states), float("-inf"))
-
     def cache(self, rows: int, length: int) -> KVCache:
         """A cache of this many rows and slots, with which the extra heads read only what they are
         going to guess from."""

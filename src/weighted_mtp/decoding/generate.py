@@ -6,11 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
-from weighted_mtp.decoding.batch import Batch, first_heads
-from weighted_mtp.decoding.calibration import measured_tree
+from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.copies import Copies
 from weighted_mtp.decoding.dice import Dice
-from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.plain import Plain
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Completion, Piece, Row
@@ -101,8 +99,8 @@ class Stream(Iterator[list[Piece]]):
         logprobs: bool = False,
     ) -> None:
         sampling = sampling or Sampling()
-        copies = model if isinstance(model, Copies) else None
-        model = model.model if isinstance(model, Copies) else model
+        copies = model if isinstance(model, Copies) else Copies(model, keep=False)
+        model = copies.model
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         seeds = list(range(len(prompts))) if row_seeds is None else list(row_seeds)
         check_prompts(model, prompts, stopping.max_new_tokens)
@@ -123,15 +121,11 @@ class Stream(Iterator[list[Piece]]):
                 penalised |= speculation.draft.repetition_penalty != 1
             drafts = None
             if speculation is not None and speculation.tree is not None:
-                speculation = measured_tree(model, speculation)
+                speculation = copies.measured_tree(speculation)
                 drafts = len(speculation.costs_of_passes()) - 1
             ids = None if speculation is None else speculation.ids_of(model)
             room = stopping.max_new_tokens
-            if copies is None:
-                fast = FastModel(first_heads(model, k), room, ids)
-            else:
-                fast = copies.fast(k, room, ids)
-            batch = Batch(fast, self._rows, room, penalised, drafts)
+            batch = Batch(copies.fast(k, room, ids), self._rows, room, penalised, drafts)
             dice = Dice(sampling.seed, seeds, batch.device)
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)

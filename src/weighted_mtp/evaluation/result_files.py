@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError, one_line
-from weighted_mtp.core.input_files import parse_json, read_json, read_regular
+from weighted_mtp.core.input_files import parse_json, read_json
+from weighted_mtp.core.line_file import LineFile
 from weighted_mtp.core.types import Verdict
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.scores import Scores
@@ -110,8 +110,7 @@ class Journal:
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._known = frozenset(known)
         self._overwrite = overwrite
-        self._file: FileIO | None = None
-        self._whole = 0
+        self._lines = LineFile(self.path)
         self.attempts: list[Attempt] = []
         if directory.exists() and not directory.is_dir():
             raise UserError(
@@ -132,13 +131,10 @@ class Journal:
         Raises:
             UserError: it cannot be written.
         """
-        line = (json.dumps(asdict(attempt)) + "\n").encode("ascii")
         try:
-            if self._file is None:
-                self._file = self._open()
-            left = memoryview(line)
-            while left:  # an unbuffered file may accept only a part at a time
-                left = left[self._file.write(left) :]
+            if not self._lines.is_open:
+                self._begin()
+            self._lines.append(asdict(attempt))
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); {len(self.attempts)} judged "
@@ -150,17 +146,13 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._lines.close()
 
-    def _open(self) -> FileIO:
+    def _begin(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._overwrite:
             self.path.unlink(missing_ok=True)
         write_json(self.directory / CONFIG, self._identity)
-        file = self.path.open("ab", buffering=0)  # closing has nothing left to write
-        file.truncate(self._whole)
-        return file
 
     def _check_identity(self) -> None:
         path = self.directory / CONFIG
@@ -179,16 +171,13 @@ class Journal:
 
     def _read(self) -> None:
         seen: set[tuple[str, int]] = set()
-        for number, line in enumerate(read_regular(self.path).splitlines(keepends=True), 1):
+        for number, line in enumerate(self._lines.read(), 1):
             where = f"{self.path}, line {number}"
-            if not line.endswith(b"\n"):
-                return  # cut short by a kill
             attempt = self._parse(line, where)
             if (attempt.task_id, attempt.sample) in seen:
                 raise _broken(where, f"{attempt.task_id} {attempt.sample} is given twice")
             seen.add((attempt.task_id, attempt.sample))
             self.attempts.append(attempt)
-            self._whole += len(line)
 
     def _parse(self, line: bytes, where: str) -> Attempt:
         try:

@@ -43,21 +43,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=given_path, help="file to write (default FILE.reference.safetensors)"
     )
-    parser.add_argument(
-        "--template",
-        choices=list(TEMPLATE_NAMES),
-        default="alpaca",
-        help="data.template of the training",
-    )
-    parser.add_argument("--joint", action="store_true", help="data.joint of the training is true")
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        default=2048,
-        help="data.max_length of the training (default 2048)",
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="rows at a time (default 16)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
+    _add_reading(parser)
     parser.add_argument(
         "--compute-dtype", choices=list(NUMBER_FORMATS), default="float32", help="default float32"
     )
@@ -129,6 +115,23 @@ def add_states(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="most disk to take, e.g. 20GB (default: half of what is free); more is refused first",
     )
+    _add_reading(parser)
+    parser.add_argument(
+        "--compute-dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="runtime.compute_dtype of the training (default bfloat16)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="of the stored states (default bfloat16)",
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add how rows are read, as the training will."""
     parser.add_argument(
         "--template",
         choices=list(TEMPLATE_NAMES),
@@ -144,15 +147,3 @@ def add_states(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="rows at a time (default 16)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument(
-        "--compute-dtype",
-        choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="runtime.compute_dtype of the training (default bfloat16)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="of the stored states (default bfloat16)",
-    )

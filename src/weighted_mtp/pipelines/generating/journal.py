@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError, one_line
-from weighted_mtp.core.input_files import parse_json, read_json, read_regular
+from weighted_mtp.core.input_files import parse_json, read_json
+from weighted_mtp.core.line_file import LineFile
 from weighted_mtp.data.datasets import file_digest, write_jsonl
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.pipelines.generating.rows import Written
@@ -56,8 +56,7 @@ class TextJournal:
         self.texts: dict[int, Written] = {}
         self.finished: dict[str, Any] | None = None
         self._request: dict[str, Any] = json.loads(json.dumps(request))
-        self._file: FileIO | None = None
-        self._whole = 0
+        self._lines = LineFile(self.path)
         if self.path.exists():
             self._read(overwrite)
         elif out.exists() and not overwrite:
@@ -70,9 +69,9 @@ class TextJournal:
             UserError: it cannot be written.
         """
         try:
-            if self._file is None:
-                self._file = self._open()
-            self._write({"number": number, **text._asdict()})
+            if self._lines.is_empty and not self._lines.is_open:
+                self._lines.append({"request": self._request})
+            self._lines.append({"number": number, **text._asdict()})
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); {len(self.texts)} texts are "
@@ -95,8 +94,7 @@ class TextJournal:
 
     def close(self) -> None:
         """Close the file; nothing is left to write."""
-        if self._file is not None:
-            self._file.close()
+        self._lines.close()
 
     def __enter__(self) -> TextJournal:
         return self
@@ -104,26 +102,8 @@ class TextJournal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> FileIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        file.truncate(self._whole)
-        if not self._whole:
-            self._file = file
-            self._write({"request": self._request})
-        return file
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        left = memoryview((json.dumps(value) + "\n").encode("ascii"))
-        while left:  # an unbuffered file may accept only a part at a time
-            left = left[self._file.write(left) :]
-
     def _read(self, overwrite: bool) -> None:
-        lines = read_regular(self.path).splitlines(keepends=True)
-        for number, line in enumerate(lines):
-            if not line.endswith(b"\n"):
-                return  # cut short by a kill
+        for number, line in enumerate(self._lines.read()):
             try:
                 record = parse_json(line)
                 if number:
@@ -133,7 +113,8 @@ class TextJournal:
                     there = dict(record["request"])
             except (ValueError, TypeError, KeyError) as error:
                 if overwrite:
-                    self.texts, self._whole = {}, 0
+                    self.texts = {}
+                    self._lines.discard()
                     return
                 raise UserError(
                     f"{self.path}, line {number + 1}: broken ({one_line(error, 120)}); add "
@@ -143,7 +124,6 @@ class TextJournal:
                 if overwrite:
                     return
                 raise self._other(self.path, there)
-            self._whole += len(line)
 
     def _figures(self) -> dict[str, Any]:
         path = request_file(self.out)

@@ -25,6 +25,7 @@ from weighted_mtp.losses import (
     distillation_loss,
     mask_untaught,
 )
+from weighted_mtp.models.meta_mtp.draft_vocabulary import choose_ids
 from weighted_mtp.pipelines.training.objectives.base import Objective, Sums, plain_targets
 from weighted_mtp.runtime import distributed
 
@@ -133,10 +134,12 @@ class Distil(Objective):
 def frequent_tokens(counts: Array, most: int, stop_ids: Collection[int]) -> Tensor:
     """The ids of the `most` tokens with the highest counts `[V]`, ascending: those that end a text,
     and others that occur. Of equal counts the lower id comes first."""
-    ends = {token for token in stop_ids if token < len(counts)}
-    ranked = np.argsort(-counts, kind="stable")[: most + len(ends)].tolist()
-    others = [token for token in ranked if counts[token] and token not in ends]
-    return torch.tensor(sorted([*ends, *others[: max(0, most - len(ends))]]))
+    ends = [token for token in stop_ids if token < len(counts)]
+    others = int((np.delete(counts, ends) > 0).sum())
+    size = max(len(ends), min(most, len(ends) + others))
+    ids = choose_ids(torch.from_numpy(counts), size, ends)
+    assert ids is not None  # only a size that is to be found may be none
+    return ids
 
 
 def taught_sums(taught: Tensor, counted: Tensor) -> Sums:
