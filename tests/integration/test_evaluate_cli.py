@@ -217,7 +217,7 @@ def test_drafts_change_no_greedy_program_and_are_reported(checkpoint, tmp_path, 
         assert evaluate(checkpoint, *options, tmp_path / tree, "--tree", tree) == 0
         assert programs(tmp_path / tree) == programs(tmp_path / "plain")
         assert decoding_of(tmp_path / tree)["nodes_per_pass"] >= 1
-    assert drafted["nodes_per_pass"] is None
+    assert "nodes_per_pass" not in drafted  # a chain has no nodes
     assert sum(drafted["histogram"]) * drafted["tokens_per_forward"] == pytest.approx(
         sum(count * i for i, count in enumerate(drafted["histogram"], 1)), rel=1e-4
     )
