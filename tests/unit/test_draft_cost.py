@@ -15,7 +15,7 @@ from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.running import RunningBatch
 from weighted_mtp.decoding.running_rows import Order
 from weighted_mtp.decoding.speculative import Speculative
-from weighted_mtp.decoding.step_clock import CostMeter, StepClock
+from weighted_mtp.decoding.step_clock import CostMeter, StepClock, between
 
 
 def flops(call) -> int:
@@ -150,22 +150,62 @@ def test_heads_guess_right_after_steps_without_drafts(seed):
 # --- the clock -----------------------------------------------------------------------------------
 
 
-def test_the_cost_is_that_of_the_steps():
-    clock = StepClock(0.4)
-    assert clock.probing
+def test_costs_are_those_of_the_steps():
+    clock = StepClock()
     clock.add(1, 2.0)
+    assert not clock.known
     clock.add(1, 1.0)
-    assert not clock.probing
-    assert clock.cost() == 0.4
+    assert clock.known
     clock.add(4, 9.0)  # kernels were prepared
-    assert clock.cost() == 0.4
+    assert clock.costs == []
     clock.add(4, 2.5)
-    assert clock.cost() == pytest.approx(0.5)
-    clock.add(2, 1.1)
-    assert clock.cost() == pytest.approx((1.5 + 0.1) / (3 + 1))
+    assert clock.costs == [(1, 1.0), (4, 2.5)]
+    for _ in range(2):
+        clock.add(2, 1.1)
+    assert clock.costs == [(1, 1.0), (2, 1.1), (4, 2.5)]
     for _ in range(64):
         clock.add(1, 1.0)
-    assert clock.cost() == 0.4  # long ago
+    assert clock.costs == []  # long ago
+    assert clock.known
+
+
+def test_costs_of_widths_between_and_beyond():
+    costs = [(1, 1.0), (3, 1.5), (4, 3.0)]
+    found = [between(costs, width) for width in range(1, 7)]
+    assert found == pytest.approx([1.0, 1.25, 1.5, 3.0, 1 + 4 * 2 / 3, 1 + 5 * 2 / 3])
+    assert between([(1, 1.0)], 5) == 1.0
+
+
+def test_a_meter_asks_the_steps_of_about_as_many_rows(monkeypatch):
+    time, model = Time(), tiny_model(tiny_args())
+    monkeypatch.setattr(step_clock, "time", time)
+    meter = CostMeter(model, 4)
+
+    def steps(rows, seconds, width, context=20, count=2):
+        meter.pause()
+        meter.tick(1, rows, context)
+        for _ in range(count):
+            time.now += seconds
+            meter.tick(width, rows, context)
+
+    assert meter.probing
+    steps(16, 1.0, 1)
+    assert not meter.probing
+    assert meter.cost(4) == pytest.approx(1 + 0.1 * 4 * 3)  # nothing wider was met
+    steps(16, 2.2, 4)
+    assert meter.cost(4) == pytest.approx(2.2)
+    # Fewer rows take less time: their wide steps are not held against 16 plain ones.
+    steps(9, 1.1, 4)
+    assert not meter.probing
+    assert meter.cost(4) == pytest.approx(2.2)
+    steps(9, 0.8, 1)
+    assert meter.cost(4) == pytest.approx(1.1 / 0.8)
+    steps(8, 0.8, 4)
+    assert meter.cost(4) == pytest.approx(1.1 / 0.8)  # those of 9 rows, not of 16
+    steps(4, 0.5, 4)
+    assert meter.probing  # twice as few are no more like it
+    steps(16, 1.0, 2, context=600)
+    assert meter.probing
 
 
 class Time:
@@ -217,7 +257,7 @@ def test_where_tokens_are_cheap_it_drafts(monkeypatch):
     meter = CostMeter(model.output, 4)  # what was found out stays with the model
     meter.tick(1, 4, 20)
     assert not meter.probing
-    assert meter.cost() < 0.1
+    assert 1 < meter.cost(4) < 1.3
 
 
 def test_drawn_texts_do_not_depend_on_time(monkeypatch):

@@ -14,13 +14,15 @@ _HOPE = 0.002  # what an untried head regains at each step, so that it is tried 
 class DraftLength:
     """Chooses k from 1 … `most` for each step: the most expected tokens for the time of a forward.
 
-    A forward of k tokens is taken to cost 1 + `token_cost`·(k − 1) forwards of one. The choice
+    A forward of k tokens is taken to cost 1 + `token_cost`·(k − 1) forwards of one, or what
+    `token_cost` says. The choice
     rests on steps that are over, never on the drafts it is about, so sampled text keeps its
     distribution.
 
     Args:
         most: upper limit, the k of the call.
-        token_cost: cost of one more token in a forward pass, or what tells it. None: always `most`.
+        token_cost: cost of one more token in a forward pass, or what tells the cost of a forward
+            of 1, 2, … tokens. None: always `most`.
         rows: that it decides for together, each of which is learnt from at every step. With
             several, what they show counts from the first step on; a single row's first rejected
             drafts say little.
@@ -30,7 +32,7 @@ class DraftLength:
     """
 
     def __init__(
-        self, most: int, token_cost: float | Callable[[], float] | None, rows: int = 1
+        self, most: int, token_cost: float | Callable[[int], float] | None, rows: int = 1
     ) -> None:
         self._most, self._cost = most, token_cost
         self._tested = [0 if rows > 1 else _SETTLED] * (most - 1)  # drafts of each head
@@ -60,8 +62,9 @@ class DraftLength:
         self._k = None  # many rows may be learnt from before it is asked for
 
     def _best(self) -> int:
-        cost = self._cost() if callable(self._cost) else self._cost
+        cost = self._cost
         assert cost is not None
         reach = accumulate([1.0, *self._rates], mul)  # P(the step decides at least 1, 2, … tokens)
-        gains = [tokens / (1 + cost * i) for i, tokens in enumerate(accumulate(reach))]
+        costs = [cost(1 + i) if callable(cost) else 1 + cost * i for i in range(self._most)]
+        gains = [tokens / each for tokens, each in zip(accumulate(reach), costs, strict=True)]
         return 1 + max(range(self._most), key=gains.__getitem__)

@@ -1,12 +1,13 @@
-"""What one more token in a forward pass costs here and now: measured on the steps of decoding.
+"""What a forward pass over more tokens costs here and now: measured on the steps of decoding.
 
 Nothing is run for the measurement. Where a kind of step (so many rows, so much context) was not met
-before, two steps go without drafts, which costs what they would have gained; what was measured
-is kept as long as the model is.
+before, nor one like it, two steps go without drafts, which costs what they would have gained; what
+was measured is kept as long as the model is.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from weakref import WeakKeyDictionary
@@ -16,47 +17,58 @@ from torch import nn
 PRIOR = 0.1
 """Cost of a token for one row, before anything is measured; it grows with the root of the rows."""
 _PROBES = 2
-_LEAST = 2  # steps with drafts, before their times are trusted: the first also prepares kernels
+_LEAST = 2  # steps of a width, before their times are trusted: the first also prepares kernels
 _RECENT = 5
 _SHORT = 255  # contexts up to which a step's time hardly depends on them
 _STALE = 64  # steps without drafts, after which the times of those with drafts are forgotten
+_ALIKE = 2  # steps over fewer than so many times as many rows cost about the same for a token more
 
 
 class StepClock:
-    """Times of steps by the number of tokens that they read of each row.
+    """Times of steps over one number of rows, by the number of tokens that they read of each.
 
-    Args:
-        prior: the cost before there are times.
+    Each width has a time of its own: on a CPU eight tokens cost hardly more than four, and sixteen
+    rows of four more than twice as much as sixteen of two.
     """
 
-    def __init__(self, prior: float) -> None:
-        self._prior, self._steps, self._plain = prior, 0, 0
+    def __init__(self) -> None:
+        self._plain = 0
         self._times: dict[int, deque[float]] = {}
 
     @property
-    def probing(self) -> bool:
-        """Whether the next step should go without drafts."""
-        return self._steps < _PROBES
+    def known(self) -> bool:
+        """Whether it tells what a step without drafts takes."""
+        return len(self._times.get(1, ())) >= _PROBES
+
+    @property
+    def costs(self) -> list[tuple[int, float]]:
+        """Widths met, the smallest first, and what a step takes, in steps of width 1; unless
+        `known`, or before there was a wider one, none."""
+        trusted = sorted((w, min(t)) for w, t in self._times.items() if len(t) >= _LEAST)
+        if not self.known or len(trusted) < 2:
+            return []
+        return [(width, seconds / trusted[0][1]) for width, seconds in trusted]
 
     def add(self, width: int, seconds: float) -> None:
         """Count a step that read `width` tokens of each row."""
-        self._steps += 1
         self._times.setdefault(width, deque(maxlen=_RECENT)).append(seconds)
         self._plain = self._plain + 1 if width == 1 else 0
         if self._plain >= _STALE:
             self._times, self._plain = {1: self._times[1]}, 0  # else it is never tried again
 
-    def cost(self) -> float:
-        """Of one more token, as a share of a step that reads one."""
-        wide = {width: min(times) for width, times in self._times.items() if width > 1}
-        steps = sum(len(self._times[width]) for width in wide)
-        if 1 not in self._times or steps < _LEAST:
-            return self._prior
-        one = min(self._times[1])
-        return max(0.0, sum(each / one - 1 for each in wide.values()) / sum(w - 1 for w in wide))
+
+def between(costs: list[tuple[int, float]], width: int) -> float:
+    """The cost at `width`: on the line through its neighbours, or behind the last on that from
+    the first."""
+    above = next((place for place, (w, _) in enumerate(costs) if w >= width), len(costs) - 1)
+    low = max(0, above - 1) if costs[above][0] >= width else 0
+    (w, cost), (v, other) = costs[low], costs[above]
+    return cost if w == v else cost + (other - cost) * (width - w) / (v - w)
 
 
-_CLOCKS: WeakKeyDictionary[nn.Module, dict[tuple[int, int, int], StepClock]] = WeakKeyDictionary()
+_CLOCKS: WeakKeyDictionary[nn.Module, dict[tuple[int, int], dict[int, StepClock]]] = (
+    WeakKeyDictionary()
+)
 
 
 class CostMeter:
@@ -68,18 +80,23 @@ class CostMeter:
     """
 
     def __init__(self, model: nn.Module, k: int) -> None:
-        self._clocks, self._k = _CLOCKS.setdefault(model, {}), k
-        self._clock = StepClock(PRIOR)
+        self._all, self._k = _CLOCKS.setdefault(model, {}), k
+        self._clocks: dict[int, StepClock] = {}  # by rows, for contexts like the present one
+        self._rows = 1
         self._since: float | None = None
 
     @property
     def probing(self) -> bool:
         """Whether the next step should go without drafts."""
-        return self._clock.probing
+        return not any(clock.known for clock in self._alike())
 
-    def cost(self) -> float:
-        """As `StepClock.cost`, of steps like the present one."""
-        return self._clock.cost()
+    def cost(self, width: int) -> float:
+        """Of a step over `width` tokens of each row, in steps of width 1."""
+        found = [clock.costs for clock in self._alike()]
+        costs = next(filter(None, found), [])
+        if not costs:
+            return 1 + PRIOR * math.sqrt(self._rows) * (width - 1)
+        return between(costs, width)
 
     def pause(self) -> None:
         """What runs until the next step is no part of it."""
@@ -93,10 +110,14 @@ class CostMeter:
             context: tokens of the longest row.
         """
         now = time.perf_counter()
+        key = (self._k, max(context, _SHORT).bit_length())
+        self._clocks, self._rows = self._all.setdefault(key, {}), rows
         if self._since is not None:
-            self._clock.add(width, now - self._since)
+            self._clocks.setdefault(rows, StepClock()).add(width, now - self._since)
         self._since = now
-        key = (self._k, rows.bit_length(), max(context, _SHORT).bit_length())
-        if key not in self._clocks:
-            self._clocks[key] = StepClock(PRIOR * rows**0.5)
-        self._clock = self._clocks[key]
+
+    def _alike(self) -> list[StepClock]:
+        """The clocks of this many rows and of others like it, the closest first."""
+        rows = self._rows
+        distances = [(max(each, rows) / min(each, rows), each) for each in self._clocks]
+        return [self._clocks[each] for far, each in sorted(distances) if far < _ALIKE]
