@@ -53,13 +53,13 @@ def variants(ks: Sequence[int], vocabulary: bool, trees: bool) -> dict[str, Spec
     """How to decode, by name; trees are for one row."""
     found: dict[str, Speculation | None] = {"plain": None}
     for ending, use in ((", all V", False), (", V'", True))[: 1 + vocabulary]:
-        found[f"default{ending}"] = Speculation(adaptive=True, draft_vocabulary=use)
-        found[f"default, warm{ending}"] = Speculation(adaptive=True, draft_vocabulary=use)
+        found[f"default{ending}"] = Speculation(tree="auto", draft_vocabulary=use)
+        found[f"default, warm{ending}"] = Speculation(tree="auto", draft_vocabulary=use)
         for k in ks:
             found[f"k={k}{ending}"] = Speculation(k, draft_vocabulary=use)
     if trees:
+        found["chain, adaptive"] = Speculation(adaptive=True)
         found |= {f"tree {N}": Speculation(tree=N) for N in (4, 8, 16)}
-        found["tree auto"] = Speculation(tree="auto")
     return found
 
 

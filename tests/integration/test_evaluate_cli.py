@@ -213,10 +213,15 @@ def test_drafts_change_no_greedy_program_and_are_reported(checkpoint, tmp_path, 
     assert drafted["tokens"] == plain["tokens"] > 20
     assert plain["tokens_per_forward"] == 1.0
     assert len(drafted["acceptance"]) == 2
-    for tree in ("auto", "6"):
-        assert evaluate(checkpoint, *options, tmp_path / tree, "--tree", tree) == 0
-        assert programs(tmp_path / tree) == programs(tmp_path / "plain")
-        assert decoding_of(tmp_path / tree)["nodes_per_pass"] >= 1
+    alone = ["--batch-size", "1"]
+    for name, more in (
+        ("6", ["--tree", "6"]),
+        ("auto", alone),
+        ("none", [*alone, "--tree", "none"]),
+    ):
+        assert evaluate(checkpoint, *options, tmp_path / name, *more) == 0
+        assert programs(tmp_path / name) == programs(tmp_path / "plain")
+        assert ("nodes_per_pass" in decoding_of(tmp_path / name)) == (name != "none")
     assert "nodes_per_pass" not in drafted  # a chain has no nodes
     assert sum(drafted["histogram"]) * drafted["tokens_per_forward"] == pytest.approx(
         sum(count * i for i, count in enumerate(drafted["histogram"], 1)), rel=1e-4

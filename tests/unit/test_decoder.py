@@ -55,17 +55,6 @@ def test_it_writes_what_the_functions_write(dtype, speculation):
         assert decoder.generate(PROMPTS, steps, speculation=speculation) == greedy
 
 
-def test_costs_of_a_tree_are_measured_once(monkeypatch):
-    measured, asked = copies_module.measured_tree, []
-    monkeypatch.setattr(
-        copies_module, "measured_tree", lambda *args: asked.append(args) or measured(*args)
-    )
-    decoder = Decoder(model_of())
-    for _ in range(2):
-        decoder.generate(PROMPTS[:1], STEPS, speculation=Speculation(tree="auto"))
-    assert len(asked) == 1
-
-
 def test_the_copy_is_made_once(built):
     decoder = Decoder(model_of())
     for _ in range(3):

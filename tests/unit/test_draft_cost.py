@@ -179,7 +179,7 @@ def test_costs_of_widths_between_and_beyond():
 def test_a_meter_asks_the_steps_of_about_as_many_rows(monkeypatch):
     time, model = Time(), tiny_model(tiny_args())
     monkeypatch.setattr(step_clock, "time", time)
-    meter = CostMeter(model, 4)
+    meter = CostMeter(model, "chain", 4)
 
     def steps(rows, seconds, width, context=20, count=2):
         meter.pause()
@@ -254,7 +254,7 @@ def test_where_tokens_are_cheap_it_drafts(monkeypatch):
     assert sum(width == 1 for width in widths) <= 3  # two to find out, and perhaps the last
     assert max(widths) == 4
     assert any(a == b == 4 for a, b in pairwise(widths))
-    meter = CostMeter(model.output, 4)  # what was found out stays with the model
+    meter = CostMeter(model.output, "chain", 4)  # what was found out stays with the model
     meter.tick(1, 4, 20)
     assert not meter.probing
     assert 1 < meter.cost(4) < 1.3

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
+from tests.unit.test_draft_cost import Time
 from tests.unit.test_speculative import make_model, tied, trained_model
 from tests.unit.test_speculative_distribution import Forking, by_chain_rule, by_enumeration
 from tests.unit.test_speculative_distribution import make_model as random_model
@@ -21,13 +22,15 @@ from weighted_mtp.decoding import (
     Stream,
     complete,
     complete_naively,
-    measure_pass_costs,
-    measured_tree,
+    step_clock,
     tree_speculative,
 )
+from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.head_odds import HeadOdds
 from weighted_mtp.decoding.running import RunningBatch
+from weighted_mtp.decoding.running_rows import Order
+from weighted_mtp.decoding.speculative import Speculative
 from weighted_mtp.decoding.tree import Tree, likeliest, worthwhile
 from weighted_mtp.decoding.tree_speculative import TreeSpeculative
 from weighted_mtp.models.meta_mtp.args import Family
@@ -71,12 +74,16 @@ def test_a_cut_tree_is_the_smaller_tree():
 
 def test_the_number_of_nodes_follows_their_cost():
     gains = [1.0, 0.8, 0.5, 0.2, 0.1]
-    assert worthwhile(gains, [1.0] * 9) == 5
-    assert worthwhile(gains, [1, 2, 3, 4, 5]) == 1
-    assert worthwhile(gains, [1, 1.1, 1.2, 1.5, 1.6]) == 3
-    assert worthwhile(gains, [1, 3, 3, 3, 3]) == 1
-    assert worthwhile(gains, [1, 2, 2, 2, 1.1]) == 5  # past a hump
-    assert worthwhile([1.0], [1.0, 1.0]) == 1
+
+    def costs(*each):
+        return lambda width: each[width - 1]
+
+    assert worthwhile(gains, lambda width: 1.0) == 4  # 5 is no size of WIDTHS
+    assert worthwhile(gains, costs(1, 2, 3, 4)) == 1
+    assert worthwhile(gains, costs(1, 1.1, 1.2, 1.7)) == 3
+    assert worthwhile(gains, costs(1, 3, 3, 3)) == 1
+    assert worthwhile(gains, costs(1, 2, 2, 1.1)) == 4  # past a hump
+    assert worthwhile([1.0], costs(1.0, 1.0)) == 1
 
 
 def test_heads_are_believed_by_how_they_fared():
@@ -374,8 +381,6 @@ def test_dear_passes_get_small_trees():
         speculation = Speculation(tree=12, adaptive=True, token_cost=cost)
         sizes.append(text_of(model, [4], Stopping(24), None, speculation)[1].nodes_per_pass)
     assert sizes[0] > sizes[1] > sizes[2] == 1
-    table = Speculation(tree=4, adaptive=True, pass_costs=(1.0, 1.0, 9.0, 9.0))
-    assert text_of(model, [4], Stopping(9), None, table)[1].nodes_per_pass <= 2
 
 
 def test_hopeless_heads_are_asked_less_and_less():
@@ -407,34 +412,65 @@ def test_trees_hold_tokens_of_the_draft_vocabulary(temperature):
     assert held <= set(range(0, 37, 3))
 
 
-def test_measured_costs_do_not_identify_texts():
-    """Else an evaluation would never be resumed."""
-    tree = {"tree": 2, "adaptive": True}
-    measured = Speculation(pass_costs=(1.0, 1.1), **tree)
+def test_what_is_measured_does_not_identify_texts():
+    """Else an evaluation would never be resumed; nor one from before there were trees."""
     for sampling in (Sampling(), Sampling(1.0)):
-        first = sampling_identity(sampling, measured, 3)
-        assert first == sampling_identity(sampling, Speculation(**tree), 3)
-        assert first["speculation"]["tree"] == 2
-        assert "tree" not in sampling_identity(sampling, Speculation(), 3)["speculation"]
+        found = sampling_identity(sampling, Speculation(tree=2, adaptive=True), 3)
+        assert found["speculation"]["tree"] == 2
+        chain = sampling_identity(sampling, Speculation(adaptive=True), 3)
+        assert "tree" not in chain["speculation"]
+        automatic = Speculation(adaptive=True, tree="auto")
+        assert sampling_identity(sampling, automatic, 3) == chain
 
 
-def test_costs_of_passes_are_measured():
-    model = make_model(0, 37, 4)
-    costs = measure_pass_costs(model, widths=(1, 2, 5))
-    assert len(costs) == 5
-    assert costs[0] == 1
-    assert list(costs) == sorted(costs)
-    measured = measured_tree(model, Speculation(tree="auto"))
-    assert measured.adaptive
-    assert measured.pass_costs is not None
-    assert len(measured.pass_costs) == measured.tree == 24  # of 32 positions one is text
-    assert measured_tree(model, measured) is measured
-    plain, _ = text_of(model, [4], Stopping(9))
-    assert same(text_of(model, [4], Stopping(9), None, Speculation(tree="auto"))[0], plain)
-    with pytest.raises(ValueError, match="k=5 must be 2"):
-        measure_pass_costs(model, 5)
-    with pytest.raises(ValueError, match="widths must rise"):
-        measure_pass_costs(model, widths=(1, 4, 4))
+AUTO = Speculation(tree="auto")
+
+
+def test_a_greedy_text_by_itself_gets_a_tree_and_others_a_chain(monkeypatch):
+    model, engines = make_model(0, 37, 4), []
+    for kind in (TreeSpeculative, Speculative):
+        step = kind.step
+        monkeypatch.setattr(
+            kind, "step", lambda self, step=step: engines.append(type(self)) or step(self)
+        )
+    for prompts, sampling, engine in (
+        ([[4]], Sampling(), TreeSpeculative),
+        ([[4], [5]], Sampling(), Speculative),
+        ([[4]], Sampling(1.0), Speculative),
+    ):
+        plain, _ = complete(model, prompts, Stopping(9), sampling)
+        engines.clear()
+        found, report = complete(model, prompts, Stopping(9), sampling, AUTO)
+        assert set(engines) == {engine}
+        assert report.k == 4
+        if sampling.greedy:
+            assert all(map(same, found, plain))
+    assert complete(make_model(n=1), [[1]], Stopping(3), None, AUTO)[1].k == 1
+    batch = RunningBatch(make_model(), 2, 8, AUTO)
+    batch.admit([Order([1], Stopping(5))])
+    assert len(batch.rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [(lambda width: width, 1, 1.2), (lambda width: 1 + 0.01 * width, 5, 32)],
+)
+def test_trees_grow_as_far_as_steps_say_they_pay(monkeypatch, seconds, least, most):
+    model, clock = make_model(1, 37, 4), Time()
+    batch_read = Batch.read_tree
+
+    def timed(self, tree):
+        clock.now += seconds(len(tree))
+        return batch_read(self, tree)
+
+    monkeypatch.setattr(Batch, "read_tree", timed)
+    monkeypatch.setattr(step_clock, "time", clock)
+    monkeypatch.setattr(step_clock, "_CLOCKS", type(step_clock._CLOCKS)())
+    plain, _ = text_of(model, [4], Stopping(28))
+    for _ in range(2):  # what was measured stays with the model
+        text, report = text_of(model, [4], Stopping(28), None, AUTO)
+        assert same(text, plain)
+    assert least <= report.nodes_per_pass <= most
 
 
 # --- mistakes ------------------------------------------------------------------------------------
@@ -447,7 +483,6 @@ def test_costs_of_passes_are_measured():
         (lambda: Speculation(tree="full"), 1, "auto or a number"),
         (lambda: Speculation(1, tree=4), 1, "k of at least 2"),
         (lambda: Speculation(tree=4, lossy_typical=LossyTypical()), 1, "leave out lossy"),
-        (lambda: Speculation(tree=4, pass_costs=(1.0, 1.0)), 1, "4 numbers above 0"),
         (lambda: Speculation(tree=4), 2, "one row at a time, and 2 prompts"),
     ],
 )

@@ -64,9 +64,10 @@ def check_heads(args: argparse.Namespace, model: Path) -> None:
     Raises:
         UserError: the model has only the next-token head.
     """
-    if args.speculate == OFF or (args.speculate == AUTO and args.tree is None):
+    chain = args.tree in (None, AUTO, NONE)
+    if args.speculate == OFF or (args.speculate == AUTO and chain):
         return
-    option = "--speculate" if args.tree is None else "--tree"
+    option = "--speculate" if chain else "--tree"
     if inspect_checkpoint(model).args.n_future_tokens == 1:
         raise UserError(
             f"{option}: {model} has only the next-token head and no heads to draft with; remove "
@@ -105,17 +106,24 @@ def speculation_option(args: argparse.Namespace) -> Speculation | None:
             adaptive,
             lossy_typical=lossy,
             draft_vocabulary=args.draft_vocabulary == STORED,
-            tree=_tree(args.tree),
+            tree=_tree(args),
         )
     except ValueError as error:
         raise UserError(f"--tree: {error}") from error
 
 
-def _tree(given: str | None) -> int | Literal["auto"] | None:
-    if given is None or given == AUTO:
-        return given
+def _tree(args: argparse.Namespace) -> int | Literal["auto"] | None:
+    given = args.tree
+    if given is None:  # a chain was asked for, or a rule that trees do not know
+        return "auto" if args.speculate == AUTO and not args.lossy_typical else None
+    if given == NONE:
+        return None
+    if given == AUTO:
+        return "auto"
     if not re.fullmatch(r"[+-]?\d+", given):
-        raise UserError(f"--tree {given!r}: give auto, or the most tokens of a pass, from 2 on")
+        raise UserError(
+            f"--tree {given!r}: give the most tokens of a pass, from 2 on, auto or none"
+        )
     return int(given)
 
 

@@ -1,10 +1,6 @@
 """Writing tokens with a model: greedy or sampled, plain or self-speculative, whole or streamed."""
 
-from weighted_mtp.decoding.calibration import (
-    measure_pass_costs,
-    measure_token_cost,
-    measured_tree,
-)
+from weighted_mtp.decoding.calibration import measure_token_cost
 from weighted_mtp.decoding.decoder import Decoder
 from weighted_mtp.decoding.generate import Stream, complete, generate
 from weighted_mtp.decoding.reference import complete_naively
@@ -28,7 +24,5 @@ __all__ = [
     "complete",
     "complete_naively",
     "generate",
-    "measure_pass_costs",
     "measure_token_cost",
-    "measured_tree",
 ]

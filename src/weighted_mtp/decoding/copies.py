@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from weighted_mtp.decoding.batch import first_heads
-from weighted_mtp.decoding.calibration import measured_tree
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.products import worth_copying
-from weighted_mtp.decoding.speculative import Speculation
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _PLACES = 16  # of each weight that are compared
@@ -40,13 +38,6 @@ class Copies:
     def __init__(self, model: Transformer, keep: bool = True) -> None:
         self.model, self._keep = model, keep
         self._kept: tuple[FastModel, int, Tensor | None, _Weights] | None = None
-        self._trees: dict[Speculation, Speculation] = {}
-
-    def measured_tree(self, speculation: Speculation) -> Speculation:
-        """As `calibration.measured_tree`, which is asked once for each way to draft."""
-        if speculation not in self._trees:
-            self._trees[speculation] = measured_tree(self.model, speculation)
-        return self._trees[speculation]
 
     def fast(self, k: int, steps: int, draft_ids: Tensor | None = None) -> FastModel:
         """The model with its first `k` heads, for so many forward passes at most."""

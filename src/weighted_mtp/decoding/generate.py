@@ -104,7 +104,8 @@ class Stream(Iterator[list[Piece]]):
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         seeds = list(range(len(prompts))) if row_seeds is None else list(row_seeds)
         check_prompts(model, prompts, stopping.max_new_tokens)
-        if speculation is not None and speculation.tree is not None:
+        nodes = None if speculation is None else speculation.nodes(len(prompts), k, sampling)
+        if nodes is not None:
             check_tree(len(prompts), k)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} row seeds for {len(prompts)} prompts; give one each")
@@ -119,10 +120,7 @@ class Stream(Iterator[list[Piece]]):
             penalised = sampling.repetition_penalty != 1
             if speculation is not None and speculation.draft is not None:
                 penalised |= speculation.draft.repetition_penalty != 1
-            drafts = None
-            if speculation is not None and speculation.tree is not None:
-                speculation = copies.measured_tree(speculation)
-                drafts = len(speculation.costs_of_passes()) - 1
+            drafts = None if nodes is None else nodes - 1
             ids = None if speculation is None else speculation.ids_of(model)
             room = stopping.max_new_tokens
             batch = Batch(copies.fast(k, room, ids), self._rows, room, penalised, drafts)
@@ -130,7 +128,7 @@ class Stream(Iterator[list[Piece]]):
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)
             else:
-                kind = Speculative if drafts is None else TreeSpeculative
+                kind = Speculative if nodes is None else TreeSpeculative
                 self._engine = kind(batch, sampling, speculation, dice, self.report, logprobs)
 
     def __next__(self) -> list[Piece]:

@@ -65,8 +65,9 @@ class RunningBatch:
     ) -> None:
         k = 1 if speculation is None else speculation.heads_of(model.args.n_future_tokens)
         ids = None if speculation is None else speculation.ids_of(model)
-        odd = speculation and (speculation.draft or speculation.lossy_typical or speculation.tree)
-        if odd:
+        if speculation is not None and (
+            speculation.draft or speculation.lossy_typical or isinstance(speculation.tree, int)
+        ):
             raise ValueError("a running batch drafts chains, as the text is drawn, without loss")
         if length + k - 1 > model.max_positions:
             raise ValueError(
@@ -81,8 +82,8 @@ class RunningBatch:
         self.rows: list[RunningRow] = []
         self.report = Report(k)
         self._meter: CostMeter | None = None
-        if speculation is not None and speculation.adaptive and speculation.token_cost is None:
-            self._meter = CostMeter(model.output, k)
+        if speculation is not None and speculation.chooses and speculation.token_cost is None:
+            self._meter = CostMeter(model.output, "chain", k)
             self._length = DraftLength(k, self._meter.cost, max_rows)  # of all greedy rows
 
     @property
@@ -167,7 +168,7 @@ class RunningBatch:
 
     def _draft_length(self, order: Order) -> DraftLength:
         k, given = self.report.k, self._speculation
-        if given is None or not given.adaptive:
+        if given is None or not given.chooses:
             return DraftLength(k, None)
         # As `Speculative`: what a greedy row drafts is free, a drawn text depends on it.
         if not order.sampling.greedy:

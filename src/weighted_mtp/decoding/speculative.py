@@ -26,6 +26,7 @@ from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.rows import Row
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
 from weighted_mtp.decoding.step_clock import PRIOR, CostMeter
+from weighted_mtp.decoding.tree import WIDTHS
 from weighted_mtp.decoding.verify import Judged, LossyTypical, matches, rejection, typical
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -49,10 +50,8 @@ class Speculation:
             one (`Transformer.draft_ids`).
         tree: draft a tree of up to this many nodes, the newest token included, instead of a chain
             (one row at a time; `tree_speculative`); with `adaptive` as many for each step as give
-            the most expected tokens for its time. "auto": adaptive, its costs measured on the spot
-            (`measured_tree`). None: a chain.
-        pass_costs: for an adaptive tree: what passes over 1, 2, … `tree` tokens cost
-            (`measure_pass_costs`); None: 1 + `token_cost`·(tokens − 1).
+            the most expected tokens for its time. "auto": adaptive, a tree where one greedy row is
+            decoded by itself, a chain otherwise. None: a chain.
     """
 
     k: int | None = None
@@ -62,7 +61,6 @@ class Speculation:
     lossy_typical: LossyTypical | None = None
     draft_vocabulary: bool = True
     tree: int | Literal["auto"] | None = None
-    pass_costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -73,23 +71,26 @@ class Speculation:
             self._check_tree(self.tree)
 
     def _check_tree(self, tree: int | str) -> None:
-        if tree != "auto" and (isinstance(tree, str) or tree < 2):
+        if tree == "auto":
+            return
+        if isinstance(tree, str) or tree < 2:
             raise ValueError(f"tree must be auto or a number of nodes from 2 on, got {tree!r}")
         if self.k == 1:
             raise ValueError("a tree of drafts needs k of at least 2: one head guesses nothing")
         if self.lossy_typical is not None:
             raise ValueError("a tree of drafts is exact; leave out lossy_typical, or the tree")
-        if self.pass_costs is not None and (
-            tree == "auto" or len(self.pass_costs) != tree or min(self.pass_costs) <= 0
-        ):
-            raise ValueError(f"pass_costs must be {tree} numbers above 0, one for each width")
 
-    def costs_of_passes(self) -> tuple[float, ...]:
-        """Costs of passes over 1, 2, … nodes of the tree, which must be a number."""
-        if self.pass_costs is not None:
-            return self.pass_costs
-        assert isinstance(self.tree, int), "measure an auto tree first"
-        return tuple(1 + self.fixed_cost * i for i in range(self.tree))
+    @property
+    def chooses(self) -> bool:
+        """Whether steps choose how much to draft."""
+        return self.adaptive or self.tree == "auto"
+
+    def nodes(self, rows: int, k: int, sampling: Sampling) -> int | None:
+        """Most nodes of a tree for so many rows and heads; None for a chain."""
+        if self.tree == "auto":
+            alone = rows == 1 and k > 1 and sampling.greedy
+            return WIDTHS[-1] if alone else None
+        return self.tree
 
     def heads_of(self, n: int) -> int:
         """k for a model of n heads.
@@ -168,13 +169,13 @@ class Speculative:
 
     def _draft_lengths(self, speculation: Speculation, B: int) -> list[DraftLength]:
         k, cost = self._report.k, speculation.fixed_cost
-        if not speculation.adaptive:
+        if not speculation.chooses:
             return [DraftLength(k, None)] * B
         if not self._sampling.greedy:
             return [DraftLength(k, cost) for _ in range(B)]
         if speculation.token_cost is not None:
             return [DraftLength(k, cost * B**0.5, rows=B)] * B
-        self._meter = CostMeter(self.batch.model.definition.output, k)
+        self._meter = CostMeter(self.batch.model.definition.output, "chain", k)
         return [DraftLength(k, self._meter.cost, rows=B)] * B
 
     def _paired(self) -> list[tuple[Row, DraftLength]]:

@@ -66,9 +66,8 @@ def between(costs: list[tuple[int, float]], width: int) -> float:
     return cost if w == v else cost + (other - cost) * (width - w) / (v - w)
 
 
-_CLOCKS: WeakKeyDictionary[nn.Module, dict[tuple[int, int], dict[int, StepClock]]] = (
-    WeakKeyDictionary()
-)
+_Clocks = dict[tuple[str, int, int], dict[int, StepClock]]
+_CLOCKS: WeakKeyDictionary[nn.Module, _Clocks] = WeakKeyDictionary()
 
 
 class CostMeter:
@@ -76,11 +75,12 @@ class CostMeter:
 
     Args:
         model: what the times are kept with; they last as long as it does.
-        k: most tokens of a step.
+        kind: of steps: those of another kind take another time for the same width.
+        k: heads in use.
     """
 
-    def __init__(self, model: nn.Module, k: int) -> None:
-        self._all, self._k = _CLOCKS.setdefault(model, {}), k
+    def __init__(self, model: nn.Module, kind: str, k: int) -> None:
+        self._all, self._kind = _CLOCKS.setdefault(model, {}), (kind, k)
         self._clocks: dict[int, StepClock] = {}  # by rows, for contexts like the present one
         self._rows = 1
         self._since: float | None = None
@@ -110,7 +110,7 @@ class CostMeter:
             context: tokens of the longest row.
         """
         now = time.perf_counter()
-        key = (self._k, max(context, _SHORT).bit_length())
+        key = (*self._kind, max(context, _SHORT).bit_length())
         self._clocks, self._rows = self._all.setdefault(key, {}), rows
         if self._since is not None:
             self._clocks.setdefault(rows, StepClock()).add(width, now - self._since)

@@ -12,7 +12,7 @@ Letters: S nodes, T slots of the cache in use, V vocabulary.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 Guesses = Sequence[Sequence[tuple[int, float]]]  # a head's tokens and their chances, best first
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Sizes that adaptive trees choose from: kernels are prepared for each, and its time is learnt."""
 
 
 class Tree:
@@ -126,12 +128,14 @@ def likeliest(newest: int, guesses: Guesses, most: int) -> Tree:
     return tree
 
 
-def worthwhile(gains: Sequence[float], costs: Sequence[float]) -> int:
-    """The number of nodes that gives the most expected tokens for the time of a pass.
+def worthwhile(gains: Sequence[float], cost: Callable[[int], float]) -> int:
+    """The number of nodes, one of `WIDTHS`, that gives the most expected tokens for the time of a
+    pass.
 
     Args:
         gains: of the nodes in falling order; a pass decides as many tokens as they sum to.
-        costs: of passes over 1, 2, … tokens, at least as many.
+        cost: of a pass over so many tokens.
     """
-    rates = [tokens / cost for tokens, cost in zip(accumulate(gains), costs, strict=False)]
-    return 1 + max(range(len(rates)), key=rates.__getitem__)
+    tokens = list(accumulate(gains))
+    fitting = [width for width in WIDTHS if width <= len(gains)]
+    return max(fitting, key=lambda width: tokens[width - 1] / cost(width))

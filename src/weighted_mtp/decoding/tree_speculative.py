@@ -27,6 +27,7 @@ from weighted_mtp.decoding.plain import token_logprobs
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.decoding.sampling import Sampling, penalise, probabilities
 from weighted_mtp.decoding.speculative import Speculation
+from weighted_mtp.decoding.step_clock import CostMeter
 from weighted_mtp.decoding.tree import Guesses, Tree, likeliest, worthwhile
 
 _PAUSES = (0, 0, 1, 2, 4, 8, 16)  # steps without guesses after so many trees that were a root only
@@ -37,7 +38,7 @@ class TreeSpeculative:
 
     Args:
         batch: of one row, its prompt unread, its model with k > 1 heads.
-        speculation: with a number of nodes.
+        speculation: that gives one row a tree.
         dice: chance for the row; unused at temperature 0.
         logprobs: keep them.
     """
@@ -57,8 +58,13 @@ class TreeSpeculative:
         self._draft = speculation.draft or sampling
         self._margin = tie_margin(batch.model.definition, sampling) if sampling.greedy else 0.0
         report.ties = "exact" if self._margin else "fast"
-        self._costs = speculation.costs_of_passes()
-        self._adaptive = speculation.adaptive
+        nodes = speculation.nodes(1, report.k, sampling)
+        assert nodes is not None, "a chain"
+        self._most, self._adaptive = nodes, speculation.chooses
+        self._cost = speculation.fixed_cost
+        self._meter: CostMeter | None = None
+        if self._adaptive and sampling.greedy and speculation.token_cost is None:
+            self._meter = CostMeter(batch.model.definition.output, "tree", report.k)
         self._odds = HeadOdds(report.k - 1)
         self._guesses: Guesses = []  # of the tree that is read next, as the heads have them
         self._barren, self._pause = 0, 0
@@ -71,6 +77,8 @@ class TreeSpeculative:
         self._report.forwards += 1
         choices, doubtful = self._choices(logits, tree)
         path, tokens = self._follow(tree, choices, doubtful)
+        if self._meter is not None:
+            self._meter.tick(len(tree), 1, len(row.tokens))
         taken = row.push(tokens, self._scores(logits, path, tokens))
         if not first:
             self._count(tree, path, taken, len(tokens))
@@ -137,8 +145,10 @@ class TreeSpeculative:
     def _grow(self, last: int) -> Tree:
         """The next tree, guessed by heads 2 … k at the node `last` of the kept path."""
         row, batch = self._row, self.batch
-        newest, room = row.tokens[-1], min(len(self._costs), batch.room)
+        newest, room = row.tokens[-1], min(self._most, batch.room)
         count = min(self._report.k, row.remaining) - 1
+        if self._meter is not None and self._meter.probing:
+            return Tree(newest)
         if self._pause or count == 0 or room == 1:
             self._pause = max(0, self._pause - 1)
             return Tree(newest)
@@ -149,10 +159,13 @@ class TreeSpeculative:
         ]
         tree = likeliest(newest, likely, room)
         if self._adaptive:
-            tree.cut(worthwhile(tree.gains, self._costs))
+            tree.cut(worthwhile(tree.gains, self._cost_of))
             self._barren = self._barren + 1 if len(tree) == 1 else 0
             self._pause = _PAUSES[min(self._barren, len(_PAUSES) - 1)]  # guesses take time, too
         return tree
+
+    def _cost_of(self, width: int) -> float:
+        return 1 + self._cost * (width - 1) if self._meter is None else self._meter.cost(width)
 
     def _guess(self, last: int, count: int, most: int) -> Guesses:
         batch, drafts = self.batch, self.batch.model.drafts

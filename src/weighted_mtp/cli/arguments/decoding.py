@@ -72,7 +72,8 @@ def add_decoding_arguments(
         "--tree",
         metavar="N",
         help="draft a tree of up to N tokens for each forward pass instead of a chain, one text at "
-        "a time (auto: as many as pay on this machine, which is measured first)",
+        "a time (default auto, unless --speculate is given: for a greedy text that is decoded by "
+        "itself as many as pay, for others a chain; none: always a chain)",
     )
     if lossy:
         group.add_argument(

@@ -26,7 +26,6 @@ from weighted_mtp.decoding import (
     Stopping,
     Stream,
     complete,
-    measured_tree,
 )
 from weighted_mtp.decoding.copies import Copies
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -80,7 +79,7 @@ class ModelWriter:
         ).transformer
         self.speculation = None
         if speculation is not None and k > 1:
-            self.speculation = measured_tree(self._model, speculation)
+            self.speculation = speculation
         self._copies = Copies(self._model)
         self.figures = DecodingFigures(k)
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
@@ -211,7 +210,7 @@ def rows_together(given: int | None, default: int, speculation: Speculation | No
     Raises:
         UserError: several are given for a tree.
     """
-    if speculation is None or speculation.tree is None:
+    if speculation is None or not isinstance(speculation.tree, int):
         return default if given is None else given
     if given is not None and given > 1:
         raise UserError(
@@ -296,8 +295,7 @@ def sampling_identity(
     if speculation is not None and (lossy or not sampling.greedy or sampling.ties != "exact"):
         cost = speculation.fixed_cost
         found["speculation"] = {**asdict(speculation), "k": k, "token_cost": cost}
-        del found["speculation"]["pass_costs"]  # measured: never twice the same
-        if speculation.tree is None:  # as before there were trees
+        if not isinstance(speculation.tree, int):  # as before there were trees
             del found["speculation"]["tree"]
         if speculation.draft_vocabulary:  # as before there were any; `model_identity` has the file
             del found["speculation"]["draft_vocabulary"]
