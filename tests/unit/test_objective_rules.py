@@ -15,7 +15,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.pipelines.training.module import pool_of
-from weighted_mtp.pipelines.training.objectives import Pool, make_objective
+from weighted_mtp.pipelines.training.objectives import Pool, base, make_objective
 from weighted_mtp.pipelines.training.trainer import Trainer
 from weighted_mtp.runtime.pooling import concat_rows
 
@@ -35,6 +35,65 @@ def gradients_of_a_step(trainer: Trainer, monkeypatch) -> tuple[dict[str, Tensor
 
     monkeypatch.setattr(trainer.optimizer, "step", step)
     return seen, trainer.train_step()
+
+
+# --- a share of the positions ---------------------------------------------------------------------
+
+
+def step_of(make_trainer, monkeypatch, draws=None, **changes):
+    """Gradients of the first step, and how many targets each head had."""
+    if draws is not None:
+        monkeypatch.setattr(base, "counter_uniform", draws)
+    trainer = make_trainer("baseline", **changes)
+    trainer.module.double()
+    heads = trainer.module.adapter.transformer.extra_heads
+    seen, _ = gradients_of_a_step(trainer, monkeypatch)
+    assert len(heads) == 2
+    return seen
+
+
+def test_the_gradient_is_that_of_all_positions_on_average(make_trainer, monkeypatch):
+    """It is linear in what is kept, so four shares of a partition have the mean of the whole."""
+    changes = {"training__clip_norm": 1e9}
+    whole = step_of(make_trainer, monkeypatch, **changes)
+    parts = []
+    for part in range(4):
+
+        def draws(seed, step, rows, length, part=part):
+            place = torch.arange(length) + rows[:, None]
+            return torch.where(place % 4 == part, 0.1, 0.9).double()
+
+        shares = {**changes, "objective__head_positions": 0.25}
+        parts.append(step_of(make_trainer, monkeypatch, draws, **shares))
+    for name, gradient in whole.items():
+        mean = torch.stack([part[name] for part in parts]).mean(0)
+        torch.testing.assert_close(mean, gradient, atol=1e-12, rtol=1e-9)
+        if "extra_heads" in name:
+            assert not torch.allclose(parts[0][name], gradient)
+
+
+def test_which_positions_hangs_on_seed_step_and_row_alone(make_trainer):
+    changes = {"objective__head_positions": 0.25}
+    trainer = make_trainer("baseline", **changes)
+    batch = next(trainer.reader)[0]
+    objective = trainer.objective
+    objective.begin_step(3, 9)
+    kept, c = objective.sampled(batch)
+    flipped = batch._replace(
+        **{
+            name: getattr(batch, name).flip(0)
+            for name in ("tokens", "labels", "rows", "targets")
+            if getattr(batch, name) is not None
+        }
+    )
+    assert torch.equal(objective.sampled(flipped)[0].flip(0), kept)
+    assert torch.equal(kept[..., 0], objective.targets(batch)[..., 0])
+    assert c.tolist() == pytest.approx([1 / 3, 4 / 3, 4 / 3])
+    valid = objective.targets(batch)[..., 1] != IGNORE_INDEX
+    assert 0.1 < (kept[..., 1][valid] != IGNORE_INDEX).double().mean() < 0.4
+    objective.begin_step(4, 9)
+    assert not torch.equal(objective.sampled(batch)[0], kept)
+    assert torch.equal(objective.counts(batch), trainer.objective.counts(flipped))
 
 
 # --- Rho-1 ---------------------------------------------------------------------------------------

@@ -287,6 +287,7 @@ OPTIONS: dict[str, Proof | str] = {
     "objective.head_fractions": Proof(
         weights, "[0.9]", also={"objective.head_curriculum": "forward"}
     ),
+    "objective.head_positions": Proof(weights, 0.5),
     "objective.scope": Proof(weights, "step", "rho1"),
     "objective.value.head_type": Proof(trained, "mlp", "critic"),
     "objective.value.loss": Proof(weights, "pairwise", "critic"),

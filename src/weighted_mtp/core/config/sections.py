@@ -13,6 +13,7 @@ from weighted_mtp.core.config.section import (
     PositiveInt,
     RemoteURL,
     Section,
+    Share,
     UnitInterval,
 )
 
@@ -269,6 +270,9 @@ class ObjectiveConfig(Section):
             of the active heads are rescaled to the sum of all.
         head_fractions: fraction of training at which each head after the first is added or removed;
             null for even spacing.
+        head_positions: share of the positions, drawn anew each step, at which heads 2 … n learn.
+            What they lose there counts 1/share, so that gradients are the same on average; the
+            unembedding of the other positions is not computed.
         scope: compute batch statistics and token selection over one forward pass on all ranks, or
             over the whole optimizer step, which needs an additional scoring pass.
     """
@@ -281,6 +285,7 @@ class ObjectiveConfig(Section):
     final_head_weights: tuple[float, ...] | None = None
     head_curriculum: Literal["none", "forward", "reverse"] = "none"
     head_fractions: tuple[UnitInterval, ...] | None = None
+    head_positions: Share = 1.0
     scope: Literal["micro_batch", "step"] = "micro_batch"
     value: ValueConfig = ValueConfig()
     td: TDConfig = TDConfig()

@@ -176,6 +176,7 @@ RULES: Mapping[str, Rule] = {
         "renormalise",
         _OTHER_AIM,
     ),
+    "objective.head_positions": told("heads 2 to n learn at this share of positions {following}"),
     **_section("objective.rho1", "k_percent mode first_head_always reference_heads", _OTHER_AIM),
     **_section("objective.rho1", "reference reference_model", _MOVED),
     **_section("objective.distil", "ce hard kl tv temperature top_n beta vocabulary", _OTHER_AIM),

@@ -124,7 +124,7 @@ class TrainingModule(nn.Module):
         objective = self.objective
         states = self._states(batch, all_heads=objective.runs_heads)
         values = self._values(states[0], batch)  # [B, S]
-        targets, sums = objective.targets(batch), Sums()
+        sums = Sums()
         if objective.signal != "none" and weights is None:
             signal, sums = self._signal(batch, states, values)
             weights, figures = self._weigh(pool_of(batch, signal, objective.needs_reference))
@@ -132,7 +132,7 @@ class TrainingModule(nn.Module):
 
         loss = states[0].sum() * 0.0
         if objective.runs_heads:
-            head_weights = objective.head_weights.to(targets.device)
+            targets, head_weights = objective.sampled(batch)
             terms = LossTerms(targets, denominators[:-1], weights, head_weights)
             out = self._loss(batch, states, terms, objective.loss)
             loss = out.loss

@@ -31,7 +31,10 @@ from weighted_mtp.losses import (
 )
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.training.objectives.head_weights import HeadWeights
+from weighted_mtp.value_weighting.controls import counter_uniform
 
+_POSITIONS = 0x9051
+"""Added to the seed: other chance than that of shuffled and random weights."""
 Sums = dict[str, Tensor]
 """Figures that add up over micro-batches and ranks, float64."""
 
@@ -206,6 +209,24 @@ class Objective:
     def with_targets(self, batch: Batch) -> Batch:
         """Return the batch with its targets, so that a step computes them once."""
         return batch._replace(targets=self.targets(batch))
+
+    def sampled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The targets `[B, S, n]` to learn from in this step, and c `[n]` of each.
+
+        Of heads 2 … n, `objective.head_positions` of the positions keep theirs, drawn for (seed,
+        step, row, position) so that neither micro-batches nor ranks matter; c is larger by as much,
+        and the denominators count all, so that the loss is the same on average.
+        """
+        targets, share = self.targets(batch), self.config.head_positions
+        c = self.head_weights.to(targets.device)
+        if share == 1 or self.heads == 1:
+            return targets, c
+        draws = counter_uniform(self.seed + _POSITIONS, self.step, batch.rows, targets.shape[1])
+        dropped = (draws >= share)[..., None].repeat(1, 1, self.heads)
+        dropped[..., 0] = False
+        factors = torch.full_like(c, 1 / share)
+        factors[0] = 1.0
+        return targets.masked_fill(dropped, IGNORE_INDEX), c * factors
 
     def counts(self, batch: Batch) -> Tensor:
         """`[n + 1]` float64: valid targets of each head, and what the value loss is divided by."""
