@@ -177,6 +177,19 @@ def test_lines_have_a_column_for_each_point():
     assert line_table({"lines": {}, "points": []}) == ""
 
 
+@pytest.mark.parametrize("name", ["polynomials", "induction"])
+def test_lines_are_written_from_a_single_seed_too(name, tmp_path):
+    page = tmp_path / "RESULTS.md"
+    words = ["experiment", name, "--seeds", "1", "--steps", "1", "--n-test", "2"]
+    words += [word for setting in TINY for word in ("--set", setting)]
+    assert main([*words, "--output-dir", str(tmp_path / "run"), "--results", str(page)]) == 0
+    text, study = page.read_text(), STUDIES[name]
+    assert "One seed tests nothing" in text
+    assert "Gloeckle et al. 2024" in text
+    assert all(f"| {line} | " in text for line in study.lines)
+    assert (tmp_path / "figures" / f"experiment-{name}.png").stat().st_size > 10_000
+
+
 def test_the_command_writes_text_and_picture(tmp_path, capsys):
     page = tmp_path / "docs" / "RESULTS.md"
     words = ["experiment", "star-graph", "--seeds", "2", "--steps", "1", "--n-test", "3"]

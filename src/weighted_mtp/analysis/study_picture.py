@@ -18,14 +18,16 @@ from matplotlib.axes import Axes
 BAR, DARK, OTHER = "#9db4c8", "#1f4e79", "#b5532a"
 COLOURS = (DARK, OTHER, "#4c8c4a", "#8c6bb1", "#c9a227", "#5b5b5b")
 FOUND = {"same": "same sign", "opposite": "OPPOSITE sign", "undecided": "undecided", None: ""}
-SIGN = {1: "more", -1: "less", 0: "nothing"}
+SIGN = {1: "more", -1: "less"}
 
 
 def plot_study(results: Mapping[str, Any], path: Path, title: str) -> None:
     """Write the picture: left our accuracies with 95 % t-intervals, as lines or arm by arm with a
     dot for each seed; right every comparison, as published and as found."""
+    words = _words(results)
+    height = max(4.2, 0.6 + 0.15 * len(words))
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11.5, 4.6), width_ratios=(1.35, 1), layout="constrained"
+        1, 2, figsize=(11.5, height), width_ratios=(1.35, 1), layout="constrained"
     )
     figure.suptitle(title, fontsize=11)
     if results["lines"]:
@@ -34,7 +36,9 @@ def plot_study(results: Mapping[str, Any], path: Path, title: str) -> None:
         _arms(left, results)
     left.set_title("here: mean, 95 % t-interval over seeds", fontsize=9)
     left.spines[["top", "right"]].set_visible(False)
-    _claims(right, results)
+    right.set_title("published, and here (percentage points)", fontsize=9)
+    right.axis("off")
+    right.text(0, 1, "\n".join(words), fontsize=7.5, va="top", transform=right.transAxes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -53,14 +57,12 @@ def _lines(panel: Axes, results: Mapping[str, Any]) -> None:
             if test["low"] is not None:
                 panel.vlines(at, 100 * test["low"], 100 * test["high"], color=colour, lw=1)
     panel.set_xticks(range(len(results["points"])), results["points"], fontsize=9)
-    panel.set_ylabel(f"{results['primary']} (%)" if _one_measure(results) else "%", fontsize=9)
+    across, up = results["axes"]
+    panel.set_xlabel(across, fontsize=9)
+    panel.set_ylabel(f"{up} (%); dotted: chance", fontsize=9)
     panel.axhline(100 * results["chance"], color="#888888", ls=":", lw=1)
     panel.legend(fontsize=8, frameon=False)
     panel.grid(axis="y", color="#dddddd", lw=0.6)
-
-
-def _one_measure(results: Mapping[str, Any]) -> bool:
-    return not set(results["points"]) & set(results["plan"]["measures"])
 
 
 def _arms(panel: Axes, results: Mapping[str, Any]) -> None:
@@ -80,15 +82,14 @@ def _arms(panel: Axes, results: Mapping[str, Any]) -> None:
     panel.grid(axis="x", color="#dddddd", lw=0.6)
 
 
-def _claims(panel: Axes, results: Mapping[str, Any]) -> None:
-    panel.set_title("published, and here (percentage points)", fontsize=9)
-    panel.axis("off")
-    claims = (results["contrast"], *results["comparisons"])
-    for place, claim in enumerate(claims):
-        there = f"published: {SIGN[claim['sign']]}"
-        there += f" – {claim['published']}" if claim["sign"] else ""
-        here = f"here: {points(claim['difference'])} {FOUND[claim['sign_found']]}"
-        text = f"{claim['arm']} − {claim['other']}, {claim['measure']}\n"
-        text += "\n".join(textwrap.wrap(there, 62)) + f"\n{here}"
-        top = 1 - place / len(claims)
-        panel.text(0, top, text, fontsize=7.5, va="top", transform=panel.transAxes)
+def _words(results: Mapping[str, Any]) -> list[str]:
+    """The right side, line by line: each comparison as published and as found."""
+    lines: list[str] = []
+    for claim in (results["contrast"], *results["comparisons"]):
+        lines.append(f"{claim['arm']} − {claim['other']}, {claim['measure']}")
+        if claim["sign"]:
+            published = f"published: {SIGN[claim['sign']]} – {claim['published']}"
+            lines += textwrap.wrap(published, 66, subsequent_indent="   ")
+        found = FOUND[claim["sign_found"]]
+        lines += [f"here: {points(claim['difference'])}" + (f", {found}" if found else ""), ""]
+    return lines

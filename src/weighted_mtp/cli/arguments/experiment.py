@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *("name",),
         choices=[*DESIGNS, *STUDIES],
         help="wmtp: all token weightings and their controls; rho1: selection of tokens by a "
-        "reference; star-graph: paths with one choice, by next token, several tokens, or their "
-        "order",
+        "reference; from scratch, on small tasks of papers: star-graph: paths with one choice, by "
+        "next token, several tokens, or their order; polynomials: arithmetic with 1, 2 and 4 "
+        "heads; induction: names of two tokens in stories, over sizes of the model",
     )
     parser.add_argument(
         "--regime",

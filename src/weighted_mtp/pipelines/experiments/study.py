@@ -64,6 +64,7 @@ class Study:
         points: marks of the picture's horizontal axis.
         lines: of the picture, by name: arm and measure at each of the points. Without lines it
             shows the primary measure of each arm.
+        axes: names of the picture's axes, where it has lines.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Study:
     n_test: int
     extra: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
+    axes: tuple[str, str] = ("", "")
     lines: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property

@@ -110,6 +110,7 @@ def summarise_study(request: StudyRequest, plan: Mapping[str, Any]) -> dict[str,
         "primary": study.primary,
         "chance": study.chance,
         "points": list(study.points),
+        "axes": list(study.axes),
         "lines": {
             name: found
             for name, line in study.lines.items()
