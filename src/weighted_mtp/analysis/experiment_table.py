@@ -34,7 +34,7 @@ def arm_table(results: Results) -> str:
         row.append("–" if preferred is None else f"{100 * preferred:.1f} %")
         row += [f"{figures['tokens'] / 1000:,.1f} k", f"{figures['seconds']:.0f}"]
         rows.append(row)
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def comparison_table(results: Results) -> str:
@@ -54,7 +54,7 @@ def comparison_table(results: Results) -> str:
             f"{bold}{p}{bold}",
         ]
         rows.append(row + ([points(each["pass_at_1"])] if written else []))
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def outcome(results: Results) -> str:
@@ -87,7 +87,8 @@ def ranked(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(results["arms"].items(), key=lambda item: item[1]["loss"]["mean"])
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its header."""
     header, *rest = rows
     lines = [header, ["---"] * len(header), *rest]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

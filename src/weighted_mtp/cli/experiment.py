@@ -15,6 +15,7 @@ from weighted_mtp.analysis.experiment_table import (
     outcome,
     replace_section,
 )
+from weighted_mtp.cli import experiment_study
 from weighted_mtp.cli.arguments.experiment import DEFAULT
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import (
@@ -25,12 +26,15 @@ from weighted_mtp.core.files import (
 from weighted_mtp.pipelines.experiments.arms import DESIGNS
 from weighted_mtp.pipelines.experiments.request import ExperimentRequest
 from weighted_mtp.pipelines.experiments.run import run_experiment
+from weighted_mtp.pipelines.experiments.studies import STUDIES
 
 COUNTS = ("seeds", "choice_seeds", "steps", "base_steps", "n_test", "n_validation", "jobs")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write text, tables and picture."""
+    if args.name in STUDIES:
+        return experiment_study.run(args)
     args.regime = args.regime or DESIGNS[args.name].regimes[0]
     request = request_of(args)
     title = f"experiment {args.name}, {args.regime}"
@@ -54,6 +58,9 @@ def request_of(args: argparse.Namespace) -> ExperimentRequest:
     Raises:
         UserError: a number is out of range.
     """
+    for name in ("preset", "n_problems", *COUNTS):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(DEFAULT, name))
     for name in COUNTS:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -59,7 +59,8 @@ COMMANDS = {
         "weighted-mtp report runs/verifiable-micro --output report.html",
     ),
     "experiment": (
-        "compare objectives and controls at equal training budget: does weighting help?",
+        "compare objectives and controls at equal training budget: does weighting help, does "
+        "looking ahead?",
         "weighted-mtp experiment wmtp --regime scarce --jobs 2",
     ),
     "convert": (

@@ -14,16 +14,20 @@ from weighted_mtp.losses.mtp_loss import (
     mtp_loss,
     shift_labels,
 )
+from weighted_mtp.losses.token_order import OrderTargets, order_targets, token_order_loss
 
 __all__ = [
     "Distillation",
     "LossTerms",
     "MTPLoss",
+    "OrderTargets",
     "count_targets",
     "distillation_loss",
     "fused_linear_cross_entropy",
     "loss_of_terms",
     "mask_untaught",
     "mtp_loss",
+    "order_targets",
     "shift_labels",
+    "token_order_loss",
 ]

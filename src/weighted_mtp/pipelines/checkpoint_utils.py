@@ -38,6 +38,7 @@ from weighted_mtp.models.meta_mtp.layouts.huggingface import VALUE_HEAD_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Trained
 from weighted_mtp.models.meta_mtp.layouts.side_files import CONFIG_FIELDS
+from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.hub_files import hf_side_files
 from weighted_mtp.pipelines.checkpointing.sums import checkpoint_sums, store_sums
@@ -239,6 +240,10 @@ def save_model(
             derived.mkdir()
             files, fields = hf_side_files(Path(name), model.args.vocab_size, derived)
         write: Callable[..., None] = save_native if layout == "native" else save_huggingface
+        more: dict[str, Path] = {}
+        if adapter.order_head is not None and write is save_native:  # exports leave it out
+            more["order_head_file"] = Path(name) / ORDER_HEAD_FILE
+            adapter.order_head.save_checkpoint(more["order_head_file"])
         what: Transformer | Trained = model
         if adapter.base is not None and layout == "native":
             what, write = Trained.of(model, model.args, adapter.base), save_adapted
@@ -249,6 +254,7 @@ def save_model(
             overwrite=overwrite,
             value_head_file=head,
             config_fields=fields,
+            **more,
         )
 
 

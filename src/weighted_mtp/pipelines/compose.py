@@ -20,6 +20,7 @@ from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 from weighted_mtp.models.meta_mtp.layouts.adapted import AdaptedSource
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
+from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, checkpoint_step
 from weighted_mtp.pipelines.checkpointing.model_start import (
@@ -27,6 +28,7 @@ from weighted_mtp.pipelines.checkpointing.model_start import (
     adapted_model,
     fresh_model,
     stored_model,
+    with_order_head,
     with_value_head,
 )
 from weighted_mtp.pipelines.checkpointing.remote_runs import share_recipe, sync_with_remote
@@ -249,6 +251,9 @@ def start_model(
         if resolved.objective.needs_value_head:
             head_type = recipe.objective.value.head_type
             start = with_value_head(start, resolved.value_head, head_type)
+        if resolved.objective.needs_order_head:
+            folder = Path() if source is None else source.directory
+            start = with_order_head(start, folder / ORDER_HEAD_FILE, recipe.model.init_std)
     assert resolved.tokenizer is not None  # only a plan may lack one
     side_files = start.adapter.side_files
     if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer

@@ -128,6 +128,11 @@ def resolve(
             f"objective {recipe.objective.name} teaches the other heads what head 1 predicts, "
             "which must not change meanwhile; set training.adapt=heads"
         )
+    if objective.needs_order_head and recipe.training.adapt != "full":
+        raise UserError(
+            f"objective {recipe.objective.name} shapes the whole model through a second "
+            "unembedding; set training.adapt=full"
+        )
     head = None
     if objective.needs_value_head and given is None:
         head = stored_value_head(recipe, None if source is None else source.directory)

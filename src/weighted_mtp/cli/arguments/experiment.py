@@ -8,18 +8,27 @@ from pathlib import Path
 from weighted_mtp.core.files import given_path
 from weighted_mtp.pipelines.experiments.arms import DESIGNS
 from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest
+from weighted_mtp.pipelines.experiments.studies import STUDIES
+from weighted_mtp.pipelines.experiments.study import StudyRequest
 
 BASE_ROWS = ("regime", "broad")
 DEFAULT = ExperimentRequest(Path())
+NOT_FOR_STUDIES = (
+    *("regime", "flipped", "base_rows", "preset", "choice_seeds", "base_steps", "n_validation"),
+    *("n_problems", "base_limit"),
+)
+"""Options that only the experiments from a common start have; None where they were not given."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `experiment`."""
     parser.add_argument(
         *("name",),
-        choices=list(DESIGNS),
+        choices=[*DESIGNS, *STUDIES],
         help="wmtp: all token weightings and their controls; rho1: selection of tokens by a "
-        "reference",
+        "reference; from scratch, on small tasks of papers: star-graph: paths with one choice, by "
+        "next token, several tokens, or their order; polynomials: arithmetic with 1, 2 and 4 "
+        "heads; induction: names of two tokens in stories, over sizes of the model",
     )
     parser.add_argument(
         "--regime",
@@ -38,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the common start and its critic learn from: the regime's own rows, or a broad "
         "set of other right and wrong programs (default: broad for scarce, else regime)",
     )
-    parser.add_argument("--preset", default=DEFAULT.preset, help="scale (default micro)")
+    parser.add_argument("--preset", help="scale (default micro)")
     parser.add_argument("--arms", default="", help="comma-separated (default: all)")
     _counts(parser)
     parser.add_argument(
@@ -58,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir",
         type=given_path,
-        help="directory of plan and results (default runs/experiment-NAME-REGIME)",
+        help="directory of plan and results (default runs/experiment-NAME-REGIME, or "
+        "runs/experiment-NAME)",
     )
     parser.add_argument(
         "--results",
@@ -70,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _counts(parser: argparse.ArgumentParser) -> None:
     for name, words in (
-        ("seeds", "runs of each arm, each with its own base and data"),
+        ("seeds", "runs of each arm, each with its own data"),
         ("choice_seeds", "further runs, which λ and β are chosen with"),
         ("steps", "steps of every arm"),
         ("base_steps", "steps of the common start"),
@@ -79,10 +89,14 @@ def _counts(parser: argparse.ArgumentParser) -> None:
         ("n_problems", "test problems to write programs for; 0: none"),
         ("jobs", "seeds in parallel, one thread each"),
     ):
-        default = getattr(DEFAULT, name)
+        default = f"default {getattr(DEFAULT, name)}"
+        if name == "seeds":
+            default += f"; {' and '.join(STUDIES)}: {StudyRequest.seeds}"
+        elif name in ("steps", "n_test"):
+            default += "".join(f"; {x}: {getattr(study, name)}" for x, study in STUDIES.items())
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,
-            default=default,
-            help=f"{words} (default {default})",
+            default=DEFAULT.jobs if name == "jobs" else None,
+            help=f"{words} ({default})",
         )

@@ -259,8 +259,8 @@ class ObjectiveConfig(Section):
     Attributes:
         name: objective that runs in the pipeline: a shipped one, one of an installed package, or
             code of your own as FILE.py:CLASS or MODULE:CLASS (training imports and runs it).
-        options: settings that the objective itself defines: `surprise` (docs/weighting.md), or one
-            from outside.
+        options: settings that the objective itself defines: `surprise`, `top` (docs/weighting.md),
+            or one from outside.
         rows: rows to learn from; null for the default of the objective.
         heads: prediction heads to train; null for all of the model.
         head_weights: coefficient c_k of each head in the loss; null for 1/n each.

@@ -19,6 +19,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.source import Source
+from weighted_mtp.models.meta_mtp.order_head import OrderHead
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 
@@ -31,6 +32,7 @@ class MetaLlamaMTPAdapter(nn.Module):
     Attributes:
         side_files: tokenizer files and generation settings of the folder that the model came from;
             they are saved with it.
+        order_head: a second unembedding, which the objective `top` trains; None without it.
         base: what the adapters of the transformer (LoRA) are trained on; None where it has none.
     """
 
@@ -40,6 +42,7 @@ class MetaLlamaMTPAdapter(nn.Module):
         self.side_files = SideFiles()
         self.base: Base | None = None
         self.value_head: ValueHead | None = None
+        self.order_head: OrderHead | None = None
         if value_head is not None:
             self.attach_value_head(value_head)
 
@@ -98,6 +101,13 @@ class MetaLlamaMTPAdapter(nn.Module):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.value_head = value_head.to(device=weight.device, dtype=wide)
         return self.value_head
+
+    def attach_order_head(self, std: float = 0.02) -> OrderHead:
+        """Give the adapter a fresh second unembedding, on the transformer's device."""
+        weight = self.transformer.output.weight
+        head = OrderHead(self.args.dim, weight.shape[0], std)
+        self.order_head = head.to(device=weight.device, dtype=weight.dtype)
+        return self.order_head
 
     def trunk_forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None

@@ -68,6 +68,7 @@ from weighted_mtp.models.meta_mtp.layouts.side_files import (
     tokenizer_file,
 )
 from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
+from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 log = get_logger(__name__)
@@ -231,6 +232,7 @@ def save_native(
     extra_metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     value_head_file: Path | None = None,
+    order_head_file: Path | None = None,
     config_fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the native layout, bit for bit; `directory` appears whole or not at all.
@@ -241,6 +243,7 @@ def save_native(
         extra_metadata: kept under `extra` in `metadata.json`.
         overwrite: replace a checkpoint that is there, once the new one is whole.
         value_head_file: copied to `value_head.safetensors`.
+        order_head_file: copied to `order_head.safetensors`.
         config_fields: token ids and generation settings, see `read_config_fields`.
 
     Raises:
@@ -249,6 +252,8 @@ def save_native(
     """
     with _destination(directory, overwrite, value_head_file) as partial:
         _write_draft_ids(model, partial)
+        if order_head_file is not None:
+            shutil.copyfile(order_head_file, partial / ORDER_HEAD_FILE)
         write_native(
             model,
             partial,

@@ -26,6 +26,7 @@ from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
 from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
 from weighted_mtp.models.meta_mtp.layouts.source import Source, Stored
 from weighted_mtp.models.meta_mtp.lora import init_adapters, plain_name
+from weighted_mtp.models.meta_mtp.order_head import read_order_head
 from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
@@ -233,6 +234,31 @@ def with_value_head(
             copy_values(values, attached)
 
     return DeferredModel(adapter, fill, start.formats)
+
+
+def with_order_head(start: DeferredModel, stored: Path, std: float) -> DeferredModel:
+    """Attach the second unembedding of a file, or a fresh one if there is no such file.
+
+    Args:
+        std: standard deviation of fresh weights.
+
+    Raises:
+        UserError: the file is damaged, or belongs to a model of another shape.
+    """
+    with on_meta():
+        attached = start.adapter.attach_order_head(std)
+    shape = attached.weight.shape
+    values = read_order_head(stored, shape) if stored.is_file() else None
+
+    def fill() -> None:
+        start.fill()
+        if values is None:
+            with WholeDraws():
+                attached.init_weights()
+        else:
+            copy_values({"weight": values}, attached)
+
+    return DeferredModel(start.adapter, fill, start.formats)
 
 
 def copy_values(values: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -252,6 +252,9 @@ def sharded_model(checkpoint: Path, adapted: bool = True) -> DeferredModel:
     if any(name.startswith("weights.value_head.") for name in shapes):
         with on_meta():
             adapter.attach_value_head(None, "mlp" if HIDDEN in shapes else "linear")
+    if "weights.order_head.weight" in shapes:
+        with on_meta():
+            adapter.attach_order_head()
 
     def fill() -> None:
         if base is None:

@@ -23,7 +23,13 @@ from weighted_mtp.evaluation.critic_metrics import within_problem_auc
 from weighted_mtp.evaluation.prompts import choose_prompting
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
-from weighted_mtp.pipelines.checkpointing.model_start import CPU, fresh_model, with_value_head
+from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
+from weighted_mtp.pipelines.checkpointing.model_start import (
+    CPU,
+    fresh_model,
+    with_order_head,
+    with_value_head,
+)
 from weighted_mtp.pipelines.resolve import build_tokenizer, model_args
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
@@ -87,6 +93,8 @@ def train(
         model = fresh_model(args, recipe.model.init_std)
         if objective.needs_value_head:
             model = with_value_head(model, None, recipe.objective.value.head_type)
+        if objective.needs_order_head:
+            model = with_order_head(model, folder / ORDER_HEAD_FILE, recipe.model.init_std)
         module = TrainingModule(model.adapter, objective, DTYPES[recipe.runtime.compute_dtype])
         parallel = parallelise(module, module.grouping_plan(), recipe.runtime, env, model.fill)
         if start is not None:

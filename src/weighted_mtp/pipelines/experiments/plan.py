@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json
 from weighted_mtp.evaluation.result_files import write_json
+from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest
 
 PLAN = "plan.json"
@@ -52,20 +54,15 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
         del asked[key]
     return {
         "experiment": request.name,
-        "versions": {
-            "weighted_mtp": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "request": {**asked, "settings": list(request.settings)},
         "rows": asdict(request.data),
         "broad_rows": asdict(BROAD),
         "final_seeds": list(range(request.seeds)),
         "choice_seeds": choice_seeds(request),
-        "arms": {name: _arm(design.arms[name]) for name in request.chosen_arms},
-        "base": _arm(design.base),
-        "reference": None if design.reference is None else _arm(design.reference),
+        "arms": {name: arm_as_json(design.arms[name]) for name in request.chosen_arms},
+        "base": arm_as_json(design.base),
+        "reference": None if design.reference is None else arm_as_json(design.reference),
         "settings_of_all": list(design.settings),
         "settings_of_arms": list(design.arm_settings),
         "choice": {
@@ -88,6 +85,16 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """What the figures may depend on besides the request."""
+    return {
+        "weighted_mtp": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
 def choice_seeds(request: ExperimentRequest) -> list[int]:
     """The seeds to choose with; none where there is nothing to choose."""
     return [CHOICE_SEED + i for i in range(request.choice_seeds if request.design.grid else 0)]
@@ -100,14 +107,19 @@ def comparisons_of(request: ExperimentRequest) -> list[Any]:
 
 
 def write_plan(request: ExperimentRequest) -> dict[str, Any]:
-    """Write the plan, or check that the one that is there is the same.
+    """Call `keep_plan` with the plan of a request."""
+    return keep_plan(request.directory, make_plan(request))
+
+
+def keep_plan(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a plan, or check that the one that is there is the same.
 
     Raises:
         UserError: it differs, so that this request is another experiment; or it is unreadable.
     """
-    path, plan = request.directory / PLAN, make_plan(request)
+    path = directory / PLAN
     if not path.exists():
-        request.directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         write_json(path, {"written": now, **plan})
     found = read_json(path)
@@ -132,5 +144,6 @@ def differences(
             yield key, there, asked
 
 
-def _arm(arm: Any) -> dict[str, Any]:
+def arm_as_json(arm: Arm) -> dict[str, Any]:
+    """An arm as it stands in plan.json."""
     return {**asdict(arm), "settings": list(arm.settings)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from weighted_mtp.pipelines.experiments.arms import DESIGNS, Design
 
@@ -61,6 +62,21 @@ REGIMES = {
 }
 BROAD = Regime(2700, 2700, 900, 0.0, "broad", "as many right programs as wrong ones")
 """What a base with `base_rows` broad learns from: other problems, other wordings, true labels."""
+
+
+class HasJobs(Protocol):
+    """What every request has.
+
+    Attributes:
+        directory: of plan, results and what is needed to go on.
+        jobs: seeds at a time, one thread each.
+    """
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def jobs(self) -> int: ...
 
 
 @dataclass(frozen=True)

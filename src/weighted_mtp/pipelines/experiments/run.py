@@ -18,7 +18,7 @@ from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments.plan import check_request, choice_seeds, write_plan
-from weighted_mtp.pipelines.experiments.request import ExperimentRequest
+from weighted_mtp.pipelines.experiments.request import ExperimentRequest, HasJobs
 from weighted_mtp.pipelines.experiments.rows import held_out_rows
 from weighted_mtp.pipelines.experiments.seed import held_out_path, run_choice_seed, run_final_seed
 from weighted_mtp.pipelines.experiments.summary import summarise
@@ -41,7 +41,7 @@ def run_experiment(request: ExperimentRequest) -> dict[str, Any]:
         choice = choose(request)
         _generate(request, "test", request.n_test)
         chosen = request.design.grid.get(choice["chosen"], ())
-        _each(request, run_final_seed, [(number, chosen) for number in range(request.seeds)])
+        for_each(request, run_final_seed, [(number, chosen) for number in range(request.seeds)])
         results = dict(without_nan(summarise(request, plan, choice)))
         write_json(request.directory / RESULTS, results)
     return results
@@ -60,7 +60,7 @@ def choose(request: ExperimentRequest) -> dict[str, Any]:
     if not request.design.grid:
         return {"chosen": ""}
     numbers = choice_seeds(request)
-    _each(request, run_choice_seed, [(number,) for number in numbers])
+    for_each(request, run_choice_seed, [(number,) for number in numbers])
     losses: dict[str, list[float]] = {}
     for place, name in enumerate(request.design.grid):
         files = [request.directory / f"seed{n}" / f"choice{place}.json" for n in numbers]
@@ -82,9 +82,7 @@ def _generate(request: ExperimentRequest, split: Split, count: int) -> None:
     held_out_rows(held_out_path(request, split), recipe, split, count)
 
 
-def _each(
-    request: ExperimentRequest, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]
-) -> None:
+def for_each(request: HasJobs, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
     """Call `work(request, *task)` for every task, `jobs` at a time, each on one thread."""
     call = partial(_on_one_thread, work, request)
     died, remedy = "a process of the experiment ended", "fewer --jobs; what is finished is kept"
@@ -92,9 +90,7 @@ def _each(
         pass
 
 
-def _on_one_thread(
-    work: Callable[..., None], request: ExperimentRequest, task: tuple[Any, ...]
-) -> None:
+def _on_one_thread(work: Callable[..., None], request: HasJobs, task: tuple[Any, ...]) -> None:
     """One thread is the fastest use of a core for models this small."""
     if not logging.getLogger(ROOT).handlers:  # a process of its own
         setup_logging()

@@ -28,7 +28,7 @@ from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments import bench
 from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.bench import Weights
-from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest
+from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest, HasJobs
 from weighted_mtp.pipelines.experiments.rows import (
     TrainingRows,
     held_out_rows,
@@ -218,7 +218,7 @@ def run_final_seed(request: ExperimentRequest, number: int, chosen: tuple[str, .
             log.info("seed %d: %s, %.4f nats (%.0f s)", number, name, loss, seconds)
 
 
-def arm_path(request: ExperimentRequest, number: int, arm: str) -> Path:
+def arm_path(request: HasJobs, number: int, arm: str) -> Path:
     """The file with the result of an arm."""
     return request.directory / f"seed{number}" / "arms" / f"{arm}.json"
 

@@ -19,7 +19,7 @@ from weighted_mtp.evaluation.statistics import hierarchical_bootstrap
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments.arms import Comparison
 from weighted_mtp.pipelines.experiments.plan import comparisons_of
-from weighted_mtp.pipelines.experiments.request import ExperimentRequest
+from weighted_mtp.pipelines.experiments.request import ExperimentRequest, HasJobs
 from weighted_mtp.pipelines.experiments.seed import arm_path, is_excluded
 
 Floats = npt.NDArray[np.float64]
@@ -119,7 +119,7 @@ def summarise(
         "arms": arms,
         "contrast": compare(tables, request.design.contrast),
         "comparisons": compared,
-        "core_minutes": _seconds(request) / 60,
+        "core_minutes": processor_seconds(request) / 60,
     }
 
 
@@ -182,7 +182,7 @@ def _base(request: ExperimentRequest, number: int) -> dict[str, Any]:
     return dict(read_json(request.directory / f"seed{number}" / "base.json"))
 
 
-def _seconds(request: ExperimentRequest) -> float:
+def processor_seconds(request: HasJobs) -> float:
     """Processor time of everything that was trained and measured, to choose and to test."""
     files = [*request.directory.glob("seed*/*.json"), *request.directory.glob("seed*/arms/*.json")]
     return sum(float(read_json(file).get("seconds", 0.0)) for file in files)

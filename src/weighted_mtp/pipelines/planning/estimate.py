@@ -106,6 +106,9 @@ def count(
         adapter = MetaLlamaMTPAdapter(Transformer(args))
     if objective.needs_value_head:
         adapter.attach_value_head(None, value.head_type)
+    if objective.needs_order_head:
+        with on_meta():
+            adapter.attach_order_head()
     objective.prepare(adapter)
     freeze(adapter, recipe, objective)
     transformer = adapter.transformer

@@ -152,6 +152,11 @@ class TrainingModule(nn.Module):
             value_loss, value_sums = objective.value_loss(batch, values, denominators[-1])
             loss = loss + objective.value_coef * value_loss
             sums |= value_sums
+        if objective.needs_order_head and self.adapter.order_head is not None:
+            weight = self.adapter.order_head.weight
+            order_loss, order_sums = objective.order_loss(batch, states[0], weight, denominators[0])
+            loss = loss + order_loss
+            sums |= order_sums
         return StepOutput(loss, sums)
 
     def _score(self, batch: Batch) -> StepOutput:

@@ -30,6 +30,7 @@ from weighted_mtp.pipelines.training.objectives.td_weighted import (
     Shuffled,
     Verifiable,
 )
+from weighted_mtp.pipelines.training.objectives.top import Top
 
 register_objective("baseline")(CorrectOnly)
 register_objective("ntp")(NextToken)
@@ -37,6 +38,7 @@ register_objective("uniform")(Uniform)
 register_objective("dft")(DFT)
 register_objective("surprise")(Surprise)
 register_objective("oracle")(Oracle)
+register_objective("top")(Top)
 register_objective("critic")(Critic)
 register_objective("verifiable")(Verifiable)
 register_objective("random_matched")(RandomMatched)

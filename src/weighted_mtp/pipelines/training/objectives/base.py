@@ -104,6 +104,7 @@ class Objective:
         heads: n, how many heads are trained.
         head_weights: `[n]` c_k of the present step.
         needs_value_head: the adapter must have one.
+        needs_order_head: the adapter must have a second unembedding, which `order_loss` trains.
         needs_reference: rows must carry a reference model's losses.
         needs_mutations: mutated tokens are no targets, which micro tasks alone can tell.
         runs_heads: False if the language-model loss has no part in it.
@@ -118,6 +119,7 @@ class Objective:
     Options: ClassVar[type[Section]] = Section
     pipelines: ClassVar[tuple[PipelineName, ...]] = ("baseline", "ntp")
     needs_value_head: ClassVar[bool] = False
+    needs_order_head: ClassVar[bool] = False
     needs_reference = False
     needs_mutations: ClassVar[bool] = False
     learns_from_head_1: ClassVar[bool] = False
@@ -284,6 +286,18 @@ class Objective:
     def value_loss(self, batch: Batch, values: Tensor, denominator: Tensor) -> tuple[Tensor, Sums]:
         """Compute the value head's share of the loss from its values `[B, S]`."""
         return values.sum() * 0.0, {}
+
+    def order_loss(
+        self, batch: Batch, hidden: Tensor, weight: Tensor, denominator: Tensor
+    ) -> tuple[Tensor, Sums]:
+        """Compute the share of the loss of a second unembedding.
+
+        Args:
+            hidden: states of head 1, `[B, S, D]`, or as packed.
+            weight: `[V, D]`.
+            denominator: targets of head 1 in the whole step.
+        """
+        return (hidden.sum() + weight.sum()) * 0.0, {}
 
     def end_step(self, sums: Mapping[str, Tensor]) -> None:
         """Update running statistics after the optimizer step, from the sums over all micro-batches
