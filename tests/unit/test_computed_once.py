@@ -23,6 +23,7 @@ CASES = {
     "uniform": ("baseline", {"objective__name": "uniform"}, {"loss": 2}),
     "dft": ("baseline", {"objective__name": "dft"}, {"loss": 4, "weigh": 2}),
     "surprise": ("baseline", {"objective__name": "surprise"}, {"loss": 4, "weigh": 2}),
+    "labels": ("baseline", {"objective__name": "label_weighted"}, {"loss": 2, "weigh": 2}),
     "ntp": ("ntp", {"objective__heads": 1}, {"loss": 2}),
     "heads": ("heads", {}, {"loss": 2}),
     "critic": ("critic", {}, {}),

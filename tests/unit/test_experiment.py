@@ -17,7 +17,14 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments import bench, run, seed, summary
-from weighted_mtp.pipelines.experiments.arms import DESIGNS, RHO1, WMTP, WMTP_ARMS
+from weighted_mtp.pipelines.experiments.arms import (
+    CHOSEN,
+    CRITIC,
+    DESIGNS,
+    RHO1,
+    WMTP,
+    WMTP_ARMS,
+)
 from weighted_mtp.pipelines.experiments.plan import (
     CHOICE_SEED,
     check_request,
@@ -101,17 +108,22 @@ def test_wrong_requests_are_refused(request_, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("arm", WMTP_ARMS)
-def test_every_arm_continues_the_base_with_the_same_budget(arm, tmp_path):
-    one = seed.Seed(ExperimentRequest(tmp_path), 3)
-    base, recipe = one.recipe(WMTP.base), one.recipe(WMTP_ARMS[arm], ("objective.td.lam=0.5",))
+@pytest.mark.parametrize(
+    ("design", "arm"), [(design, arm) for design in (WMTP, CRITIC) for arm in design.arms]
+)
+def test_every_arm_continues_the_base_with_the_same_budget(design, arm, tmp_path):
+    one = seed.Seed(ExperimentRequest(tmp_path, design.name), 3)
+    found = design.arms[arm]
+    base, recipe = one.recipe(design.base), one.recipe(found, ("objective.td.lam=0.5",))
     assert recipe.training.learning_rate == base.training.final_learning_rate  # no restart
     assert recipe.training.warmup_fraction == 0
     for name in ("batch_size", "schedule", "optimizer", "weight_decay"):
         assert getattr(recipe.training, name) == getattr(base.training, name)
     assert recipe.model == base.model
     assert recipe.critic_stage is None
-    assert recipe.objective.td.lam == (0.5 if arm.startswith("chosen") else 0.95)
+    assert recipe.objective.td.lam == (0.5 if CHOSEN in found.settings else 0.95)
+    keeps_critic = arm.startswith("still")
+    assert (recipe.objective.value.coef == 0) == keeps_critic
 
 
 def test_a_control_differs_from_its_arm_by_the_name_alone():
@@ -121,6 +133,13 @@ def test_a_control_differs_from_its_arm_by_the_name_alone():
             found = WMTP.recipe(WMTP_ARMS[control], "micro", (), ())
             named = found.objective.model_copy(update={"name": "verifiable"})
             assert found.model_copy(update={"objective": named}) == real
+
+
+def test_the_shuffled_twin_keeps_its_critic_too():
+    recipe = CRITIC.recipe(CRITIC.arms["still"], "micro", (), TINY)
+    shuffled = CRITIC.recipe(CRITIC.arms["still_shuffled"], "micro", (), TINY)
+    named = shuffled.objective.model_copy(update={"name": "verifiable"})
+    assert shuffled.model_copy(update={"objective": named}) == recipe
 
 
 # --- rows ---

@@ -72,6 +72,36 @@ def test_surprise_with_beta_0_is_uniform(make_trainer):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("wrong", [1, 0.25, 0])
+def test_a_labels_weight_is_that_of_the_loss_of_its_rows(wrong, packing, make_trainer):
+    changes = {"objective__options": {"wrong_weight": wrong}, "data__packing": packing, **SMALL}
+    trainer = make_trainer(objective__name="label_weighted", dtype=torch.float64, **changes)
+    batch, objective = trainer.collator(trainer.examples[:6]), trainer.objective
+    assert len(set(batch.correct.tolist())) == 2
+    counts = objective.denominators(objective.counts(batch)[None])
+    found = trainer.module(batch, "train", counts).loss
+    targets, expected = objective.targets(batch), 0.0
+    for row in [] if packing else range(len(batch.rows)):
+        logits = trainer.module.adapter.full_forward(batch.tokens[row : row + 1])["logits"][0]
+        for head in range(objective.heads):
+            each = torch.nn.functional.cross_entropy(
+                logits[:, head], targets[row, :, head], reduction="sum", ignore_index=IGNORE_INDEX
+            )
+            share = (1.0 if batch.correct[row] else wrong) / objective.heads
+            expected += share * each / counts[head]
+    if not packing:
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        return
+    plain = make_trainer(
+        objective__name="label_weighted",
+        dtype=torch.float64,
+        **{**changes, "data__packing": False},
+    )
+    alone = plain.collator(plain.examples[:6])
+    torch.testing.assert_close(found, plain.module(alone, "train", counts).loss, rtol=1e-9, atol=0)
+
+
 def test_figures_of_a_step(make_trainer):
     figures = run_steps(make_trainer(objective__name="surprise", **SMALL), 1)[0]
     assert figures["weight_correct"]["mean"] == 1

@@ -215,6 +215,10 @@ WMTP = Design(
     ("scarce", "balanced", "noisy-labels"),
 )
 
+_STILL = "objective.value.coef=0"
+"""Neither value head nor trunk learns from values: the head keeps what it knew when the arm began,
+however far the rows of the arm are from those it learnt from."""
+
 SELECTED = "the 60 % of the tokens furthest behind the reference"
 RHO1_ARMS: dict[str, Arm] = {
     "uniform": Arm("baseline", "every token", ("objective.name=uniform",)),
@@ -273,4 +277,43 @@ RHO1 = Design(
     ("noisy-tokens",),
     Arm("baseline", "trained on clean programs of other problems", rows="reference"),
 )
-DESIGNS = {design.name: design for design in (WMTP, RHO1)}
+CRITIC_ARMS: dict[str, Arm] = {
+    "uniform": WMTP_ARMS["uniform"],
+    "label_weighted": Arm(
+        "baseline",
+        "every token of a wrong program counts a tenth",
+        ("objective.name=label_weighted",),
+    ),
+    "learning": Arm(
+        "verifiable", "weighted by TD errors of a critic that goes on learning", (CHOSEN,)
+    ),
+    "still": Arm("verifiable", "the same, its critic kept as it was", (CHOSEN, _STILL)),
+    "still_shuffled": Arm(
+        "verifiable",
+        "its weights shuffled within each program",
+        (CHOSEN, _STILL, "objective.name=shuffled"),
+    ),
+    "oracle": WMTP_ARMS["oracle"],
+}
+
+CRITIC = Design(
+    "critic",
+    SETTINGS,
+    ARM_SETTINGS,
+    BASE,
+    CRITIC_ARMS,
+    Comparison("still", "label_weighted", "a critic, not just the labels of the rows"),
+    (
+        Comparison("still", "still_shuffled", "weights on the right tokens"),
+        Comparison("still", "learning", "keeping the critic as it was"),
+        Comparison("still", "uniform", "the whole method"),
+        Comparison("label_weighted", "uniform", "the labels of the rows"),
+        Comparison("label_weighted", "learning", "the labels, not a critic that learns"),
+        Comparison("still", "oracle", "what is left to gain"),
+        Comparison("oracle", "uniform", "the headroom"),
+    ),
+    "still",
+    GRID,
+    ("scarce", "balanced", "noisy-labels"),
+)
+DESIGNS = {design.name: design for design in (WMTP, CRITIC, RHO1)}

@@ -171,6 +171,8 @@ class TrainingModule(nn.Module):
         """What the weights come from; with cross-entropies the head figures of all tokens too,
         since the weighted loss knows only those of the tokens it keeps."""
         objective = self.objective
+        if objective.signal == "labels":
+            return torch.zeros_like(batch.labels[:, 1 : 1 + batch.length], dtype=torch.float32), {}
         if objective.signal == "values":
             if values is None:
                 raise ValueError("the objective weighs tokens by values, but has no value head")

@@ -17,6 +17,7 @@ from weighted_mtp.pipelines.training.objectives.base import (
 from weighted_mtp.pipelines.training.objectives.critic import Critic, PairwiseCritic, ValueObjective
 from weighted_mtp.pipelines.training.objectives.dft import DFT
 from weighted_mtp.pipelines.training.objectives.distil import Distil
+from weighted_mtp.pipelines.training.objectives.label_weighted import LabelWeighted
 from weighted_mtp.pipelines.training.objectives.oracle import Oracle
 from weighted_mtp.pipelines.training.objectives.registry import (
     find_objective,
@@ -37,6 +38,7 @@ register_objective("ntp")(NextToken)
 register_objective("uniform")(Uniform)
 register_objective("dft")(DFT)
 register_objective("surprise")(Surprise)
+register_objective("label_weighted")(LabelWeighted)
 register_objective("oracle")(Oracle)
 register_objective("top")(Top)
 register_objective("critic")(Critic)

@@ -33,6 +33,8 @@ from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.training.objectives.head_weights import HeadWeights
 from weighted_mtp.value_weighting.controls import counter_uniform
 
+Signal = Literal["none", "labels", "values", "cross_entropy"]
+"""What token weights may come from."""
 _POSITIONS = 0x9051
 """Added to the seed: other chance than that of shuffled and random weights."""
 Sums = dict[str, Tensor]
@@ -46,8 +48,8 @@ class Pool(NamedTuple):
     Attributes:
         labels: `[R, S + 1]` as in a batch.
         correct, truncated, rows: `[R]`.
-        signal: what the weights come from: values `[R, S]`, or the policy's cross-entropy
-            `[R, S, n]`.
+        signal: what the weights come from: values `[R, S]` (0 where they come from labels), or the
+            policy's cross-entropy `[R, S, n]`.
         reference: `[R, S + 1, n]` (or without n) the reference model's cross-entropy of each token
             under each head, if there is one.
         valid: `[R, S, n]` whether a head has a target; None where the signal is values.
@@ -110,7 +112,8 @@ class Objective:
         runs_heads: False if the language-model loss has no part in it.
         gradient_to_trunk: whether the value loss reaches what the value head reads.
         value_coef: factor of the value loss.
-        signal: what `weigh` starts from; "none" means every weight is 1, and `weigh` is not called.
+        signal: what `weigh` starts from; "labels" are those of rows, "none" means every weight is 1
+            and `weigh` is not called.
         pooled: weights depend on the whole pool, not on each row by itself.
         group_size: rows that are drawn together (2 for pairs).
         learns_from_head_1: what head 1 predicts is a target, so that nothing may change it.
@@ -124,7 +127,7 @@ class Objective:
     needs_mutations: ClassVar[bool] = False
     learns_from_head_1: ClassVar[bool] = False
     default_rows: ClassVar[Literal["correct", "all"]] = "all"
-    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "none"
+    signal: ClassVar[Signal] = "none"
     pooled = False
     runs_heads = True
     gradient_to_trunk = False

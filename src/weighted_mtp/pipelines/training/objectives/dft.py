@@ -6,13 +6,13 @@ Letters: R rows of a pool, n future tokens (heads).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from weighted_mtp.core.config.sections import PipelineName
-from weighted_mtp.pipelines.training.objectives.base import CorrectOnly, Pool, Weighed
+from weighted_mtp.pipelines.training.objectives.base import CorrectOnly, Pool, Signal, Weighed
 from weighted_mtp.value_weighting.policy_weighting import probability_weights
 from weighted_mtp.value_weighting.td_statistics import weight_stats, weight_sums
 
@@ -21,7 +21,7 @@ class DFT(CorrectOnly):
     """The weight of a token is the probability that the head which predicts it gives it."""
 
     pipelines: ClassVar[tuple[PipelineName, ...]] = ("baseline", "ntp")
-    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "cross_entropy"
+    signal: ClassVar[Signal] = "cross_entropy"
 
     def weigh(self, pool: Pool) -> Weighed:
         if pool.valid is None:

@@ -7,7 +7,7 @@ Letters: R rows of a pool, S sequence, n future tokens (heads), m micro-batches 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from weighted_mtp.core.config.sections import ObjectiveConfig, PipelineName
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Weighed
+from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Signal, Weighed
 from weighted_mtp.runtime import distributed
 from weighted_mtp.value_weighting.rho1_weighting import (
     align_reference,
@@ -32,7 +32,7 @@ class Rho1(Objective):
     """Weight 1 for exactly ⌈k·N⌉ of the N tokens of each head in the pool, 0 for the others."""
 
     pipelines: ClassVar[tuple[PipelineName, ...]] = ("rho1",)
-    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "cross_entropy"
+    signal: ClassVar[Signal] = "cross_entropy"
     pooled = True
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:

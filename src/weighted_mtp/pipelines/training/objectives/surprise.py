@@ -15,7 +15,7 @@ from torch import Tensor
 from weighted_mtp.core.config.section import Section, UnitInterval
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.data.rows.metadata import Indices, Metadata
-from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Weighed
+from weighted_mtp.pipelines.training.objectives.base import Objective, Pool, Signal, Weighed
 from weighted_mtp.runtime import distributed
 from weighted_mtp.value_weighting.policy_weighting import (
     spread_to_heads,
@@ -58,7 +58,7 @@ class Surprise(Objective):
     above the mean of its row. A token has one weight, whichever head predicts it."""
 
     Options: ClassVar[type[Section]] = SurpriseOptions
-    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "cross_entropy"
+    signal: ClassVar[Signal] = "cross_entropy"
 
     def candidates(self, metadata: Metadata) -> Indices:
         chosen = super().candidates(metadata)

@@ -6,14 +6,14 @@ Letters: R rows of a pool, S sequence, n future tokens (heads).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.core.config.sections import ObjectiveConfig
-from weighted_mtp.pipelines.training.objectives.base import Pool, Weighed
+from weighted_mtp.pipelines.training.objectives.base import Pool, Signal, Weighed
 from weighted_mtp.pipelines.training.objectives.critic import ValueObjective, across_turns
 from weighted_mtp.value_weighting.controls import (
     counter_uniform,
@@ -43,7 +43,7 @@ class Verifiable(ValueObjective):
     """w_j = clamp(exp(A_j / β)): tokens after which success became likelier count more. Values,
     weights and all heads come from one forward pass; the critic keeps learning."""
 
-    signal: ClassVar[Literal["none", "values", "cross_entropy"]] = "values"
+    signal: ClassVar[Signal] = "values"
 
     def __init__(self, config: ObjectiveConfig, heads: int, seed: int = 0) -> None:
         super().__init__(config, heads, seed)
