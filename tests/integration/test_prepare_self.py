@@ -1,6 +1,7 @@
 """`weighted-mtp prepare self`: the model's own texts, row for row what it read and wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, Tokenizer, load_t
 from weighted_mtp.decoding import Completion
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines.generating import self_rows
-from weighted_mtp.pipelines.generating.journal import request_file, work_directory
+from weighted_mtp.pipelines.generating.journal import (
+    request_file,
+    template_of_rows,
+    work_directory,
+)
 from weighted_mtp.pipelines.generating.rows import Question, RowMaker, learned
 
 PROMPTS = ["def f(", "class A", "x = ", "for i", "import ", "while "]
@@ -238,6 +243,25 @@ def test_heads_train_on_the_rows(prompts, tmp_path, capsys, monkeypatch):
     assert main([*command, *sets, "--output-dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert "were cut" not in said.out + said.err
+    assert "`prepare self`" not in said.err
+
+    whole = ["training.steps=3", f"training.batch_size={len(PROMPTS)}", "data.template=short"]
+    sets += [word for one in whole for word in ("--set", one)]
+    assert main([*command, *sets, "--output-dir", str(tmp_path / "other")]) == 0
+    said = capsys.readouterr()
+    assert "set data.template=raw" in said.err  # the rows were written with another one
+    fitted = re.search(r"fitted to head 1 at (\d+) positions", said.err)
+    assert 0 < int(fitted[1]) <= json.loads(request_file(out).read_text())["figures"]["tokens"]
+
+
+def test_a_chat_model_is_asked_by_its_own_template(chat, model, prompts, tmp_path, capsys):
+    few = ["--prompts", str(prompts), "--n", "1", "--max-new-tokens", "2"]
+    for name, path in (("chat", chat), ("alpaca", model)):
+        out = tmp_path / f"{name}.jsonl"
+        assert prepare(path, out, *few) == 0
+        assert f"data.template={name}" in capsys.readouterr().out
+        assert template_of_rows(out) == name
+    assert template_of_rows(prompts) is None
 
 
 def test_unfinished_rows_are_not_counted_as_too_long(tmp_path):

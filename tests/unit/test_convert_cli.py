@@ -68,7 +68,9 @@ def test_convert_any_to_any(tmp_path, capsys, source, to):
     save_file({"value.weight": torch.zeros(1, 32)}, src / "value_head.safetensors")
 
     assert main(["convert", str(src), str(dst), "--to", to]) == 0
-    assert "the weights, the tokenizer, the value head" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the weights, the tokenizer, the value head" in said
+    assert ("next: weighted-mtp verify" in said) == (to in ("hf", "mtp_llama"))
     back = load_meta_mtp_model(dst, device="cpu")
     assert all(torch.equal(model.state_dict()[k], v) for k, v in back.state_dict().items())
     carried = dst / "tokenizer/tokenizer.model" if to == "native" else dst / "tokenizer.model"

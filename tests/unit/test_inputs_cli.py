@@ -126,7 +126,7 @@ def test_a_printed_command_can_be_given_to_a_shell(run_dir, rows_file, tmp_path,
     path = tmp_path / "it's #2 $HOME"
     assert train(path, rows_file, training__steps=1) == 0
     words = shlex.split(capsys.readouterr().out.split("next: ")[1].split("  ·  ")[0])
-    assert words == ["weighted-mtp", "evaluate", str(path)]
+    assert words == ["weighted-mtp", "generate", str(path), "--prompt", "…"]
     rows = tmp_path / "rows #1: all.jsonl"
     shutil.copy(rows_file, rows)
     scored = ["--data", str(rows), "--model", str(run_dir), "--max-length", "64"]

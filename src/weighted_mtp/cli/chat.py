@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from weighted_mtp.cli.arguments.chat import LONGEST_ANSWER
 from weighted_mtp.cli.decoding_options import check_heads, decoding_options
@@ -17,6 +18,7 @@ from weighted_mtp.core.types import Message
 from weighted_mtp.data.templates import CHAT
 from weighted_mtp.data.tokens.chat import user_turn
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
+from weighted_mtp.pipelines.evaluating import decoding_figures
 from weighted_mtp.pipelines.evaluating.writer import ModelWriter, check_chat, row_seed
 
 RESET, EXIT = "/reset", "/exit"
@@ -66,9 +68,12 @@ class Chat:
         pieces: list[str] = []
         try:
             ids = self._fitting()
-            for (piece,) in self._writer.stream(ids, row_seed("chat", self._answers), self._stops):
+            stream = self._writer.stream(ids, row_seed("chat", self._answers), self._stops)
+            started = time.monotonic()
+            for (piece,) in stream:
                 pieces.append(piece.text)
                 print(piece.text, end="", flush=True)
+            self._writer.figures.add(stream.report, 1, time.monotonic() - started)
             print(flush=True)
         except UserError:
             self.history.pop()
@@ -132,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
             except UserError as error:  # the conversation goes on without the message
                 say(f"error: {printable(str(error))}")
                 failed = True
+    if writer.figures.report.tokens:
+        say(decoding_figures.line(writer.figures.record()))
     return 2 if failed and not asks else 0
 
 

@@ -15,7 +15,7 @@ import torch
 from weighted_mtp.core.choices import SPECULATORS
 from weighted_mtp.core.device import resolve_dtype
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_directory
+from weighted_mtp.core.files import check_output_directory, command_line
 from weighted_mtp.core.input_files import InvalidTextError, read_json
 from weighted_mtp.core.model_folder import MARKER, is_sharded, newest_checkpoint
 from weighted_mtp.core.sums import verifying
@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{destination}: {args.to} checkpoint with {', '.join(carried)}")
     if speculator is not None:
         print(f"{speculator.folder}: head 2 as a speculator. To serve:\n{speculator.command}")
+    elif args.to != "native" and not args.add_heads:  # else SRC lacks the heads
+        print("next: " + command_line("weighted-mtp", "verify", source, destination))
     return 0
 
 

@@ -83,14 +83,15 @@ def figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
     if benchmark.left_out:
         judged += f", {len(benchmark.left_out)} left out"
     style = prompting.style
+    asked = (
+        "prompt",
+        f"template {prompting.template}" if style == TEMPLATE else style,
+        "how the problems were presented",
+    )
     lines = [
         ("data set", benchmark.name, "what was evaluated"),
         ("problems", judged, "evaluated, of all in the data set"),
-        (
-            "prompt",
-            f"template {prompting.template}" if style == TEMPLATE else style,
-            "how the problems were presented",
-        ),
+        *([] if result.request.completions else [asked]),
         ("programs", f"{len(result.attempts):,}", "one or more for each problem"),
     ]
     for k, interval in scores.pass_at.items():

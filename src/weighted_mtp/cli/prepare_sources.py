@@ -66,7 +66,9 @@ def renamed_fields(pairs: Sequence[str]) -> dict[str, str]:
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """Return the counts of a summary as a table for a terminal."""
-    columns = ("records", "rejected", "problems", "rows", "written", "right", "wrong")
+    columns = ["records", "rejected", "problems", "rows", "written", "right", "wrong"]
+    if not any(counts["problems"] for counts in summary["splits"].values()):
+        columns.remove("problems")  # a source of rows without tests
     lines = [f"{'':12}" + "".join(f"{name:>11}" for name in columns)]
     for split, counts in summary["splits"].items():
         lines.append(f"{split:12}" + "".join(f"{counts[name]:>11,}" for name in columns))

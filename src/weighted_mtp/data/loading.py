@@ -29,9 +29,11 @@ class Groups(Protocol):
 
     Attributes:
         planned: how many the order was planned for; a run that is resumed keeps the plan.
+        epoch_size: how many are read before any comes again.
     """
 
     planned: int
+    epoch_size: int
 
     def take(self, position: int, count: int) -> list[Group]:
         """The groups at `position` and after. Those from which nothing can be learned are left out,
@@ -44,6 +46,7 @@ class ShuffledGroups:
 
     def __init__(self, groups: Sequence[Group], seed: int) -> None:
         self.groups, self.seed, self.planned = groups, seed, 0
+        self.epoch_size = len(groups)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -69,6 +72,7 @@ class RowGroups:
 
     def __init__(self, order: RowOrder, examples: Examples) -> None:
         self.order, self.examples, self.planned = order, examples, order.total
+        self.epoch_size = order.epoch_size
 
     def take(self, position: int, count: int) -> list[Group]:
         drawn = self.order.take(position, count).tolist()

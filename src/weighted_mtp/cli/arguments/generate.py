@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         choices=list(TEMPLATE_NAMES),
-        help="prompt template (default: the one of the run; chat is the chat template of the "
-        "tokenizer; raw continues the text as it is)",
+        help="prompt template (default: the one of the run; for a bare model chat, or alpaca "
+        "if it has no chat template; chat is the chat template of the tokenizer; raw continues the "
+        "text as it is)",
     )
     parser.add_argument(
         "--system", metavar="TEXT", help="with --template chat: the system message before prompts"

@@ -83,7 +83,8 @@ def add_self(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         help=f"prompt template, the data.template of the training: {', '.join(TEMPLATE_NAMES)} "
-        "(default: the one of the run, alpaca for a bare model)",
+        "(default: the one of the run; for a bare model chat, or alpaca if it has no chat "
+        "template)",
     )
     parser.add_argument("--n-samples", type=int, default=1, metavar="N", help="texts per prompt")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts at a time")

@@ -254,8 +254,11 @@ def run_data(path: Path) -> dict[str, Any]:
 
 
 def template_of(path: Path) -> str:
-    """Return the template of a run: `raw` after plain text, `alpaca` for a bare model."""
+    """Return the template of a run: `raw` after plain text. A bare model gets its own chat
+    template, `chat`, and `alpaca` if it has none."""
     data = run_data(path)
+    if not data and has_chat_template(find_model(path)):
+        return CHAT
     return RAW if data.get("source") == "text" else str(data.get("template", "alpaca"))
 
 

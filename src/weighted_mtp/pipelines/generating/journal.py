@@ -32,6 +32,15 @@ def request_file(out: Path) -> Path:
     return out.with_name(out.name + ".request.json")
 
 
+def template_of_rows(path: Path) -> str | None:
+    """Name of the template that `prepare self` wrote a file of rows with; None for other files."""
+    try:
+        request = read_json(request_file(path))["request"]
+        return str(request["template"]).split()[0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, UserError):
+        return None
+
+
 class TextJournal:
     """Texts that are done.
 

@@ -29,6 +29,7 @@ from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Family, Split, generate, up_to
 from weighted_mtp.micro_tasks.originals import posed_problems
 from weighted_mtp.pipelines.checkpoint_utils import saved_state
+from weighted_mtp.pipelines.generating.journal import template_of_rows
 from weighted_mtp.pipelines.training.mutated import WithoutMutations, mutated_spans
 from weighted_mtp.pipelines.training.objectives import Objective
 from weighted_mtp.pipelines.training.reference import Annotate, reference_digest, with_reference
@@ -80,6 +81,7 @@ def training_data(
     files = {split: rows_file(recipe, split, data_dir) for split in SPLITS}
     if files["train"] is None:
         raise UserError("data.train is not set")
+    _warn_of_template(recipe, files["train"])
     store = open_rows(files["train"], recipe.data.cache_dir, recipe.data.processes)
     planned, end = _reads(recipe, objective, checkpoint)
     order = RowOrder(
@@ -116,6 +118,20 @@ def training_data(
         validation = _held_out(recipe, collator, held_out, vocab_size)
     size = f"{len(tokenised):,} of {len(store):,} training rows"
     return TrainingData(RowGroups(order, examples), validation, size, sources)
+
+
+def _warn_of_template(recipe: Recipe, path: Path) -> None:
+    """Rows that a model wrote after one template are not what it writes after another."""
+    written, template = template_of_rows(path), recipe.data.template
+    if written not in (None, template) and distributed.is_main_process():
+        log.warning(
+            "data.template is %s, but `prepare self` wrote %s with the template %s: heads would "
+            "learn to draft after prompts that they will not see; set data.template=%s",
+            template,
+            path,
+            written,
+            written,
+        )
 
 
 def _reads(recipe: Recipe, objective: Objective, checkpoint: Path | None) -> tuple[int, int]:

@@ -228,12 +228,17 @@ class Trainer:
         return TrainResult(self.step, finished, saved, validation, uncopied)
 
     def _fit_new_heads(self) -> None:
-        """Before the first step; its rows are read again by it."""
+        """Before the first step; its rows are read again by it.
+
+        At most an epoch is read: the solution is the same however often the rows are counted.
+        """
         config, env, started = self.config, self.env, time.perf_counter()
         count = config.batch_size // self.objective.group_size
         reader = StepReader(self.reader.groups, self.cutter, count, env.rank, env.world_size)
-        read = islice(reader, config.steps)  # no more rows than those of the run are tokenised
+        epoch = -(-reader.groups.epoch_size // count)
+        read = islice(reader, min(config.steps, epoch))  # no more rows than the run reads
         steps = ([batch.to(env.device) for batch in batches] for batches in read)
+        log.info("fitting the new heads to head 1, before the first step")
         positions = fit_new_heads(self.wrapped, self.module, steps)
         log.info(
             "new heads fitted to head 1 at %s positions in %.1f s",
