@@ -18,7 +18,7 @@ def _heads(n: int, blocks: int, about: str, *more: str) -> Arm:
     return Arm("baseline", about, (*shape, *(more or ("objective.name=uniform",))))
 
 
-STAR = StarGraph()
+STAR = StarGraph(length=4, names=12)
 STAR_GRAPH = Study(
     name="star-graph",
     about=f"Paths from the centre of G({STAR.degree}, {STAR.length}) to one of its leaves, nodes "
@@ -26,16 +26,16 @@ STAR_GRAPH = Study(
     "paths of held-out graphs, greedy",
     task=STAR,
     settings=(
-        "model.architecture.dim=96",
-        "model.architecture.n_heads=4",
+        "model.architecture.dim=64",
+        "model.architecture.n_heads=2",
         "data.max_length=64",
-        "training.batch_size=128",
-        "training.micro_batch_size=128",
+        "training.batch_size=32",
+        "training.micro_batch_size=32",
     ),
     arms={
         "ntp": _heads(1, 5, "next token"),
         "mtp_2": _heads(2, 6, "2 heads, as many blocks before head 1"),
-        "mtp_4": _heads(4, 8, "4 heads likewise; head 4 has the goal as target at the choice"),
+        "mtp_4": _heads(4, 8, "4 heads likewise; at the choice head 3 has the goal as target"),
         "top": _heads(1, 5, "next token, and the order of those to come", "objective.name=top"),
     },
     measures={
@@ -72,7 +72,7 @@ STAR_GRAPH = Study(
         Claim("mtp_4", "mtp_2", "how far ahead"),
     ),
     chance=1 / STAR.degree,
-    steps=1500,
+    steps=3000,
     n_test=1000,
 )
 RING = Polynomials()
@@ -144,8 +144,8 @@ INDUCTION = Study(
     task=STORIES,
     settings=(
         "data.max_length=160",
-        "training.batch_size=32",
-        "training.micro_batch_size=32",
+        "training.batch_size=16",
+        "training.micro_batch_size=16",
     ),
     arms={
         f"{size}_n{n}": Arm(
@@ -175,7 +175,7 @@ INDUCTION = Study(
         Claim("10M_n4", "10M_n1", "4 heads, 10 M parameters"),
     ),
     chance=1 / SYLLABLES,
-    steps=400,
+    steps=600,
     n_test=300,
     extra=tuple(f"10M_n{n}" for n in HEADS),
     points=tuple(SIZES),
