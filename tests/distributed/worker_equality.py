@@ -51,6 +51,7 @@ RECOMPUTED = {"training.activation_checkpointing": "selective"}
 DECISIONS = {
     "baseline dft": {"objective.name": "dft"},
     "baseline surprise": {"objective.name": "surprise"},
+    "baseline top": {"objective.name": "top"},
     "critic": {**CRITIC, **RECOMPUTED},
     "critic pairwise": PAIRS,
     "verifiable": {"objective.value.gradient_to_trunk": True},
@@ -89,6 +90,7 @@ PARTS = {
         **RECOMPUTED,
     },
     "verifiable step packed": {**WHITEN, **STEP, **PACKED},
+    "baseline top packed": {"objective.name": "top", **PACKED},
 }
 
 

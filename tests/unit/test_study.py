@@ -91,10 +91,10 @@ def test_hits_are_where_greedy_decoding_agrees():
     puzzles = [draw_puzzle(STAR_GRAPH.task, 0, i) for i in range(6)]
     for i, puzzle in enumerate(puzzles):  # half of them are what the model would write
         prompt = as_example(puzzle, 0).ids[: 1 + len(puzzle.prompt)]
-        written = Decoder(adapter.transformer).generate([prompt], 5, None)[0]
+        written = Decoder(adapter.transformer).generate([prompt], len(puzzle.answer), None)[0]
         if i % 2:
             puzzles[i] = puzzle._replace(answer=tuple(written))
-        assert len(written) == 5
+        assert len(written) == len(puzzle.answer)
     hits = find_hits(adapter, puzzles)
     assert [bool(right.all()) for right in hits.right] == [False, True] * 3
     assert hits.loss > 0
@@ -102,12 +102,12 @@ def test_hits_are_where_greedy_decoding_agrees():
 
 def test_an_accuracy_counts_puzzles_or_places():
     puzzle = draw_puzzle(STAR_GRAPH.task, 0, 0)
-    right = [torch.tensor([False, True, True, True, True]), torch.tensor([True] * 3 + [False] * 2)]
+    right = [torch.tensor([False, True, True, True]), torch.tensor([True, True, True, False])]
     found = {
         name: accuracy(measure, {"graph": [puzzle] * 2}, {"graph": Hits(right, 1.0)})
         for name, measure in STAR_GRAPH.measures.items()
     }
-    assert found == pytest.approx({"exact path": 0.5, "first step": 1.0, "later steps": 4 / 6})
+    assert found == pytest.approx({"exact path": 0.5, "first step": 1.0, "later steps": 3 / 4})
 
 
 def test_a_run_goes_on_where_it_stopped_and_keeps_to_its_plan(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_it_stopped_and_keeps_to_its_plan(tmp_path, monkeypa
     assert json.loads((request.directory / "results.json").read_text()) == results
     assert run_study(request) == results
     assert results["contrast"]["sign_found"] == "undecided"
-    assert results["arms"]["ntp"]["tokens"] == 4 * 6
+    assert results["arms"]["ntp"]["tokens"] == 4 * (STAR_GRAPH.task.length + 1)
     for changed in (replace(request, steps=2), replace(request, arms=("ntp", "top", "mtp_2"))):
         with pytest.raises(UserError, match="the plan says"):
             run_study(changed)

@@ -11,15 +11,15 @@ Letters: B batch, S sequence, L label positions (L ≥ S), W window, D width, V 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import rows_of_chunk
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk
 
 
 class OrderTargets(NamedTuple):
@@ -64,36 +64,64 @@ def order_targets(labels: Tensor, length: int, window: int) -> OrderTargets:
 def token_order_loss(
     states: Tensor, weight: Tensor, targets: OrderTargets, chunk_rows: int | None = None
 ) -> Tensor:
-    """Sum the loss of all positions, some rows of logits at a time: they are computed again in the
-    backward pass, so that `[B, S, V]` is never held.
+    """Sum the loss of all positions, fused with the unembedding: logits exist for one chunk of rows
+    at a time, and the gradient is computed with them.
 
     Args:
-        states: `[B, S, D]`.
+        states: `[B, S, D]`; its dtype is the compute dtype (under autocast: autocast's).
         weight: `[V, D]` the unembedding that ranks.
         chunk_rows: rows of logits held at a time; by default as many as `mtp_loss` holds.
 
     Returns:
-        The scalar sum, differentiable in `states` and `weight`; 0, connected to both, if there is
-        nothing to rank. float32, or float64 for float64.
+        The scalar sum, differentiable (once) in `states` and `weight`; 0, connected to both, if
+        there is nothing to rank. float32, or float64 for float64.
     """
+    device_type = states.device.type
+    if torch.is_autocast_enabled(device_type) and states.dtype != torch.float64:
+        states = states.to(torch.get_autocast_dtype(device_type))
     rows = targets.there.flatten().nonzero().squeeze(1)  # [N]
-    chunk_rows = chunk_rows or rows_of_chunk(weight.shape[0], 4)
-    total = (states.sum() + weight.sum()) * 0.0
-    flat = [x.flatten(0, 1) for x in (states, targets.tokens, targets.shares)]
-    for chunk in torch.split(rows, chunk_rows):
-        h, tokens, shares = (x[chunk] for x in flat)
-        total = total + checkpoint(
-            _sum_of_rows, h, weight, tokens, shares, use_reentrant=False, preserve_rng_state=False
+    h, tokens, shares = (x.flatten(0, 1)[rows] for x in (states, targets.tokens, targets.shares))
+    with torch.autocast(device_type, enabled=False):
+        loss: Tensor = _TokenOrder.apply(  # type: ignore[no-untyped-call]  # torch
+            h, weight, tokens, shares, chunk_rows or rows_of_chunk(weight.shape[0], 4)
         )
-    return total
+    return loss
 
 
-def _sum_of_rows(h: Tensor, weight: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
-    """`[N, D]`, `[V, D]`, `[N, W]`, `[N, W]` → scalar."""
-    logits = F.linear(h, weight)  # [N, V]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    ranked = (logits.gather(1, tokens) * shares.to(logits.dtype)).sum(1)
-    return (logits.logsumexp(1) - ranked).sum()
+class _TokenOrder(torch.autograd.Function):
+    """Loss and gradients of all rows in `forward`, as in `linear_cross_entropy`; `backward` only
+    scales them. dL/dz is softmax(z) less the shares."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, shares: Tensor, chunk_rows: int
+    ) -> Tensor:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        W = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden)
+        grad_weight = torch.zeros(W.shape, dtype=wide, device=W.device)
+        for chunk in torch.split(torch.arange(len(hidden), device=hidden.device), chunk_rows):
+            h, y, p = hidden[chunk], tokens[chunk], shares[chunk].to(wide)
+            logits = torch.mm(h, W.t()).to(wide)  # [C, V]
+            total += (logits.logsumexp(1) - (logits.gather(1, y) * p).sum(1)).sum()
+            residual = logits.softmax(1).scatter_add_(1, y, -p).to(hidden.dtype)
+            grad_hidden[chunk] = torch.mm(residual, W)
+            add_outer_(grad_weight, residual, h)
+        ctx.grads, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.grads
+        return (
+            (grad_hidden * grad).to(grad_hidden.dtype),
+            (grad_weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _ahead(x: Tensor, length: int, window: int, fill: int) -> Tensor:

@@ -240,13 +240,13 @@ def save_model(
             derived.mkdir()
             files, fields = hf_side_files(Path(name), model.args.vocab_size, derived)
         write: Callable[..., None] = save_native if layout == "native" else save_huggingface
+        what: Transformer | Trained = model
+        if adapter.base is not None and layout == "native":
+            what, write = Trained.of(model, model.args, adapter.base), save_adapted
         more: dict[str, Path] = {}
         if adapter.order_head is not None and write is save_native:  # exports leave it out
             more["order_head_file"] = Path(name) / ORDER_HEAD_FILE
             adapter.order_head.save_checkpoint(more["order_head_file"])
-        what: Transformer | Trained = model
-        if adapter.base is not None and layout == "native":
-            what, write = Trained.of(model, model.args, adapter.base), save_adapted
         write(
             what,
             directory,

@@ -64,7 +64,7 @@ class Stories:
     """
 
     sentences: int = 8
-    made_up: float = 0.1
+    made_up: float = 0.3
     levels: tuple[str, ...] = ("story",)
     trained_levels: int = 1
 
