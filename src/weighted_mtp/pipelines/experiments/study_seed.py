@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class FreshPuzzles:
     task: PuzzleTask
     seed: int
     planned: int = 0
+    epoch_size: int = sys.maxsize
 
     def take(self, position: int, count: int) -> list[Group]:
         numbers = range(position, position + count)
