@@ -23,7 +23,9 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.losses import order_targets, token_order_loss
 from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
 from weighted_mtp.pipelines.compose import start_model
-from weighted_mtp.pipelines.resolve import Processes
+from weighted_mtp.pipelines.planning.estimate import count
+from weighted_mtp.pipelines.resolve import Processes, model_args
+from weighted_mtp.pipelines.training.objectives import make_objective
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer
@@ -151,3 +153,13 @@ def test_partial_training_is_refused(rows_file):
     recipe = tiny_recipe(rows_file, objective__name="top", training__adapt="heads")
     with pytest.raises(UserError, match=r"training\.adapt=full"):
         start_model(recipe, Processes())
+
+
+def test_an_estimate_counts_the_order_head(rows_file):
+    found = []
+    for name in ("baseline", "top"):
+        recipe = tiny_recipe(rows_file, objective__name=name)
+        args = model_args(recipe, 259)
+        objective = make_objective(recipe.objective, args.n_future_tokens)
+        found.append(count(recipe, args, objective))
+    assert found[1].trained - found[0].trained == 259 * 32
