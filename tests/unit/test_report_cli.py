@@ -194,3 +194,19 @@ def test_a_run_that_cannot_be_written_to_has_its_picture_beside_the_page(tmp_pat
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"page.html", "loss.png"}
     assert {p.name for p in run_dir.iterdir()} == {"metrics.jsonl", "loss.png"}
     assert main(["report", str(run_dir)]) == 2
+
+
+def test_every_data_set_it_was_evaluated_on_is_told(tmp_path, capsys):
+    run_dir = metrics(tmp_path / "run", STEP, HELD_OUT)
+    statuses = {"mbpp": ["passed", "failed", "timeout", "passed"], "micro-test.evaluation": ["x"]}
+    for name, found in statuses.items():
+        folder = run_dir / "evaluation" / name
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"task_id": f"{i}", "status": s}) for i, s in enumerate(found)]
+        (folder / "attempts.jsonl").write_text("\n".join([*lines, '{"task_id": "cut o']))
+    page = report(run_dir)
+    said = capsys.readouterr().out
+    assert "pass@1, mbpp" in page
+    assert "pass@1, mbpp" in said
+    assert "50.0 %" in said
+    assert "micro-test" not in said

@@ -27,6 +27,7 @@ KINDS = {
     "test": "new problems of the kinds it was trained on",
     "compositions": "two known operations in a combination it never saw",
 }
+OTHER = "a benchmark it was evaluated on"
 _HEAD_K = "Head k predicts the token k positions ahead."
 
 
@@ -40,7 +41,7 @@ def run_report(
     """Compose the report.
 
     Args:
-        pass_rates: pass@1 of each evaluated split, with its interval.
+        pass_rates: pass@1 of each evaluated split or benchmark, with its interval.
         programs: generated programs to show.
     """
     return Report(
@@ -64,7 +65,7 @@ def summarise(
 ) -> list[tuple[str, str, str]]:
     """Return (figure, value, meaning) of the results."""
     lines = [
-        (f"pass@1, {split}", rate, f"programs that pass their tests: {KINDS[split]}")
+        (f"pass@1, {split}", rate, f"programs that pass their tests: {KINDS.get(split, OTHER)}")
         for split, rate in pass_rates.items()
     ]
     held_out = last(stages["main"], "validation")

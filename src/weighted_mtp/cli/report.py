@@ -10,7 +10,7 @@ from weighted_mtp.analysis.html_report import write
 from weighted_mtp.analysis.run_report import loss_curves, run_report
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
-from weighted_mtp.core.run_records import find_run, read_run
+from weighted_mtp.core.run_records import find_run, read_evaluations, read_run
 from weighted_mtp.core.types import TokenTrace
 from weighted_mtp.evaluation.statistics import bootstrap_interval
 from weighted_mtp.pipelines.evaluating.traces import trace_pairs
@@ -26,9 +26,12 @@ def run(args: argparse.Namespace) -> int:
     losses = loss_curves(records.stages)
     if losses:
         save_png(losses, picture, f"Run {records.name}")
+    passed = {
+        split: [attempt["passed"] for attempt in found] for split, found in records.attempts.items()
+    } | read_evaluations(run_dir)
     rates = {
-        split: str(bootstrap_interval([float(attempt["passed"]) for attempt in found]))
-        for split, found in records.attempts.items()
+        name: str(bootstrap_interval([float(one) for one in found]))
+        for name, found in passed.items()
         if found
     }
     pairs, notes = _traces(run_dir, args.pairs) if args.pairs > 0 else ([], [])

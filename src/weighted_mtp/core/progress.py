@@ -12,6 +12,7 @@ from tqdm import tqdm
 from weighted_mtp.core.logging import note
 
 LINE_EVERY_SECONDS = 10.0
+_NO_ETA = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Progress:
@@ -22,14 +23,21 @@ class Progress:
         label: what is counted.
         done: units finished earlier (a resumed run).
         enabled: False on every rank but the first.
+        together: units that are worked on at a time. Until as many are done there is no ETA: the
+            first of them took as long as all.
     """
 
-    def __init__(self, total: int, label: str, done: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self, total: int, label: str, done: int = 0, enabled: bool = True, together: int = 1
+    ) -> None:
         self.total, self.label, self.done, self.enabled = total, label, done, enabled
+        self._known = done + min(together, total - done)
         self._bar: tqdm[NoReturn] | None = None
         self._start, self._first, self._last_line = time.monotonic(), done, 0.0
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=label, initial=done, dynamic_ncols=True)
+            if self._known > done + 1:
+                self._bar.bar_format = _NO_ETA
 
     def update(self, units: int = 1, figures: str = "") -> None:
         """Report `units` more, with the newest figures ("loss 0.52 · 31k tok/s")."""
@@ -38,6 +46,8 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.set_postfix_str(figures, refresh=False)
+            if self.done >= self._known:
+                self._bar.bar_format = None
             self._bar.update(units)
             return
         now = time.monotonic()
@@ -64,6 +74,8 @@ class Progress:
             self._bar.close()
 
     def _eta(self, now: float) -> str:
+        if self.done < self._known:
+            return "–"
         rate = (self.done - self._first) / max(now - self._start, 1e-9)
         seconds = int((self.total - self.done) / rate) if rate > 0 else 0
         return f"{seconds // 60}:{seconds % 60:02d}"

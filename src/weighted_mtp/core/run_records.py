@@ -81,9 +81,23 @@ def read_stages(run_dir: Path) -> dict[str, Records]:
 
 
 def read_attempts(run_dir: Path, split: str) -> list[dict[str, Any]]:
-    """Read the programs that `weighted-mtp evaluate` saved; invalid lines (cut off by a kill or a
-    full disk) are skipped."""
-    path = run_dir / "evaluation" / f"micro-{split}.jsonl"
+    """Read the micro tasks' programs that `weighted-mtp evaluate` saved; invalid lines (cut off by
+    a kill or a full disk) are skipped."""
+    return _attempts(run_dir / "evaluation" / f"micro-{split}.jsonl")
+
+
+def read_evaluations(run_dir: Path) -> dict[str, list[bool]]:
+    """Read which programs passed on every other data set, by its name."""
+    found: dict[str, list[bool]] = {}
+    for path in sorted((run_dir / "evaluation").glob("*/attempts.jsonl")):
+        if not path.parent.name.startswith("micro-"):
+            records, _ = read_json_lines(path)
+            passed = [record["status"] == "passed" for record in records if "status" in record]
+            found[path.parent.name] = passed
+    return found
+
+
+def _attempts(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records, others = read_json_lines(path)

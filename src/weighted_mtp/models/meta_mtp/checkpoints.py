@@ -184,7 +184,7 @@ def load_meta_mtp_model(
         warn_once(
             log,
             f"{directory}: its weights have several number formats ({', '.join(formats)}); loaded "
-            f"as {str(number_format).removeprefix('torch.')}",
+            f"as {str(number_format).removeprefix('torch.')}, which holds every matrix exactly",
         )
     model = source.materialise(target, number_format)
     log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))

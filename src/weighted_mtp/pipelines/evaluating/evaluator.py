@@ -222,7 +222,7 @@ def _judge_all(
     with (
         Sandbox(request.timeout, workers=workers) as sandbox,
         _threads(workers) as threads,
-        Progress(total, "program", done=len(done)) as progress,
+        Progress(total, "program", done=len(done), together=source.together) as progress,
     ):
         judge = CompletionJudge(sandbox, prompting)
 

@@ -63,11 +63,13 @@ class GivenCompletions:
     Attributes:
         identity: settings that must be equal for an evaluation to resume.
         samples: number of candidates by task_id, without problems that have none.
+        together: candidates that come at a time.
     """
 
     def __init__(self, candidates: Sequence[Candidate], identity: Mapping[str, Any]) -> None:
         self._candidates, self.identity = candidates, dict(identity)
         self.samples: dict[str, int] = {}
+        self.together = 1
         for candidate in candidates:
             task_id = candidate.problem.task_id
             self.samples[task_id] = self.samples.get(task_id, 0) + 1
@@ -207,7 +209,7 @@ class ModelCompletions:
             "dtype": request.dtype,
             "n_samples": request.n_samples,
         }
-        self._batch_size, self._logprobs = request.batch_size, request.logprobs
+        self.together, self._logprobs = request.batch_size, request.logprobs
         self._own_stops, self._stops = request.stops, (*prompting.stops, *request.stops)
         self._plain, self._micro = prompting.style != TEMPLATE, benchmark.name == MICRO
         self._prompts = {p.task_id: writer.encode(prompting.render(p)) for p in benchmark.problems}
@@ -237,8 +239,8 @@ class ModelCompletions:
                 if candidate.key not in done:
                     yield candidate
         missing = [(p, sample) for p, sample in self._asked if (p.task_id, sample) not in done]
-        for start in range(0, len(missing), self._batch_size):
-            batch = missing[start : start + self._batch_size]
+        for start in range(0, len(missing), self.together):
+            batch = missing[start : start + self.together]
             for (problem, sample), written in zip(batch, self._written(batch), strict=True):
                 text, logprobs = written
                 logprob = sum(logprobs) if self._logprobs else None

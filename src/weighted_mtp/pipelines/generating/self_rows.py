@@ -252,7 +252,7 @@ class _Work:
         rows = min(request.batch_size, len(texts))
         batch = RunningBatch(writer.model, rows, length, writer.speculation)
         start = time.monotonic()
-        with Progress(total, "text", done=done) as progress:
+        with Progress(total, "text", done=done, together=rows) as progress:
             try:
                 for _ in self._ended(batch, texts, stopping):
                     rate = batch.report.tokens / max(time.monotonic() - start, 1e-9)
