@@ -9,6 +9,7 @@ import torch
 from tests.helpers import tiny_args, tiny_model
 from tests.unit.test_chat_template import MARKED, TEMPLATES, byte_level, row_of, say
 
+from weighted_mtp.cli import prepare_self
 from weighted_mtp.cli.main import main
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
@@ -262,6 +263,14 @@ def test_a_chat_model_is_asked_by_its_own_template(chat, model, prompts, tmp_pat
         assert f"data.template={name}" in capsys.readouterr().out
         assert template_of_rows(out) == name
     assert template_of_rows(prompts) is None
+
+
+def test_a_large_vocabulary_is_not_compared_whole(model, prompts, tmp_path, capsys, monkeypatch):
+    few = ["--prompts", str(prompts), "--n", "1", "--max-new-tokens", "2"]
+    for limit in (8192, 100):
+        monkeypatch.setattr(prepare_self, "_VOCABULARY", limit)
+        assert prepare(model, tmp_path / f"{limit}.jsonl", *few) == 0
+        assert ("vocabulary=100" in capsys.readouterr().out) == (limit == 100)
 
 
 def test_unfinished_rows_are_not_counted_as_too_long(tmp_path):
