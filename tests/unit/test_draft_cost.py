@@ -1,5 +1,6 @@
 """What drafting costs: by counted operations, and by the clock that decides whether it pays."""
 
+import math
 import random
 from itertools import pairwise
 
@@ -85,7 +86,7 @@ def drafted(model, prompts, stopping, speculation):
 def test_no_draft_is_made_that_no_step_reads(adaptive):
     """Rows that have ended, or have one token left, have none."""
     model, prompts = trained_model(), [[3], [5, 6], [16, 0, 2], [9]]
-    speculation = Speculation(adaptive=adaptive, token_cost=0.3)
+    speculation = Speculation(adaptive=adaptive, token_cost=0.05)
     asked, limits = drafted(model, prompts, Stopping(15, eos_id=12), speculation)
     assert asked == [limit for limit in limits if limit]
     assert len(set(asked)) > 1  # rows ended apart
@@ -191,7 +192,8 @@ def test_a_meter_asks_the_steps_of_about_as_many_rows(monkeypatch):
     assert meter.probing
     steps(16, 1.0, 1)
     assert not meter.probing
-    assert meter.cost(4) == pytest.approx(1 + 0.1 * 4 * 3)  # nothing wider was met
+    assert meter.cost(2) == pytest.approx(1 + 0.1 * 4)  # nothing wider was met
+    assert meter.cost(3) == math.inf  # which begins with one draft
     steps(16, 2.2, 4)
     assert meter.cost(4) == pytest.approx(2.2)
     # Fewer rows take less time: their wide steps are not held against 16 plain ones.

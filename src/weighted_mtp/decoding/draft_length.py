@@ -8,6 +8,8 @@ from operator import mul
 
 _MEMORY = 0.8  # weight of the past in a head's acceptance rate
 _SETTLED = 1 << 30  # drafts after which the past weighs `_MEMORY`
+_MARGIN = 0.25  # what drafts must gain in a batch: its slowest row ends it, with little company
+_GUESS = 0.7  # acceptance rate of an untried head in a batch, where a try costs several steps
 _HOPE = 0.002  # what an untried head regains at each step, so that it is tried again
 
 
@@ -37,7 +39,8 @@ class DraftLength:
         self._most, self._cost = most, token_cost
         self._tested = [0 if rows > 1 else _SETTLED] * (most - 1)  # drafts of each head
         self.rows = rows
-        self._rates = [1.0] * (most - 1)  # of heads 2 … k, given that all before were right
+        # Of heads 2 … k, given that all before were right.
+        self._rates = [_GUESS if rows > 1 else 1.0] * (most - 1)
         self._k: int | None = most if token_cost is None else None
 
     @property
@@ -67,4 +70,6 @@ class DraftLength:
         reach = accumulate([1.0, *self._rates], mul)  # P(the step decides at least 1, 2, … tokens)
         costs = [cost(1 + i) if callable(cost) else 1 + cost * i for i in range(self._most)]
         gains = [tokens / each for tokens, each in zip(accumulate(reach), costs, strict=True)]
+        if self.rows > 1:
+            gains[0] *= 1 + _MARGIN
         return 1 + max(range(self._most), key=gains.__getitem__)

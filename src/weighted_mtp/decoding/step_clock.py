@@ -19,6 +19,7 @@ PRIOR = 0.1
 _PROBES = 2
 _LEAST = 2  # steps of a width, before their times are trusted: the first also prepares kernels
 _RECENT = 5
+_MANY = 16  # rows from which the prior grows no more, so that drafts are tried at any number
 _SHORT = 255  # contexts up to which a step's time hardly depends on them
 _STALE = 64  # steps without drafts, after which the times of those with drafts are forgotten
 _ALIKE = 2  # steps over fewer than so many times as many rows cost about the same for a token more
@@ -95,7 +96,9 @@ class CostMeter:
         found = [clock.costs for clock in self._alike()]
         costs = next(filter(None, found), [])
         if not costs:
-            return 1 + PRIOR * math.sqrt(self._rows) * (width - 1)
+            if width > 2 and self._rows > 1:
+                return math.inf  # a wide step of many rows is dear: the first one is narrow
+            return 1 + PRIOR * math.sqrt(min(self._rows, _MANY)) * (width - 1)
         return between(costs, width)
 
     def pause(self) -> None:
