@@ -163,7 +163,7 @@ def test_an_installed_package_offers_an_objective_by_name(site, rows_file, tmp_p
     error = capsys.readouterr().err
     assert "objective.name focol: no such objective (did you mean focal?)" in error
     assert (
-        "baseline, critic, dft, distil, focal, ntp, oracle, random_matched, rho1, shuffled,"
+        "baseline, critic, dft, distil, focal, label_weighted, ntp, oracle, random_matched, rho1,"
         in error
     )
     install(site, "focal_again", "focal = focal_again:Focal")

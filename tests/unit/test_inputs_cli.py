@@ -293,9 +293,12 @@ def test_drafts_need_heads(tmp_path, capsys):
 
 
 def test_an_instruct_model_prompted_with_alpaca(tmp_path, capsys):
-    model = str(one_head(tmp_path / "model", chat_template="{{ messages }}"))
+    """Its own chat template is the default."""
+    model = str(one_head(tmp_path / "model", chat_template="{{ messages[0]['content'] }}"))
     words = ["generate", model, "--prompt", "x", "--max-new-tokens", "2"]
     assert main(words) == 0
+    assert "chat template" not in capsys.readouterr().err
+    assert main([*words, "--template", "alpaca"]) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "chat template" in line]
     assert len(warned) == 1
     assert "--template chat" in warned[0]

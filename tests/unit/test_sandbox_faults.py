@@ -84,7 +84,14 @@ LITTER = {
 }
 
 
-@pytest.mark.parametrize("name", LITTER)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # As many as a second makes take twenty to remove.
+        pytest.param(name, marks=pytest.mark.slow if name.endswith("side by side") else ())
+        for name in LITTER
+    ],
+)
 def test_litter_is_cleaned_in_time(sandbox, name):
     busy = max(0.0, os.getloadavg()[0] / available_cores() - 1)  # a machine shared with others
     start = time.monotonic()

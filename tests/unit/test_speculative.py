@@ -335,7 +335,7 @@ def test_good_drafts_are_kept_and_free_ones_always():
 def test_acceptance_is_remembered_as_stated(rows):
     """What was tested moves by a fifth a step of all rows (several rows: as a mean, while that is
     more), what was not regains two thousandths."""
-    length, seen = DraftLength(4, 0.1, rows), [0 if rows > 1 else 1 << 30] * 3
+    length, seen = DraftLength(4, 0.1, rows), [8 if rows > 1 else 1 << 30] * 3
     keep, regain, rates = 0.8 ** (1 / rows), 0.002 / rows, [0.7 if rows > 1 else 1.0] * 3
     for tested, accepted in [(3, 1), (2, 2), (1, 0), (3, 3), (2, 0)] * 3:
         length.learn(tested, accepted)
