@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("starts", nargs="*", default=STARTS)
     results = Path(__file__).parent / "results/head_starts.jsonl"
     parser.add_argument("--out", type=Path, default=results)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.manual_seed(0)
     bench = Bench(args.model)
     with args.out.open("a", encoding="utf-8") as file:
