@@ -9,13 +9,13 @@ from typing import Any
 
 import matplotlib
 
+from weighted_mtp.analysis.experiment_picture import BAR, DARK, OTHER
 from weighted_mtp.analysis.experiment_table import points
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-BAR, DARK, OTHER = "#9db4c8", "#1f4e79", "#b5532a"
 COLOURS = (DARK, OTHER, "#4c8c4a", "#8c6bb1", "#c9a227", "#5b5b5b")
 FOUND = {"same": "same sign", "opposite": "OPPOSITE sign", "undecided": "undecided", None: ""}
 SIGN = {1: "more", -1: "less"}

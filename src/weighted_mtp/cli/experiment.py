@@ -18,11 +18,7 @@ from weighted_mtp.analysis.experiment_table import (
 from weighted_mtp.cli import experiment_study
 from weighted_mtp.cli.arguments.experiment import DEFAULT
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import (
-    check_output_directory,
-    check_output_file,
-    command_line,
-)
+from weighted_mtp.core.files import command_line, set_options
 from weighted_mtp.pipelines.experiments.arms import DESIGNS
 from weighted_mtp.pipelines.experiments.request import ExperimentRequest
 from weighted_mtp.pipelines.experiments.run import run_experiment
@@ -38,17 +34,14 @@ def run(args: argparse.Namespace) -> int:
     args.regime = args.regime or DESIGNS[args.name].regimes[0]
     request = request_of(args)
     title = f"experiment {args.name}, {args.regime}"
-    check_output_file(args.results, "--results")
-    check_output_file(_picture(args), "--results")
-    check_output_directory(request.directory, "--output-dir")
+    name = f"experiment-{args.name}-{args.regime}"
+    picture = experiment_study.checked_picture(args.results, name, request.directory)
     results = run_experiment(request)
-    picture = _picture(args)
     plot(results, picture, f"{title}: {len(results['seeds'])} seeds")
     link = os.path.relpath(picture, args.results.parent)
     text = section(results, link, _command(args, request))
     replace_section(args.results, title, text)
-    print(text)
-    print(f"text and picture: {args.results}, {picture}; all figures: {request.directory}")
+    experiment_study.print_results(text, args.results, picture, request.directory)
     return 0
 
 
@@ -61,9 +54,7 @@ def request_of(args: argparse.Namespace) -> ExperimentRequest:
     for name in ("preset", "n_problems", *COUNTS):
         if getattr(args, name) is None:
             setattr(args, name, getattr(DEFAULT, name))
-    for name in COUNTS:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    experiment_study.check_counts(args, COUNTS)
     if not 0 <= args.n_problems <= args.n_test:
         raise UserError("--n-problems must lie between 0 and --n-test")
     if args.flipped is not None and not 0 <= args.flipped < 0.5:
@@ -129,8 +120,8 @@ def _choice(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
         return ""
     means = ", ".join(f"{name}: {loss:.4f}" for name, loss in choice["means"].items())
     return (
-        f"- λ, β of `chosen`: **{choice['chosen']}**, lowest of the validation losses of "
-        f"{len(plan['choice_seeds'])}\n  seeds of their own ({means}).\n"
+        f"- λ, β of `{plan['choice']['arm']}`: **{choice['chosen']}**, lowest of the validation "
+        f"losses of {len(plan['choice_seeds'])}\n  seeds of their own ({means}).\n"
     )
 
 
@@ -142,9 +133,4 @@ def _command(args: argparse.Namespace, request: ExperimentRequest) -> str:
             words += [f"--{name.replace('_', '-')}", value]
     if request.arms:
         words += ["--arms", ",".join(request.arms)]
-    return command_line(*words, *(w for setting in request.settings for w in ("--set", setting)))
-
-
-def _picture(args: argparse.Namespace) -> Path:
-    name = f"experiment-{args.name}-{args.regime}.png"
-    return Path(args.results).parent / "figures" / name
+    return command_line(*words, *set_options(request.settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ from weighted_mtp.analysis.study_table import (
 )
 from weighted_mtp.cli.arguments.experiment import NOT_FOR_STUDIES
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import check_output_directory, check_output_file, command_line
+from weighted_mtp.core.files import (
+    check_output_directory,
+    check_output_file,
+    command_line,
+    set_options,
+)
 from weighted_mtp.pipelines.experiments.studies import STUDIES
 from weighted_mtp.pipelines.experiments.study import StudyRequest
 from weighted_mtp.pipelines.experiments.study_run import run_study
@@ -30,18 +35,44 @@ DEFAULT_SEEDS = StudyRequest.seeds
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write text, tables and picture."""
     request = request_of(args)
-    picture = Path(args.results).parent / "figures" / f"experiment-{args.name}.png"
-    check_output_file(args.results, "--results")
-    check_output_file(picture, "--results")
-    check_output_directory(request.directory, "--output-dir")
+    picture = checked_picture(args.results, f"experiment-{args.name}", request.directory)
     results = run_study(request)
     title = f"experiment {args.name}"
     plot_study(results, picture, f"{title}: {len(results['seeds'])} seeds")
     text = section(results, os.path.relpath(picture, args.results.parent), _command(request))
     replace_section(args.results, title, text)
-    print(text)
-    print(f"text and picture: {args.results}, {picture}; all figures: {request.directory}")
+    print_results(text, args.results, picture, request.directory)
     return 0
+
+
+def checked_picture(results: Path, name: str, directory: Path) -> Path:
+    """The picture that belongs to a file of results; nothing is run before all can be written.
+
+    Raises:
+        UserError: the results, the picture, or the directory of the run cannot be.
+    """
+    picture = results.parent / "figures" / f"{name}.png"
+    check_output_file(results, "--results")
+    check_output_file(picture, "--results")
+    check_output_directory(directory, "--output-dir")
+    return picture
+
+
+def print_results(text: str, results: Path, picture: Path, directory: Path) -> None:
+    """Print what was written, and where."""
+    print(text)
+    print(f"text and picture: {results}, {picture}; all figures: {directory}")
+
+
+def check_counts(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Refuse numbers below 1 among those that were given.
+
+    Raises:
+        UserError: which.
+    """
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
 def request_of(args: argparse.Namespace) -> StudyRequest:
@@ -50,9 +81,7 @@ def request_of(args: argparse.Namespace) -> StudyRequest:
     Raises:
         UserError: a number is out of range, or an option of the other experiments was given.
     """
-    for name in COUNTS:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    check_counts(args, COUNTS)
     for name in NOT_FOR_STUDIES:
         if getattr(args, name) is not None:
             raise UserError(
@@ -103,4 +132,4 @@ def _command(request: StudyRequest) -> str:
             words += [f"--{name.replace('_', '-')}", value]
     if request.arms:
         words += ["--arms", ",".join(request.arms)]
-    return command_line(*words, *(w for setting in request.settings for w in ("--set", setting)))
+    return command_line(*words, *set_options(request.settings))

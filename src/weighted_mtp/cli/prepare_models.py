@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weighted_mtp.core.config.recipe import setting
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import command_line
+from weighted_mtp.core.files import command_line, set_options
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.checkpoints import inspect_checkpoint
 from weighted_mtp.pipelines.training.prepare_states import (
@@ -18,22 +18,18 @@ from weighted_mtp.pipelines.training.prepare_states import (
 )
 from weighted_mtp.pipelines.training.reference import ReferenceRequest, prepare_reference_losses
 
+_READING = (
+    *("data", "model", "out", "template", "max_length", "joint", "batch_size", "device"),
+    "compute_dtype",
+)
+"""Options of both commands, fields of both requests."""
+
 
 def run_reference(args: argparse.Namespace) -> int:
     """Score the rows and print the command that trains with the result."""
     _check_sizes(args)
     out = prepare_reference_losses(
-        ReferenceRequest(
-            args.data,
-            args.model,
-            args.out,
-            args.template,
-            args.max_length,
-            args.joint,
-            args.batch_size,
-            args.device,
-            args.compute_dtype,
-        )
+        ReferenceRequest(**{name: getattr(args, name) for name in _READING})
     )
     print(f"reference losses: {out}")
     data = setting("data.train", args.data)
@@ -45,19 +41,7 @@ def run_states(args: argparse.Namespace) -> int:
     """Store the states and print the command that trains with them."""
     _check_sizes(args)
     stored = prepare_trunk_states(
-        StatesRequest(
-            args.data,
-            args.model,
-            args.out,
-            args.template,
-            args.max_length,
-            args.joint,
-            args.batch_size,
-            args.device,
-            args.compute_dtype,
-            args.dtype,
-            args.budget,
-        )
+        StatesRequest(**{name: getattr(args, name) for name in (*_READING, "dtype", "budget")})
     )
     print(f"states: {args.out} ({stored.rows:,} rows, {in_units(stored.size)})")
     start = settings_of_heads(args.model, inspect_checkpoint(args.model).args, args.data)
@@ -74,8 +58,8 @@ def settings_of_heads(model: Path, shape: ModelArgs, data: Path) -> list[str]:
 
 def print_training(recipe: str, settings: Sequence[str]) -> None:
     """Print the command that trains on what was prepared."""
-    sets = [word for one in settings for word in ("--set", one)]
-    print("next: " + command_line("weighted-mtp", "train", "--recipe", recipe, *sets))
+    words = set_options(settings)
+    print("next: " + command_line("weighted-mtp", "train", "--recipe", recipe, *words))
 
 
 def _check_sizes(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.files import command_line
+from weighted_mtp.core.files import command_line, set_options
 from weighted_mtp.pipelines.train import dry_run, run_pipeline, run_request
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
@@ -67,4 +67,4 @@ def _after_critic(run_dir: Path, recipe: Recipe) -> list[str]:
         found.append(f"data.template={data.template}")
     if data.max_length != plain.max_length:
         found.append(f"data.max_length={data.max_length}")
-    return [word for one in found for word in ("--set", one)]
+    return set_options(found)

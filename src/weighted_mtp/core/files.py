@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shlex
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,6 +133,11 @@ def _unwritable(path: Path, option: str, error: OSError) -> UserError:
         f"{words}: cannot be written ({error.strerror or error}); make it writable, or name "
         f"another place with {option}"
     )
+
+
+def set_options(settings: Iterable[str]) -> list[str]:
+    """Settings (`section.key=value`) as words of a command."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def command_line(*words: object) -> str:

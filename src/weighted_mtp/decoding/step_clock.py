@@ -78,28 +78,25 @@ class CostMeter:
         model: what the times are kept with; they last as long as it does.
         kind: of steps: those of another kind take another time for the same width.
         k: heads in use.
+
+    Attributes:
+        probing: the next step should go without drafts.
     """
 
     def __init__(self, model: nn.Module, kind: str, k: int) -> None:
         self._all, self._kind = _CLOCKS.setdefault(model, {}), (kind, k)
-        self._clocks: dict[int, StepClock] = {}  # by rows, for contexts like the present one
+        self.probing = True
+        self._costs: list[tuple[int, float]] = []  # of steps like the last one
         self._rows = 1
         self._since: float | None = None
 
-    @property
-    def probing(self) -> bool:
-        """Whether the next step should go without drafts."""
-        return not any(clock.known for clock in self._alike())
-
     def cost(self, width: int) -> float:
         """Of a step over `width` tokens of each row, in steps of width 1."""
-        found = [clock.costs for clock in self._alike()]
-        costs = next(filter(None, found), [])
-        if not costs:
+        if not self._costs:
             if width > 2 and self._rows > 1:
                 return math.inf  # a wide step of many rows is dear: the first one is narrow
             return 1 + PRIOR * math.sqrt(min(self._rows, _MANY)) * (width - 1)
-        return between(costs, width)
+        return between(self._costs, width)
 
     def pause(self) -> None:
         """What runs until the next step is no part of it."""
@@ -114,13 +111,11 @@ class CostMeter:
         """
         now = time.perf_counter()
         key = (*self._kind, max(context, _SHORT).bit_length())
-        self._clocks, self._rows = self._all.setdefault(key, {}), rows
+        clocks, self._rows = self._all.setdefault(key, {}), rows
         if self._since is not None:
-            self._clocks.setdefault(rows, StepClock()).add(width, now - self._since)
+            clocks.setdefault(rows, StepClock()).add(width, now - self._since)
         self._since = now
-
-    def _alike(self) -> list[StepClock]:
-        """The clocks of this many rows and of others like it, the closest first."""
-        rows = self._rows
-        distances = [(max(each, rows) / min(each, rows), each) for each in self._clocks]
-        return [self._clocks[each] for far, each in sorted(distances) if far < _ALIKE]
+        distances = sorted((max(each, rows) / min(each, rows), each) for each in clocks)
+        alike = [clocks[each] for far, each in distances if far < _ALIKE]  # the closest first
+        self.probing = not any(clock.known for clock in alike)
+        self._costs = next((found for clock in alike if (found := clock.costs)), [])

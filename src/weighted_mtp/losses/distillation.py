@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk, scaled_gradient
 from weighted_mtp.losses.mtp_loss import LossTerms, MTPLoss
 
 OUTSIDE = -1
@@ -226,11 +226,8 @@ class _FusedDistillation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         factor = grad_loss * ctx.largest
-        grad_students, grad_weight = ctx.grad_students, ctx.grad_weight
-        if grad_students is not None:
-            grad_students = (grad_students * factor).to(grad_students.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
+        grad_students = scaled_gradient(ctx.grad_students, factor)
+        grad_weight = scaled_gradient(ctx.grad_weight, factor, ctx.weight_dtype)
         return grad_students, None, grad_weight, None
 
 

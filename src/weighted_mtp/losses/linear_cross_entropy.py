@@ -138,12 +138,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         factor = grad_loss * ctx.largest
-        grad_hidden, grad_weight = ctx.grad_hidden, ctx.grad_weight
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden * factor).to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
+        grad_hidden = scaled_gradient(ctx.grad_hidden, factor)
+        grad_weight = scaled_gradient(ctx.grad_weight, factor, ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def scaled_gradient(
+    gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """What `forward` has computed, times a factor, in another number format if one is given."""
+    return None if gradient is None else (gradient * factor).to(dtype or gradient.dtype)
 
 
 def _residual_and_cross_entropy_(

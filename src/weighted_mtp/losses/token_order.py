@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk, scaled_gradient
 
 
 class OrderTargets(NamedTuple):
@@ -115,13 +115,8 @@ class _TokenOrder(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.grads
-        return (
-            (grad_hidden * grad).to(grad_hidden.dtype),
-            (grad_weight * grad).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-        )
+        found = scaled_gradient(grad_weight, grad, ctx.weight_dtype)
+        return scaled_gradient(grad_hidden, grad), found, None, None, None
 
 
 def _ahead(x: Tensor, length: int, window: int, fill: int) -> Tensor:

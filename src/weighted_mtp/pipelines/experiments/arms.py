@@ -118,6 +118,8 @@ ARM_SETTINGS = (
     "training.warmup_fraction=0",
 )
 
+REGIMES_OF_MISTAKES = ("scarce", "balanced", "noisy-labels")
+
 BASE = Arm(
     "critic",
     "the common start of all arms",
@@ -212,7 +214,7 @@ WMTP = Design(
     WMTP_COMPARISONS,
     "chosen",
     GRID,
-    ("scarce", "balanced", "noisy-labels"),
+    REGIMES_OF_MISTAKES,
 )
 
 _STILL = "objective.value.coef=0"
@@ -314,6 +316,6 @@ CRITIC = Design(
     ),
     "still",
     GRID,
-    ("scarce", "balanced", "noisy-labels"),
+    REGIMES_OF_MISTAKES,
 )
 DESIGNS = {design.name: design for design in (WMTP, CRITIC, RHO1)}

@@ -17,7 +17,12 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.pipelines.experiments.arms import Arm
-from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest
+from weighted_mtp.pipelines.experiments.request import (
+    BROAD,
+    ExperimentRequest,
+    HasArms,
+    HasChosenArms,
+)
 
 PLAN = "plan.json"
 CHOICE_SEED = 1000
@@ -31,20 +36,29 @@ def check_request(request: ExperimentRequest) -> None:
         UserError: an arm is unknown, one of the contrast is missing, or a recipe is wrong.
     """
     design = request.design
-    unknown = [arm for arm in request.arms if arm not in design.arms]
-    if unknown:
-        raise UserError(f"no arm {', '.join(unknown)}; choose from {', '.join(design.arms)}")
+    check_arms(design, request)
     if request.regime not in design.regimes:
         raise UserError(
             f"--regime {request.regime}: {request.name} has {', '.join(design.regimes)}"
         )
+    chosen = next(iter(design.grid.values()), ())
+    for arm in (design.base, *(design.arms[name] for name in request.chosen_arms)):
+        design.recipe(arm, request.preset, chosen, request.settings)
+
+
+def check_arms(design: HasArms, request: HasChosenArms) -> None:
+    """Refuse arms that there are not, and a choice without those of the contrast.
+
+    Raises:
+        UserError: which.
+    """
+    unknown = [arm for arm in request.arms if arm not in design.arms]
+    if unknown:
+        raise UserError(f"no arm {', '.join(unknown)}; choose from {', '.join(design.arms)}")
     needed = (design.contrast.arm, design.contrast.other)
     missing = [arm for arm in needed if arm not in request.chosen_arms]
     if missing:
         raise UserError(f"the contrast needs {' and '.join(needed)}: add {missing[0]} to --arms")
-    chosen = next(iter(design.grid.values()), ())
-    for arm in (design.base, *(design.arms[name] for name in request.chosen_arms)):
-        design.recipe(arm, request.preset, chosen, request.settings)
 
 
 def make_plan(request: ExperimentRequest) -> dict[str, Any]:
@@ -78,7 +92,7 @@ def make_plan(request: ExperimentRequest) -> dict[str, Any]:
         "contrast": asdict(design.contrast),
         "test_of_the_contrast": "two-sided paired t-test over the seeds that are not excluded, "
         "alpha 0.05",
-        "comparisons": [asdict(each) for each in comparisons_of(request)],
+        "comparisons": [asdict(each) for each in comparisons_of(design, request)],
         "test_of_the_comparisons": "the same, p-values corrected by Holm's method",
         "exclusion": f"a seed is excluded, with all its arms, if its base has a validation loss of "
         f"head 1 on right programs above {request.data.base_limit} nats; it is not replaced",
@@ -100,10 +114,10 @@ def choice_seeds(request: ExperimentRequest) -> list[int]:
     return [CHOICE_SEED + i for i in range(request.choice_seeds if request.design.grid else 0)]
 
 
-def comparisons_of(request: ExperimentRequest) -> list[Any]:
+def comparisons_of(design: HasArms, request: HasChosenArms) -> list[Any]:
     """Those of the design whose arms are run."""
     arms = request.chosen_arms
-    return [each for each in request.design.comparisons if each.arm in arms and each.other in arms]
+    return [each for each in design.comparisons if each.arm in arms and each.other in arms]
 
 
 def write_plan(request: ExperimentRequest) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from weighted_mtp.pipelines.experiments.arms import DESIGNS, Design
+from weighted_mtp.pipelines.experiments.arms import DESIGNS, Arm, Comparison, Design
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,29 @@ REGIMES = {
 }
 BROAD = Regime(2700, 2700, 900, 0.0, "broad", "as many right programs as wrong ones")
 """What a base with `base_rows` broad learns from: other problems, other wordings, true labels."""
+
+
+class HasArms(Protocol):
+    """What every design has: arms, and what is compared."""
+
+    @property
+    def arms(self) -> Mapping[str, Arm]: ...
+
+    @property
+    def contrast(self) -> Comparison: ...
+
+    @property
+    def comparisons(self) -> Sequence[Comparison]: ...
+
+
+class HasChosenArms(Protocol):
+    """What every request has: the arms that were named, and those to run."""
+
+    @property
+    def arms(self) -> tuple[str, ...]: ...
+
+    @property
+    def chosen_arms(self) -> tuple[str, ...]: ...
 
 
 class HasJobs(Protocol):

@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.lock import only_writer
 from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.evaluation.result_files import write_json
-from weighted_mtp.evaluation.student_t import holm, t_test
-from weighted_mtp.pipelines.experiments.plan import arm_as_json, keep_plan, versions
+from weighted_mtp.evaluation.student_t import t_test
+from weighted_mtp.pipelines.experiments.plan import (
+    arm_as_json,
+    check_arms,
+    comparisons_of,
+    keep_plan,
+    versions,
+)
 from weighted_mtp.pipelines.experiments.run import RESULTS, for_each
 from weighted_mtp.pipelines.experiments.seed import arm_path
 from weighted_mtp.pipelines.experiments.study import SETTINGS, Claim, StudyRequest
 from weighted_mtp.pipelines.experiments.study_seed import TEST_SEED, run_study_seed
-from weighted_mtp.pipelines.experiments.summary import Floats, processor_seconds
+from weighted_mtp.pipelines.experiments.summary import Floats, corrected, processor_seconds
 
 Table = Mapping[str, Mapping[str, Floats]]
 """Accuracies `[seeds]` by arm and measure."""
@@ -43,14 +48,7 @@ def run_study(request: StudyRequest) -> dict[str, Any]:
 def _check(request: StudyRequest) -> None:
     """Raise `UserError` where an arm is unknown, one of the contrast is missing, or a recipe is
     wrong."""
-    study, contrast = request.study, request.study.contrast
-    unknown = [arm for arm in request.arms if arm not in study.arms]
-    if unknown:
-        raise UserError(f"no arm {', '.join(unknown)}; choose from {', '.join(study.arms)}")
-    needed = (contrast.arm, contrast.other)
-    missing = [arm for arm in needed if arm not in request.chosen_arms]
-    if missing:
-        raise UserError(f"the contrast needs {' and '.join(needed)}: add {missing[0]} to --arms")
+    check_arms(request.study, request)
     for arm in request.chosen_arms:
         request.recipe(arm)
 
@@ -79,16 +77,10 @@ def make_study_plan(request: StudyRequest) -> dict[str, Any]:
         "primary_figure": f"{study.primary}, a share; chance is {study.chance:g}",
         "contrast": asdict(study.contrast),
         "test_of_the_contrast": "two-sided paired t-test over seeds, alpha 0.05",
-        "comparisons": [asdict(claim) for claim in _comparisons(request)],
+        "comparisons": [asdict(claim) for claim in comparisons_of(study, request)],
         "test_of_the_comparisons": "the same, p-values corrected by Holm's method",
         "exclusion": "none: every seed counts",
     }
-
-
-def _comparisons(request: StudyRequest) -> list[Claim]:
-    """Those of the study whose arms are run."""
-    arms = request.chosen_arms
-    return [each for each in request.study.comparisons if each.arm in arms and each.other in arms]
 
 
 def summarise_study(request: StudyRequest, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,10 +93,10 @@ def summarise_study(request: StudyRequest, plan: Mapping[str, Any]) -> dict[str,
     table = {
         arm: {name: _column(each, name) for name in study.measures} for arm, each in files.items()
     }
-    compared = [compare_arms(table, claim, study.primary) for claim in _comparisons(request)]
-    corrected = holm([each["difference"]["p"] for each in compared])
-    for each, p in zip(compared, corrected, strict=True):
-        each["p_holm"] = p
+    claims = comparisons_of(study, request)
+    compared = corrected(
+        [compare_arms(table, claim, study.primary) for claim in claims], "difference"
+    )
     return {
         "plan": dict(plan),
         "primary": study.primary,

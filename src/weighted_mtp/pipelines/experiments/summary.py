@@ -105,10 +105,8 @@ def summarise(
             arms[name]["headroom"] = share_of_headroom(
                 tables[start].head_1, table.head_1, tables[end].head_1
             )
-    compared = [compare(tables, each) for each in comparisons_of(request)]
-    corrected = holm([each["loss"]["p"] for each in compared])
-    for each, p in zip(compared, corrected, strict=True):
-        each["p_holm"] = p
+    named = comparisons_of(request.design, request)
+    compared = corrected([compare(tables, each) for each in named], "loss")
     return {
         "plan": dict(plan),
         "choice": dict(choice),
@@ -121,6 +119,12 @@ def summarise(
         "comparisons": compared,
         "core_minutes": processor_seconds(request) / 60,
     }
+
+
+def corrected(compared: list[dict[str, Any]], figure: str) -> list[dict[str, Any]]:
+    """Add to each comparison the p-value of a figure, corrected by Holm's method."""
+    found = holm([each[figure]["p"] for each in compared])
+    return [{**each, "p_holm": p} for each, p in zip(compared, found, strict=True)]
 
 
 def compare(tables: Mapping[str, ArmTable], comparison: Comparison) -> dict[str, Any]:

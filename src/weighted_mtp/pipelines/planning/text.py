@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from weighted_mtp.core.files import command_line
+from weighted_mtp.core.files import command_line, set_options
 from weighted_mtp.pipelines.planning.communication import Kind, Step
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing
 from weighted_mtp.pipelines.planning.plan import CHECKPOINTING, SHARE, Choice, Plan
@@ -167,7 +167,7 @@ def _or(words: Sequence[str]) -> str:
 
 def _set(changes: Iterable[str]) -> str:
     """The `--set` options that make these changes, quoted for a shell."""
-    return command_line(*(word for change in changes for word in ("--set", change)))
+    return command_line(*set_options(changes))
 
 
 def _plural(number: int, noun: str) -> str:
