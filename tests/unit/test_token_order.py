@@ -149,6 +149,13 @@ def test_checkpoints_have_the_order_head_and_exports_do_not(tmp_path, rows_file)
     assert not list((tmp_path / "hf").rglob(ORDER_HEAD_FILE))
 
 
+def test_a_fresh_model_takes_no_file_of_the_working_directory(tmp_path, rows_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ORDER_HEAD_FILE).write_bytes(b"of another model")
+    start = start_model(tiny_recipe(rows_file, objective__name="top"), Processes())[0]
+    assert start.on(torch.device("cpu")).order_head.weight.std() > 0
+
+
 def test_partial_training_is_refused(rows_file):
     recipe = tiny_recipe(rows_file, objective__name="top", training__adapt="heads")
     with pytest.raises(UserError, match=r"training\.adapt=full"):

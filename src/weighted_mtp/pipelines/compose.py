@@ -252,8 +252,8 @@ def start_model(
             head_type = recipe.objective.value.head_type
             start = with_value_head(start, resolved.value_head, head_type)
         if resolved.objective.needs_order_head:
-            folder = Path() if source is None else source.directory
-            start = with_order_head(start, folder / ORDER_HEAD_FILE, recipe.model.init_std)
+            stored = None if source is None else source.directory / ORDER_HEAD_FILE
+            start = with_order_head(start, stored, recipe.model.init_std)
     assert resolved.tokenizer is not None  # only a plan may lack one
     side_files = start.adapter.side_files
     if recipe.tokenizer.kind != "auto":  # the recipe names another tokenizer

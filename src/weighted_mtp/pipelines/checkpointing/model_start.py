@@ -236,10 +236,11 @@ def with_value_head(
     return DeferredModel(adapter, fill, start.formats)
 
 
-def with_order_head(start: DeferredModel, stored: Path, std: float) -> DeferredModel:
-    """Attach the second unembedding of a file, or a fresh one if there is no such file.
+def with_order_head(start: DeferredModel, stored: Path | None, std: float) -> DeferredModel:
+    """Attach a second unembedding.
 
     Args:
+        stored: the file with its weights; it is fresh if there is no such file.
         std: standard deviation of fresh weights.
 
     Raises:
@@ -248,7 +249,9 @@ def with_order_head(start: DeferredModel, stored: Path, std: float) -> DeferredM
     with on_meta():
         attached = start.adapter.attach_order_head(std)
     shape = attached.weight.shape
-    values = read_order_head(stored, shape) if stored.is_file() else None
+    values = None
+    if stored is not None and stored.is_file():
+        values = read_order_head(stored, shape)
 
     def fill() -> None:
         start.fill()
