@@ -30,7 +30,8 @@ HEADS = {"training__adapt": "heads", "training__learning_rate": 0.02}
 
 
 def recipe_of(*changes):
-    return load_recipe("baseline", None, ["model.path=unread", "data.train=unread", *changes])
+    own = ["model.path=unread", "data.train=unread", "runtime.compute_dtype=bfloat16"]
+    return load_recipe("baseline", None, [*own, *changes])
 
 
 def adapted(args=None, *changes, stored=None):

@@ -262,8 +262,6 @@ def test_the_rows_a_critic_reads_and_those_it_judges(rows, make_trainer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_value_head_has_a_rate_of_its_own(optimizer, make_trainer):
-    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("this PyTorch has no Muon")
     change = {"objective__value__learning_rate": 0.05, "training__optimizer": optimizer}
     trainer = make_trainer("verifiable", training__warmup_fraction=0.5, **change)
     head = {id(p) for n, p in trainer.module.named_parameters() if n.startswith(VALUE)}

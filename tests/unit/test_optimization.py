@@ -25,12 +25,11 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
+from weighted_mtp.pipelines.training.muon import Muon, orthogonal
 from weighted_mtp.pipelines.training.optimization import Optimizers, learning_rate, make_optimizer
 
 rows_file = helpers_training.rows_file
 make_trainer = helpers_training.make_trainer
-
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
 
 
 def adapter() -> MetaLlamaMTPAdapter:
@@ -42,7 +41,7 @@ def names_of(module: nn.Module, groups) -> set[str]:
     return {name for name, p in module.named_parameters() if id(p) in held}
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_parameter_is_held_once_and_only_matrices_decay(kind):
     module = adapter()
     groups = make_optimizer(module, TrainingConfig(optimizer=kind)).param_groups
@@ -53,7 +52,7 @@ def test_every_parameter_is_held_once_and_only_matrices_decay(kind):
     assert not any("norm" in name or "tok_embeddings" in name for name in decayed)
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_adamw_follows_its_settings(kind):
     """Three steps by the formulas of Loshchilov & Hutter, for every parameter that it holds."""
     module, generator = adapter(), torch.Generator().manual_seed(0)
@@ -83,15 +82,75 @@ def test_adamw_follows_its_settings(kind):
         torch.testing.assert_close(p.detach().double(), expected[id(p)][0], rtol=1e-5, atol=1e-6)
 
 
-@needs_muon
 def test_muon_takes_the_recipes_rate_and_decay():
     config = TrainingConfig(optimizer="muon", learning_rate=0.02, weight_decay=0.3)
     (group,) = make_optimizer(adapter(), config).parts["muon"].param_groups
-    asked = ("lr", "weight_decay", "momentum", "adjust_lr_fn")
-    assert [group[name] for name in asked] == [0.02, 0.3, 0.95, "match_rms_adamw"]
+    asked = ("lr", "weight_decay", "momentum")
+    assert [group[name] for name in asked] == [0.02, 0.3, 0.95]
 
 
-@needs_muon
+SHAPES = [(6, 9), (9, 6), (6, 9), (5, 5)]
+
+
+def muon_steps(kind, **settings) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    generator = torch.Generator().manual_seed(1)
+    matrices = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    optimizer = kind(matrices, lr=0.02, weight_decay=0.3, momentum=0.95, **settings)
+    for _ in range(3):
+        for matrix in matrices:
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+        optimizer.step()
+    return matrices, optimizer
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
+def test_muon_is_pytorchs_up_to_its_bfloat16():
+    theirs, state = muon_steps(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+    ours, optimizer = muon_steps(Muon)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=4e-3)
+    optimizer.load_state_dict(state.state_dict())
+    for a, b in zip(ours, theirs, strict=True):
+        a.grad = b.grad
+        assert torch.equal(optimizer.state[a]["momentum_buffer"], state.state[b]["momentum_buffer"])
+    optimizer.step()
+
+
+def test_muon_follows_its_definition(monkeypatch):
+    """Momentum and decay in plain words; matrices one by one give what they give together."""
+    ours, _ = muon_steps(Muon)
+    monkeypatch.setattr("weighted_mtp.pipelines.training.muon._TOGETHER", 1)
+    alone, _ = muon_steps(Muon)
+    generator = torch.Generator().manual_seed(1)
+    wanted = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    means = [torch.zeros(shape) for shape in SHAPES]
+    for _ in range(3):
+        for i, (A, B) in enumerate(SHAPES):
+            gradient = torch.randn((A, B), generator=generator)
+            means[i] = 0.95 * means[i] + 0.05 * gradient
+            update = orthogonal((0.05 * gradient + 0.95 * means[i])[None])[0]
+            wanted[i] = (1 - 0.02 * 0.3) * wanted[i] - 0.02 * 0.2 * max(A, B) ** 0.5 * update
+    for a, b, c in zip(ours, alone, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.detach(), c, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (8, 8)])
+def test_an_update_is_nearly_orthogonal(shape):
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    for matrix, made in zip(x, orthogonal(x), strict=True):
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        values = torch.linalg.svdvals(made)
+        assert float(values.min()) > 0.5
+        assert float(values.max()) < 1.3
+        assert float(((left @ right) * made).sum() / len(values)) > 0.8  # the same directions
+
+
+def test_muon_takes_matrices_only():
+    with pytest.raises(ValueError, match=r"matrices, not shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
 def test_muon_has_the_matrices_of_the_blocks_alone():
     module = adapter()
     optimizer = make_optimizer(module, TrainingConfig(optimizer="muon"))
@@ -104,7 +163,6 @@ def test_muon_has_the_matrices_of_the_blocks_alone():
     }
 
 
-@needs_muon
 def test_optimizers_go_on_from_their_state(tmp_path):
     def step(module, optimizer, seed):
         torch.manual_seed(seed)
@@ -131,12 +189,6 @@ def test_optimizers_go_on_from_their_state(tmp_path):
         step(resumed, third, seed)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_muon_without_a_muon_is_a_clear_error(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(UserError, match=r"muon needs PyTorch 2\.9"):
-        make_optimizer(adapter(), TrainingConfig(optimizer="muon"))
 
 
 # --- learning rate -------------------------------------------------------------------------------
@@ -190,7 +242,7 @@ def test_rates_by_hand():
     assert warm == [0.5, 1, 0.5, 0]
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_group_ends_at_its_share_of_the_final_rate(kind, make_trainer):
     rates = {"training__learning_rate": 0.01, "training__final_learning_rate": 0.001}
     trainer = make_trainer(

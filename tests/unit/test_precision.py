@@ -289,13 +289,7 @@ def test_clip_norm_of_many_small_gradients(size):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "adamw",
-        pytest.param(
-            "muon",
-            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9"),
-        ),
-    ],
+    ["adamw", "muon"],
 )
 def test_bfloat16_micro_batches_add_up_in_float32(kind):
     """Gradients, what they add up to over 64 micro-batches, and the optimizer's state."""

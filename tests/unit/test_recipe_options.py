@@ -418,9 +418,7 @@ OPTIONS: dict[str, Proof | str] = {
     "training.lora.norms": LORA + "test_what_is_trained",
     "training.lora.embeddings": LORA + "test_what_is_trained",
     "training.frozen_dtype": Proof(formats, "bfloat16", also=FROZEN),
-    "training.optimizer": Proof(weights, "muon")
-    if hasattr(torch.optim, "Muon")
-    else "unit/test_optimization.py::test_muon_without_a_muon_is_a_clear_error",
+    "training.optimizer": Proof(weights, "muon"),
     "training.betas": Proof(optimizer, "[0.5, 0.6]"),
     "training.weight_decay": Proof(optimizer, 0.3),
     "training.clip_norm": Proof(weights, 0.01),

@@ -185,7 +185,6 @@ def test_the_state_of_another_model_is_refused(make_trainer, tmp_path):
         restore_any(checkpoint, other.optimizer, other.weights)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
 def test_parts_hold_the_state_of_adamw_alone(make_trainer, tmp_path):
     saver = saver_of(ShardedSaver, make_trainer(**SMALL), tmp_path)
     checkpoint = saver.save(1, (), {})
@@ -205,8 +204,6 @@ def mesh():
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_whole_state_is_taken_up_in_parts(kind, mesh, make_trainer, tmp_path):
-    if kind == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("PyTorch before 2.9")
     trainer = make_trainer(**SMALL, training__optimizer=kind)
     run_steps(trainer, 1)
     checkpoint = saver_of(WholeSaver, trainer, tmp_path).save(1, (), {})

@@ -39,6 +39,29 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices at least as fast as float32 ones.
+
+    A CPU without AVX-512, as most laptops have it, takes 50 to 100 times as long; GPUs before
+    Ampere emulate it.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True
+    try:  # what PyTorch's own products ask before they take oneDNN's kernels
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def resolve_compute_dtype(name: str, device: torch.device) -> str:
+    """Name of the format of matrix products: "auto" is bfloat16 where it is fast, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if fast_bfloat16(device) else "float32"
+
+
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating-point format by its name; None stays None ("as stored").
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from weighted_mtp.decoding.draft_heads import DraftHeads, Pairs
 from weighted_mtp.decoding.draft_output import DraftOutput
 from weighted_mtp.decoding.layers import attend, norm_weights, normalised
-from weighted_mtp.decoding.products import is_small, product, worth_copying
+from weighted_mtp.decoding.products import is_quicker_wide, product, worth_copying
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, sees
 from weighted_mtp.models.meta_mtp.rotary import rotate_in_place
@@ -74,7 +74,7 @@ class FastModel:
     def __init__(self, model: Transformer, steps: int, draft_ids: Tensor | None = None) -> None:
         self.definition, self.args = model, model.args
         copy = worth_copying(model, steps)
-        if copy and is_small(model):  # a copy: `definition` stays as it is
+        if copy and is_quicker_wide(model):  # a copy: `definition` stays as it is
             model = deepcopy(model).float()
         self._model, self.dtype = model, model.tok_embeddings.weight.dtype
         self._group = model.args.n_heads // model.args.kv_heads

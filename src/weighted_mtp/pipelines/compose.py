@@ -35,15 +35,12 @@ from weighted_mtp.pipelines.checkpointing.remote_runs import share_recipe, sync_
 from weighted_mtp.pipelines.checkpointing.resuming import check_sources, is_same_run, tell_changes
 from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
-from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve, settle
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen, lora_of
 from weighted_mtp.pipelines.training.data import training_data
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import (
-    Objective,
-    resolve_objective,
-)
+from weighted_mtp.pipelines.training.objectives import Objective
 from weighted_mtp.pipelines.training.reference import online_reference
 from weighted_mtp.pipelines.training.stored_states import check_model
 from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun, TrainResult
@@ -88,7 +85,7 @@ def run(request: RunRequest) -> TrainResult:
     Raises:
         UserError: anything wrong with the recipe, its files, or the run directory.
     """
-    recipe, run_dir = resolve_objective(request.recipe), request.run_dir
+    recipe, run_dir = settle(request.recipe), request.run_dir
     request = replace(request, recipe=recipe)
     runtime, data = recipe.runtime, recipe.data
     outermost = request if request.outer is None else request.outer

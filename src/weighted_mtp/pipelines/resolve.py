@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighted_mtp.core.config.recipe import Recipe
-from weighted_mtp.core.device import resolve_device
+from weighted_mtp.core.device import resolve_compute_dtype, resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_tokenizer, is_hub_id
 from weighted_mtp.data.datasets import first_row
@@ -73,6 +73,25 @@ class Resolved:
     value_head: Path | None = None
 
 
+def settle(recipe: Recipe, planned: bool = False) -> Recipe:
+    """Decide what a recipe leaves open: the objective's options, and the number format.
+
+    Args:
+        planned: for GPUs, not for this machine.
+
+    Raises:
+        UserError: as `resolve_objective`; or no such device.
+    """
+    recipe, runtime = resolve_objective(recipe), recipe.runtime
+    if runtime.compute_dtype != "auto":
+        return recipe
+    chosen = "bfloat16"
+    if not planned and runtime.fsdp.param_dtype != "bfloat16":
+        chosen = resolve_compute_dtype("auto", resolve_device(runtime.device))
+    runtime = runtime.model_copy(update={"compute_dtype": chosen})
+    return recipe.model_copy(update={"runtime": runtime})
+
+
 def resolve(
     recipe: Recipe,
     processes: Processes,
@@ -89,7 +108,7 @@ def resolve(
     Raises:
         UserError: training with this recipe is not possible.
     """
-    recipe = resolve_objective(recipe)
+    recipe = settle(recipe, planned)
     check_processes(recipe, processes)
     given = model if isinstance(model, ModelArgs) else None
     path = model if isinstance(model, Path) else recipe.model.path

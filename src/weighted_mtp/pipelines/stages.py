@@ -13,8 +13,8 @@ from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
 from weighted_mtp.pipelines.checkpointing.remote_runs import sync_with_remote
 from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
 from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
+from weighted_mtp.pipelines.resolve import settle
 from weighted_mtp.pipelines.run_directory import writing_run
-from weighted_mtp.pipelines.training.objectives import resolve_objective
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 from weighted_mtp.runtime.environment import environment_of
@@ -43,7 +43,7 @@ def run_two_stages(request: RunRequest, first: FirstStage) -> TrainResult:
     Raises:
         UserError: as for `run`.
     """
-    request = replace(request, recipe=resolve_objective(request.recipe))
+    request = replace(request, recipe=settle(request.recipe))
     # One process group for both stages.
     with (
         distributed.report_lost_rank(),

@@ -18,12 +18,12 @@ from weighted_mtp.pipelines.checkpointing.resume_rules import Resume
 from weighted_mtp.pipelines.checkpointing.resuming import changes, tell_changes
 from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.planning.estimate import Estimate, estimate
+from weighted_mtp.pipelines.resolve import settle
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_critic import run_critic
 from weighted_mtp.pipelines.run_ntp import run_ntp
 from weighted_mtp.pipelines.run_rho1 import run_rho1
 from weighted_mtp.pipelines.run_verifiable import run_verifiable
-from weighted_mtp.pipelines.training.objectives import resolve_objective
 from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
 
@@ -84,7 +84,7 @@ def run_request(
 ) -> RunRequest:
     """What `train` would run. Arguments and errors as for `train`."""
     run_dir = default_run_dir(recipe, preset) if output_dir is None else Path(output_dir)
-    given = load_recipe(recipe, preset, overrides) if isinstance(recipe, Recipe) else None
+    given = settle(load_recipe(recipe, preset, overrides)) if isinstance(recipe, Recipe) else None
     if resume == "auto":
         places = list(overrides)
         if given is not None and given.training.remote is not None:
@@ -94,7 +94,7 @@ def run_request(
         if recipe is None:
             raise _unnamed()
         asked = given or load_recipe(recipe, preset, overrides)
-        return RunRequest(resolve_objective(asked), run_dir)
+        return RunRequest(settle(asked), run_dir)
     found = find_run(run_dir, overrides, given)
     if given is None and recipe is not None:
         name = Path(str(recipe)).stem
@@ -102,7 +102,7 @@ def run_request(
             kind = found.asked.pipeline
             raise UserError(f"{run_dir} is a {kind} run; it cannot resume as {name}")
         _warn_of_ignored(str(recipe), preset, overrides, run_dir, found.asked)
-    return RunRequest(resolve_objective(found.asked), run_dir, resume=True, saved=found.saved)
+    return RunRequest(settle(found.asked), run_dir, resume=True, saved=found.saved)
 
 
 def run_pipeline(request: RunRequest) -> TrainResult:
@@ -148,7 +148,7 @@ def _warn_of_ignored(
 ) -> None:
     """Warn where recipe and preset, which a resumed run does not read, differ from its own."""
     try:
-        given = load_recipe(recipe, preset, overrides)
+        given = settle(load_recipe(recipe, preset, overrides))
     except UserError:  # a shipped recipe alone, for instance, names no data
         return
     found = [str(change) for change in changes(Resume(asked, given, 0))]

@@ -119,9 +119,9 @@ def add_states(parser: argparse.ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument(
         "--compute-dtype",
-        choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="runtime.compute_dtype of the training (default bfloat16)",
+        choices=["auto", "bfloat16", "float32"],
+        default="auto",
+        help="runtime.compute_dtype of the training (default auto)",
     )
     parser.add_argument(
         "--dtype",

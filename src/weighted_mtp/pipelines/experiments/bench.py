@@ -30,10 +30,10 @@ from weighted_mtp.pipelines.checkpointing.model_start import (
     with_order_head,
     with_value_head,
 )
-from weighted_mtp.pipelines.resolve import build_tokenizer, model_args
+from weighted_mtp.pipelines.resolve import build_tokenizer, model_args, settle
 from weighted_mtp.pipelines.training.data import TrainingData
 from weighted_mtp.pipelines.training.module import TrainingModule
-from weighted_mtp.pipelines.training.objectives import make_objective, resolve_objective
+from weighted_mtp.pipelines.training.objectives import make_objective
 from weighted_mtp.pipelines.training.reference import token_losses
 from weighted_mtp.pipelines.training.trainer import Trainer, TrainingRun
 from weighted_mtp.runtime.environment import environment_of
@@ -85,7 +85,7 @@ def train(
         UserError: more steps than allowed had a non-finite loss or gradient.
     """
     began = time.process_time()
-    recipe = resolve_objective(recipe)
+    recipe = settle(recipe)
     tokenizer = build_tokenizer(recipe)
     with environment_of(recipe.runtime) as env:
         args = model_args(recipe, tokenizer.vocab_size)

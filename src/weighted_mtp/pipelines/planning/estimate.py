@@ -29,7 +29,7 @@ from weighted_mtp.pipelines.planning.memory_inputs import (
     Mode,
     Setting,
 )
-from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve, settle
 from weighted_mtp.pipelines.training.adapting import freeze, is_halved
 from weighted_mtp.pipelines.training.objectives import Objective
 
@@ -70,6 +70,7 @@ def estimate(recipe: Recipe) -> Estimate:
     Raises:
         UserError: what training with this recipe would refuse.
     """
+    recipe = settle(recipe)
     device = resolve_device(recipe.runtime.device)
     processes = Processes(int(os.environ.get("WORLD_SIZE", "1")))
     resolved = resolve(recipe, processes)
@@ -219,7 +220,7 @@ def setting_of(
     setting = Setting(
         rows=rows,
         length=length,
-        half=runtime.compute_dtype == "bfloat16",
+        half=runtime.compute_dtype != "float32",
         gpu=gpu,
         checkpointing=training.activation_checkpointing,
         accumulate=training.batch_size > rows * gpus,

@@ -23,7 +23,7 @@ from weighted_mtp.pipelines.planning.estimate import (
 from weighted_mtp.pipelines.planning.memory import Memory, peak_memory
 from weighted_mtp.pipelines.planning.memory_inputs import Checkpointing, Counts, Mode
 from weighted_mtp.pipelines.planning.shapes import args_of, check_there, shape_of
-from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve
+from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve, settle
 from weighted_mtp.pipelines.training.objectives import Objective
 
 SHARE = 0.9
@@ -135,7 +135,7 @@ def plan(request: PlanRequest) -> Plan:
         UserError: the recipe, the model and the number of GPUs do not make a possible run.
     """
     _check_gpus(request)
-    recipe = _read_recipe(request)
+    recipe = settle(_read_recipe(request), planned=True)
     processes = Processes(request.gpus, min(request.gpus, request.gpus_per_node))
     shape = None if request.model is None else shape_of(request.model)
     if request.model is not None and shape is None:
@@ -244,7 +244,7 @@ def _ways(recipe: Recipe, request: PlanRequest) -> Iterator[tuple[Mode, bool]]:
 
 def _lean(recipe: Recipe) -> dict[str, str]:
     """`LEAN`, as far as the compute dtype allows."""
-    half = recipe.runtime.compute_dtype == "bfloat16"
+    half = recipe.runtime.compute_dtype != "float32"
     return {key: value for key, value in LEAN.items() if half or key != "param_dtype"}
 
 

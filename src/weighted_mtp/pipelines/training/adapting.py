@@ -119,6 +119,6 @@ def is_halved(recipe: Recipe, parameter: nn.Parameter, stored: torch.dtype | Non
         stored: its format in the checkpoint; None for one that is not known yet (a plan).
     """
     asked = recipe.training.frozen_dtype
-    if recipe.runtime.compute_dtype != "bfloat16" or parameter.ndim < 2 or asked == "float32":
+    if recipe.runtime.compute_dtype == "float32" or parameter.ndim < 2 or asked == "float32":
         return False
     return asked == "bfloat16" or stored in (None, torch.bfloat16)

@@ -10,6 +10,7 @@ from torch import nn
 
 from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
+from weighted_mtp.pipelines.training.muon import Muon
 
 
 class Optimizer(Protocol):
@@ -56,9 +57,8 @@ def make_optimizer(
 
     `adamw` is AdamW (Loshchilov & Hutter 2019) for everything; `adamw_8bit` keeps its moving
     averages in 8 bits, in blocks of 256 (Dettmers et al. 2022, arXiv 2110.02861). `muon`
-    orthogonalises the updates of the blocks' matrices (Jordan et al. 2024), scaled to the size of
-    AdamW's so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982), with AdamW
-    for the rest.
+    orthogonalises the updates of the blocks' matrices (`Muon`), with AdamW for the rest; one
+    learning rate serves both.
 
     Build it after wrapping or sharding the module: sharding replaces the parameters.
 
@@ -67,7 +67,7 @@ def make_optimizer(
             follow one schedule, so their ratio is constant.
 
     Raises:
-        UserError: this PyTorch has no `muon`, or torchao, which `adamw_8bit` needs, is missing.
+        UserError: torchao, which `adamw_8bit` needs, is missing.
     """
     blocks: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -87,20 +87,10 @@ def make_optimizer(
     scale = (value_learning_rate or config.learning_rate) / config.learning_rate
     if config.optimizer != "muon":
         return _adamw(blocks + matrices, plain, value, scale, config)
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(
-            f"training.optimizer muon needs PyTorch 2.9, this is {torch.__version__}; use adamw"
-        )
     adamw = _adamw(matrices, plain, value, scale, config)
     if not blocks:
         return adamw
-    muon = torch.optim.Muon(
-        blocks,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=0.95,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(blocks, config.learning_rate, config.weight_decay)
     return Optimizers(muon=muon, adamw=adamw)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weighted_mtp.core.device import DTYPES, resolve_device
+from weighted_mtp.core.device import DTYPES, resolve_compute_dtype, resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.lock import only_writer
@@ -58,7 +58,7 @@ class StatesRequest:
     joint: bool = False
     batch_size: int = 16
     device: str = "auto"
-    compute_dtype: str = "bfloat16"
+    compute_dtype: str = "auto"
     dtype: str = "bfloat16"
     budget: int | None = None
 
@@ -198,11 +198,12 @@ def _read(
     """`[L, 2, D]` of each of these rows, in order; those of like length are read together."""
     dtype, found = DTYPES[request.dtype], dict.fromkeys(rows, torch.empty(0))
     device = transformer.output.weight.device
+    compute_dtype = DTYPES[resolve_compute_dtype(request.compute_dtype, device)]
     ordered = sorted(rows, key=lambda row: int(examples.lengths[row]))
     for first in range(0, len(ordered), request.batch_size):
         part = [examples[row] for row in ordered[first : first + request.batch_size]]
         tokens = collator(part).tokens.to(device)
-        states = trunk_and_first(transformer, tokens, DTYPES[request.compute_dtype])
+        states = trunk_and_first(transformer, tokens, compute_dtype)
         kept = states.to(dtype).cpu()
         for example, line in zip(part, kept, strict=True):
             found[example.row] = line[: example.positions].clone()
