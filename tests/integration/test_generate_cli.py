@@ -16,6 +16,7 @@ from weighted_mtp.data.collators import TEMPLATES
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from weighted_mtp.decoding import Stopping, Stream, complete_naively
 from weighted_mtp.models.meta_mtp.checkpoints import load_meta_mtp_model, save_native
+from weighted_mtp.models.meta_mtp.quantised import quantise
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures, line, table
 from weighted_mtp.pipelines.evaluating.writer import row_seed
 
@@ -71,6 +72,23 @@ def test_drafts_do_not_change_a_greedy_text(checkpoint, capsys):
         assert ("nodes per pass" in said.err) == (not options or "--tree" in options)
     assert len(set(texts)) == 1
     assert generate(checkpoint, "--prompt", "abc", "--lossy-typical", "--temperature", "1") == 0
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_rounded_weights_write_what_the_rounded_model_does(bits, checkpoint, capsys):
+    """With drafts and without; the checkpoint stays as it is."""
+    before = (checkpoint / "metadata.json").read_text()
+    texts = []
+    for more in ([], ["--no-speculate"]):
+        words = ["--dtype", bits, "--ties", "exact", "--json", "--prompt", "def f("]
+        assert generate(checkpoint, *words, *more) == 0
+        texts += [record["text"] for record in records(capsys)]
+    model, tokenizer = load_meta_mtp_model(checkpoint, device="cpu"), ByteTokenizer()
+    quantise(model, bits)
+    ids = [tokenizer.bos_id, *tokenizer.encode("def f(")]
+    wanted = complete_naively(model, ids, Stopping(12, tokenizer.eos_id)).tokens
+    assert texts == [tokenizer.decode([*b"x", *wanted])[1:]] * 2
+    assert (checkpoint / "metadata.json").read_text() == before
 
 
 def test_a_terminal_sees_the_text_as_it_comes(checkpoint, capsys, monkeypatch):

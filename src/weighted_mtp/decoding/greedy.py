@@ -44,8 +44,10 @@ def tie_margin(model: Transformer, sampling: Sampling) -> float:
     every format, `fast` in none.
     """
     weight = model.output.weight
-    kind = weight.device.type
-    unit, coarse = torch.finfo(weight.dtype).eps, weight.dtype in (torch.bfloat16, torch.float16)
+    kind, dtype = weight.device.type, weight.dtype
+    if not weight.is_floating_point():  # quantised: its products are rounded to bfloat16
+        dtype = torch.bfloat16
+    unit, coarse = torch.finfo(dtype).eps, dtype in (torch.bfloat16, torch.float16)
     if weight.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         unit, coarse = torch.finfo(torch.bfloat16).eps, True
     if torch.is_autocast_enabled(kind):

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weighted_mtp.core.device import fast_bfloat16
+from weighted_mtp.models.meta_mtp.quantised import QuantisedLinear
 
 Product = Callable[[Tensor], Tensor]
 
@@ -76,6 +77,9 @@ def product(modules: Sequence[nn.Module], copy: bool) -> Product:
             quantised layer) are called as they are.
         copy: the weights may be copied into a better layout; later changes to them go unseen.
     """
+    quantised = [module for module in modules if isinstance(module, QuantisedLinear)]
+    if len(quantised) == len(modules) and (one := QuantisedLinear.joined(quantised)) is not None:
+        return one
     weights = [m.weight for m in modules if type(m) is nn.Linear]
     if not copy or len(weights) < len(modules) or _biased(modules):
         return modules[0] if len(modules) == 1 else partial(_side_by_side, modules)

@@ -7,6 +7,10 @@ from typing import Literal
 
 AUTO: Literal["auto"] = "auto"
 ALL, OFF = "all", "off"
+DTYPE_HELP = (
+    "float32, bfloat16 or float16 (default: as stored); int8 or int4 quantise the weights in "
+    "memory, for decoding on a CPU"
+)
 STORED, NONE = "stored", "none"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.cli.arguments.decoding import add_decoding_arguments
+from weighted_mtp.cli.arguments.decoding import DTYPE_HELP, add_decoding_arguments
 from weighted_mtp.core.choices import BENCHMARKS, MICRO
 from weighted_mtp.core.files import given_name, given_path
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--template", help="prompt template (default: the one of the run)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument("--dtype", help=DTYPE_HELP)
     parser.add_argument(
         "--show",
         type=int,

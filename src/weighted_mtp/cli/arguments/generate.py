@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.cli.arguments.decoding import add_decoding_arguments
+from weighted_mtp.cli.arguments.decoding import DTYPE_HELP, add_decoding_arguments
 from weighted_mtp.cli.arguments.prompts import add_prompt_arguments
 from weighted_mtp.core.files import given_path
 from weighted_mtp.data.templates import TEMPLATE_NAMES
@@ -44,4 +44,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_decoding_arguments(parser, 256)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument("--dtype", help=DTYPE_HELP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from weighted_mtp.cli.arguments.decoding import add_decoding_arguments
+from weighted_mtp.cli.arguments.decoding import DTYPE_HELP, add_decoding_arguments
 from weighted_mtp.core.choices import NUMBER_FORMATS, OPENINGS
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import given_name, given_path
@@ -93,7 +93,7 @@ def add_self(parser: argparse.ArgumentParser) -> None:
     )
     add_decoding_arguments(parser, MAX_NEW_TOKENS, lossy=False)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument("--dtype", help=DTYPE_HELP)
 
 
 def add_states(parser: argparse.ArgumentParser) -> None:

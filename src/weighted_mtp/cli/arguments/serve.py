@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighted_mtp.cli.arguments.decoding import add_speculation_arguments
+from weighted_mtp.cli.arguments.decoding import DTYPE_HELP, add_speculation_arguments
 from weighted_mtp.core.files import given_path
 
 KEY_VARIABLE = "WEIGHTED_MTP_API_KEY"
@@ -55,5 +55,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decoding = parser.add_argument_group("decoding")
     add_speculation_arguments(decoding)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument("--dtype", help=DTYPE_HELP)
     parser.set_defaults(lossy_typical=False, tree=None)

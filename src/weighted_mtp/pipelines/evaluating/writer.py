@@ -31,6 +31,7 @@ from weighted_mtp.decoding.copies import Copies
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import open_checkpoint
 from weighted_mtp.models.meta_mtp.draft_vocabulary import check_stops
+from weighted_mtp.models.meta_mtp.quantised import BITS, quantise
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.checkpointing.model_start import warn_past_positions
 from weighted_mtp.pipelines.evaluating.decoding_figures import DecodingFigures
@@ -44,7 +45,8 @@ class ModelWriter:
     Args:
         path: a run, a checkpoint or a model directory.
         max_new_tokens: of each text.
-        dtype: as `MetaLlamaMTPAdapter.from_pretrained` takes it; None keeps the stored one.
+        dtype: as `MetaLlamaMTPAdapter.from_pretrained` takes it, or `int8` or `int4`, to which the
+            weights are then quantised; None keeps the stored one.
         speculation: draft with the model's heads; None decodes plainly, and so does a k of 1.
 
     Attributes:
@@ -74,9 +76,13 @@ class ModelWriter:
         if speculation is not None and speculation.draft_vocabulary and k > 1:
             stops = self.tokenizer.stop_ids
             check_stops(source.draft_ids, stops, shape.vocab_size, self.model_dir)
+        bits = next((bits for bits in BITS if bits == dtype), None)
+        stored = None if bits else dtype
         self._model = MetaLlamaMTPAdapter.from_pretrained(
-            source, resolve_device(device), dtype, initialize_value_head=False
+            source, resolve_device(device), stored, initialize_value_head=False
         ).transformer
+        if bits is not None:
+            quantise(self._model, bits)
         self.speculation = None
         if speculation is not None and k > 1:
             self.speculation = speculation
