@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from tests.unit.checkpoint_cases import tiny
 
-from weighted_mtp.cli.main import COMMANDS
+from weighted_mtp.cli.main import COMMANDS, main
+from weighted_mtp.models.meta_mtp.checkpoints import save_huggingface, save_mtp_llama, save_native
+from weighted_mtp.models.meta_mtp.value_head import ValueHead
 
-HEAVY = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "transformers", "matplotlib")
+LIBRARIES = ("torch", "numpy", "pydantic", "yaml", "safetensors", "tokenizers", "transformers")
+HEAVY = (*LIBRARIES, "datasets", "pyarrow", "matplotlib", "multiprocessing")
 
 SHOW = """
 import json, sys
@@ -56,3 +61,34 @@ def test_a_command_imports_what_it_needs(words, needless):
     asked = [sys.executable, "-c", RUN, ",".join(needless), *words]
     ended = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+REFUSING = """
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "numpy", "transformers", "pydantic", "yaml"):
+            raise AssertionError(f"imports {name}")
+
+sys.meta_path.insert(0, Refused())
+from weighted_mtp.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("save", [save_native, save_huggingface, save_mtp_llama])
+@pytest.mark.parametrize("shards", [2**30, 20_000])
+def test_a_checkpoint_is_described_without_pytorch(save, shards, tmp_path, capsys):
+    model = tiny(n_kv_heads=2, tie_embeddings=True)
+    model.draft_ids = torch.tensor([0, 3, 39])
+    ValueHead(model.args.dim).save_checkpoint(tmp_path / "value_head.safetensors")
+    head = tmp_path / "value_head.safetensors"
+    save(model.bfloat16(), tmp_path / "model", max_shard_bytes=shards, value_head_file=head)
+    words = ["inspect", str(tmp_path / "model")]
+    asked = [sys.executable, "-c", REFUSING, *words]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "drafts from  3 of 40 tokens" in ended.stdout
+    assert main(words) == 0
+    assert ended.stdout == capsys.readouterr().out

@@ -67,7 +67,7 @@ class ModelWriter:
         speculation: Speculation | None = None,
     ) -> None:
         source = open_checkpoint(path)  # find mistakes before the weights are loaded
-        self.model_dir, shape = source.directory, source.model.args
+        self.model_dir, shape = source.directory, source.args
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = heads_in_use(speculation, shape.n_future_tokens)
