@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from weighted_mtp.core.errors import RowError, UserError, one_line
 from weighted_mtp.core.types import Message, Row
-from weighted_mtp.data.tokens.chat_environment import Span, compiled, render
 from weighted_mtp.data.tokens.huggingface import HuggingFaceTokenizer
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
 
+Span = tuple[int, int]
 _MARKS = [chr(code) for code in range(0xFDD1, 0xFDF0)]
 """Noncharacters of Unicode: text hardly ever contains one, and never all."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
@@ -70,6 +70,8 @@ class ChatTemplate:
         self.variables = tokenizer.files.template_variables()
         self._names = sorted(tokenizer.control, key=len, reverse=True)
         self._answers_are_marked = _GENERATION.search(self.text) is not None
+        from weighted_mtp.data.tokens.chat_environment import compiled  # Jinja takes a moment
+
         try:
             compiled(self.text)
         except Exception as error:  # Jinja's own kinds, and those of its extensions
@@ -160,6 +162,8 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
         """The text, and what a template with `{% generation %}` says are answers."""
+        from weighted_mtp.data.tokens.chat_environment import render
+
         given = {
             "messages": [dict(message) for message in messages],
             "tools": None,

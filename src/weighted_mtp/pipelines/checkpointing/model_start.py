@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from weighted_mtp.core.config.sections import ModelConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -30,6 +30,9 @@ from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.parallel import Fill
 from weighted_mtp.runtime.parts import WholeDraws, copy_whole
+
+if TYPE_CHECKING:  # decoding needs no recipe, and pydantic takes a moment
+    from weighted_mtp.core.config.sections import ModelConfig
 
 log = get_logger(__name__)
 
