@@ -41,7 +41,7 @@ from weighted_mtp.models.meta_mtp.checkpoints import (
     save_native,
 )
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.train import run_pipeline
 
 FAMILIES = (

@@ -31,7 +31,8 @@ from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.compose import RunRequest, run
+from weighted_mtp.pipelines.compose import run
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.training.module import TrainingModule
 from weighted_mtp.pipelines.training.objectives import make_objective
 

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from weighted_mtp.core.config.recipe import load_recipe
 from weighted_mtp.core.config.runtime import FSDPConfig, RuntimeConfig
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint
+from weighted_mtp.pipelines.compose import find_checkpoint
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.runtime import distributed, shards
 from weighted_mtp.runtime.environment import environment
 from weighted_mtp.runtime.modes import can_shard, parallelise

@@ -18,8 +18,8 @@ from weighted_mtp.core.config.recipe import load_recipe, load_recipe_file
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.checkpointing.resume_rules import Resume
 from weighted_mtp.pipelines.checkpointing.resuming import changes, is_same_run
-from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.metrics_utils import read_metrics
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.run_verifiable import critic_recipe
 from weighted_mtp.pipelines.training.objectives import (

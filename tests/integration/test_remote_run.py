@@ -21,7 +21,7 @@ from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.pipelines.checkpointing import remote_directory as remote_module
 from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
-from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.train import run_pipeline, run_request
 
 rows_file = helpers_training.rows_file

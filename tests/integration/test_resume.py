@@ -32,7 +32,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.models.meta_mtp.checkpoints import save_native
 from weighted_mtp.pipelines import checkpoint_utils
-from weighted_mtp.pipelines.compose import RunRequest
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.run_baseline import run_baseline
 from weighted_mtp.pipelines.training.reference import prepare_reference_losses
 from weighted_mtp.pipelines.training.trainer import Trainer

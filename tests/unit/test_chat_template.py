@@ -458,6 +458,33 @@ def test_a_template_like_qwen3_can_be_masked_without_thoughts(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }} {{ {'é': '<'} | tojson }}",
+        "{{ messages | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=True) }}",
+        "{% set n = namespace(a=1) %}{% for m in messages %}{% set n.a = n.a + 1 %}{% endfor %}"
+        "{{ n.a }} {{ namespace({'b': 2}).b }}",
+        "{{ dict(a=1, b=[2]) }} {{ dict.fromkeys('ab', 0) }} {{ dict([('x', 1)]) }}",
+        "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.content }}"
+        "{% if loop.index == 3 %}{% break %}{% endif %}{% endfor %}",
+        "{{ strftime_now('%Y')[:2] }} {{ bos_token }}",
+        "{% macro say(x) %}[{{ x | trim }}]{% endmacro %}\n  {% for m in messages %}\n"
+        "    {{- say(m.content) -}}\n  {% endfor %}\n tail  \n",
+        "{{ tools is none }} {{ documents is none }} {{ add_generation_prompt }} {{ unknown }}",
+        "{{ messages[0].content.startswith('a') }} {{ messages | length }} {{ range(3) | list }}",
+        "<{{ '<b>' }}>{{ '<b>' | escape }} {% raw %}{{ x }}{% endraw %}",
+    ],
+)
+@pytest.mark.parametrize("prompt", [False, True])
+def test_a_template_has_what_transformers_gives_it(tmp_path, template, prompt):
+    folder, messages = byte_level(tmp_path, template), say("a b", "c", " d é<\n")
+    theirs = reference_tokenizer(folder).apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=prompt
+    )
+    assert ChatTemplate(load_tokenizer(folder)).render(messages, prompt) == theirs
+
+
+@pytest.mark.parametrize(
     ("template", "reason"),
     [
         ("{% for m in messages %}{{ m.content }}", "cannot be used"),
@@ -465,6 +492,14 @@ def test_a_template_like_qwen3_can_be_masked_without_thoughts(tmp_path):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses the messages"),
         ("{{ raise_exception('no') }}", r"refuses the messages \(no\)"),
         ("{{ 1 / 0 }}", "refuses the messages"),
+        ("{{ dict.__class__.__mro__[1].__subclasses__() }}", "refuses the messages"),
+        ("{{ dict.mro() }}", "refuses the messages"),
+        ("{{ namespace.mro() }}", "refuses the messages"),
+        ("{{ raise_exception.__globals__['json'] }}", "refuses the messages"),
+        ("{{ strftime_now.__code__.co_code }}", "refuses the messages"),
+        ("{{ namespace(_a=1) }}", "refuses the messages"),
+        ("{% set n = namespace(a=1) %}{% set n.__class__ = 1 %}", "refuses the messages"),
+        ("{{ messages[0].update(role='x') }}", "refuses the messages"),
     ],
 )
 def test_templates_that_fail_or_reach_out_are_mistakes(tmp_path, template, reason):

@@ -15,11 +15,11 @@ from weighted_mtp.core.input_files import (
     InvalidTextError,
     check_regular,
     parse_json,
-    parse_yaml,
     read_json_lines,
 )
 from weighted_mtp.core.logging import note, run_log
 from weighted_mtp.core.sums import Sums
+from weighted_mtp.core.yaml_text import parse_yaml
 from weighted_mtp.data.prepare.parts import Workspace
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import PickleFile, open_indexed

@@ -194,7 +194,7 @@ def test_it_is_stored_and_used(tmp_path, model_dir, capsys, layout):
 def test_training_keeps_it(model_dir):
     out = convert(model_dir, "--draft-vocabulary", "100")
     source = open_checkpoint(out)
-    start = stored_model(source, source.model.args)
+    start = stored_model(source, source.args)
     assert len(start.adapter.transformer.draft_ids) == 100
 
 

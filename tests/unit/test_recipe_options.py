@@ -29,7 +29,8 @@ from weighted_mtp.data.tokens.tokenizers import ByteTokenizer
 from weighted_mtp.pipelines import compose
 from weighted_mtp.pipelines import resolve as resolving
 from weighted_mtp.pipelines.checkpoint_utils import save_model
-from weighted_mtp.pipelines.compose import RunRequest, start_model
+from weighted_mtp.pipelines.compose import start_model
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.resolve import Processes, build_tokenizer
 from weighted_mtp.pipelines.run_rho1 import reference_recipe
 from weighted_mtp.pipelines.run_verifiable import critic_recipe

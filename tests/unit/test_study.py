@@ -18,7 +18,7 @@ from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.pipelines.experiments import study_seed
 from weighted_mtp.pipelines.experiments.studies import STAR_GRAPH, STUDIES
-from weighted_mtp.pipelines.experiments.study import StudyRequest
+from weighted_mtp.pipelines.experiments.study import STUDY_SIZES, StudyRequest
 from weighted_mtp.pipelines.experiments.study_run import compare_arms, run_study
 from weighted_mtp.pipelines.experiments.study_seed import (
     TOKENIZER,
@@ -48,6 +48,10 @@ def tiny_adapter(std: float = 0.3) -> MetaLlamaMTPAdapter:
     model = Transformer(args)
     model.init_weights(std)
     return MetaLlamaMTPAdapter(model)
+
+
+def test_the_help_knows_every_study():
+    assert {name: study.size for name, study in STUDIES.items()} == STUDY_SIZES
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)

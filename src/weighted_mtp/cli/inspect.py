@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from weighted_mtp.models.meta_mtp.args import RopeFrequencies
 from weighted_mtp.models.meta_mtp.checkpoints import CheckpointInfo, inspect_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.params import write_params
-from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import command_line, set_options
 from weighted_mtp.pipelines.train import dry_run, run_pipeline, run_request
-from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
+
+if TYPE_CHECKING:  # the trainer, which a dry run does not load
+    from weighted_mtp.pipelines.training.trainer import TrainResult
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -94,7 +93,7 @@ def check_output_directory(path: Path, option: str) -> None:
 def _prove(directory: Path) -> None:
     """Make the directory and a file in it, and remove what was made."""
     made: list[Path] = []
-    probe = directory / f".weighted-mtp-{os.getpid()}-{secrets.token_hex(4)}"
+    probe = directory / f".weighted-mtp-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         for place in reversed([p for p in (directory, *directory.parents) if not p.exists()]):
             place.mkdir()

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,6 +43,8 @@ def sha256(path: Path) -> str:
 
 def sums_of(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     """The sums of files, by their names relative to `folder`, several files at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
     paths = sorted(paths)
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing runs without the interpreter's lock
         digests = list(pool.map(sha256, paths))
@@ -127,6 +128,8 @@ class Sums:
             UserError: as for `verify`; also instead of one of the caller's, which has met the
                 damage.
         """
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_THREADS) as pool:
             checks = [pool.submit(self._check, name) for name in names]
             try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import torch as safetensors
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_file(
@@ -17,6 +18,8 @@ def save_file(
     safetensors itself writes a private temporary file (mode 0600) and renames it, so that other
     users could read everything of a checkpoint but its weights.
     """
+    from safetensors import torch as safetensors  # which imports PyTorch
+
     path.touch()
     mode = path.stat().st_mode  # what the umask gives
     safetensors.save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from weighted_mtp.pipelines.checkpointing.remote_runs import share_recipe, sync_
 from weighted_mtp.pipelines.checkpointing.resuming import check_sources, is_same_run, tell_changes
 from weighted_mtp.pipelines.checkpointing.sharded import sharded_model
 from weighted_mtp.pipelines.checkpointing.sums import verify_checkpoint
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.resolve import Processes, check_processes, resolve, settle
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.adapting import freeze, halve_frozen, lora_of
@@ -56,27 +57,6 @@ log = get_logger(__name__)
 
 LAUNCH = "launch.txt"
 """File in a run directory: which start of torchrun it belongs to."""
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What to run and where.
-
-    Attributes:
-        resume: continue the run in `run_dir` from its newest complete checkpoint.
-        data_dir: where generated data sets are kept, `run_dir` if None.
-        record: the recipe the run directory keeps, `recipe` if None.
-        saved: the recipe of the run that is resumed; None reads it.
-        outer: the run this one is a stage of; its directory becomes a run together with this one's.
-    """
-
-    recipe: Recipe
-    run_dir: Path
-    resume: bool = False
-    data_dir: Path | None = None
-    record: Recipe | None = None
-    saved: Recipe | None = None
-    outer: RunRequest | None = None
 
 
 def run(request: RunRequest) -> TrainResult:

@@ -113,7 +113,7 @@ def resolve(
     given = model if isinstance(model, ModelArgs) else None
     path = model if isinstance(model, Path) else recipe.model.path
     source = open_checkpoint(path) if path is not None and given is None else None
-    args = given if source is None else source.model.args
+    args = given if source is None else source.args
     tokenizer = None
     if not planned or _has_tokenizer(recipe, given, source):
         tokenizer = build_tokenizer(recipe)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.compose import RunRequest, run
+from weighted_mtp.pipelines.compose import run
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.training.trainer import TrainResult
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.pipelines.compose import RunRequest, run
+from weighted_mtp.pipelines.compose import run
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.stages import FirstStage, run_two_stages, training_of
 from weighted_mtp.pipelines.training.trainer import TrainResult
 

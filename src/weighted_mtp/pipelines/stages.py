@@ -12,7 +12,8 @@ from weighted_mtp.pipelines.checkpoint_utils import checkpoint_path, is_trained
 from weighted_mtp.pipelines.checkpointing.remote_copies import Copies
 from weighted_mtp.pipelines.checkpointing.remote_runs import sync_with_remote
 from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
-from weighted_mtp.pipelines.compose import RunRequest, find_checkpoint, run
+from weighted_mtp.pipelines.compose import find_checkpoint, run
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.resolve import settle
 from weighted_mtp.pipelines.run_directory import writing_run
 from weighted_mtp.pipelines.training.trainer import TrainResult

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe, setting
+from weighted_mtp.core.config.sections import PipelineName
 from weighted_mtp.core.config.shipped import available
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_directory
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.model_folder import complete_checkpoints
-from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
-from weighted_mtp.pipelines.checkpointing.remote_runs import find_run, has_run
-from weighted_mtp.pipelines.checkpointing.resume_rules import Resume
-from weighted_mtp.pipelines.checkpointing.resuming import changes, tell_changes
-from weighted_mtp.pipelines.compose import RunRequest
 from weighted_mtp.pipelines.planning.estimate import Estimate, estimate
+from weighted_mtp.pipelines.request import RunRequest
 from weighted_mtp.pipelines.resolve import settle
-from weighted_mtp.pipelines.run_baseline import run_baseline
-from weighted_mtp.pipelines.run_critic import run_critic
-from weighted_mtp.pipelines.run_ntp import run_ntp
-from weighted_mtp.pipelines.run_rho1 import run_rho1
-from weighted_mtp.pipelines.run_verifiable import run_verifiable
-from weighted_mtp.pipelines.training.trainer import TrainResult
 from weighted_mtp.runtime import distributed
+
+if TYPE_CHECKING:  # a dry run waits neither for the trainer nor for remote storage
+    from weighted_mtp.pipelines.training.trainer import TrainResult
 
 log = get_logger(__name__)
 
-PIPELINES: dict[str, Callable[[RunRequest], TrainResult]] = {
-    "baseline": run_baseline,
-    "ntp": run_ntp,
-    "critic": run_critic,
-    "verifiable": run_verifiable,
-    "rho1": run_rho1,
-}
 RecipeLike = str | Path | Recipe
 """A recipe: a shipped name, a YAML file, or the object."""
 
@@ -86,6 +73,8 @@ def run_request(
     run_dir = default_run_dir(recipe, preset) if output_dir is None else Path(output_dir)
     given = settle(load_recipe(recipe, preset, overrides)) if isinstance(recipe, Recipe) else None
     if resume == "auto":
+        from weighted_mtp.pipelines.checkpointing.remote_runs import has_run
+
         places = list(overrides)
         if given is not None and given.training.remote is not None:
             places.append(setting("training.remote", given.training.remote))
@@ -95,10 +84,12 @@ def run_request(
             raise _unnamed()
         asked = given or load_recipe(recipe, preset, overrides)
         return RunRequest(settle(asked), run_dir)
+    from weighted_mtp.pipelines.checkpointing.remote_runs import find_run
+
     found = find_run(run_dir, overrides, given)
     if given is None and recipe is not None:
         name = Path(str(recipe)).stem
-        if name in PIPELINES and name != found.asked.pipeline:
+        if name in get_args(PipelineName) and name != found.asked.pipeline:
             kind = found.asked.pipeline
             raise UserError(f"{run_dir} is a {kind} run; it cannot resume as {name}")
         _warn_of_ignored(str(recipe), preset, overrides, run_dir, found.asked)
@@ -107,8 +98,21 @@ def run_request(
 
 def run_pipeline(request: RunRequest) -> TrainResult:
     """Run the pipeline that a recipe names."""
+    from weighted_mtp.pipelines.run_baseline import run_baseline
+    from weighted_mtp.pipelines.run_critic import run_critic
+    from weighted_mtp.pipelines.run_ntp import run_ntp
+    from weighted_mtp.pipelines.run_rho1 import run_rho1
+    from weighted_mtp.pipelines.run_verifiable import run_verifiable
+
+    pipelines = {
+        "baseline": run_baseline,
+        "ntp": run_ntp,
+        "critic": run_critic,
+        "verifiable": run_verifiable,
+        "rho1": run_rho1,
+    }
     try:
-        return PIPELINES[request.recipe.pipeline](request)
+        return pipelines[request.recipe.pipeline](request)
     except BaseException as error:
         distributed.end_if_abandoned(error)
         raise
@@ -123,10 +127,14 @@ def dry_run(request: RunRequest) -> Estimate:
     recipe, run_dir = request.recipe, request.run_dir
     check_output_directory(run_dir, "--output-dir")
     if request.resume:
+        from weighted_mtp.pipelines.checkpointing.resuming import tell_changes
+
         newest = next(reversed(complete_checkpoints(run_dir)), None)
         tell_changes(run_dir, recipe, newest, request.saved)
     found = estimate(recipe)
     if recipe.training.remote is not None:
+        from weighted_mtp.pipelines.checkpointing.remote_directory import Remote
+
         Remote(recipe.training.remote)  # fails if the package for it is missing
     return found
 
@@ -147,6 +155,9 @@ def _warn_of_ignored(
     recipe: str, preset: str | None, overrides: Sequence[str], run_dir: Path, asked: Recipe
 ) -> None:
     """Warn where recipe and preset, which a resumed run does not read, differ from its own."""
+    from weighted_mtp.pipelines.checkpointing.resume_rules import Resume
+    from weighted_mtp.pipelines.checkpointing.resuming import changes
+
     try:
         given = settle(load_recipe(recipe, preset, overrides))
     except UserError:  # a shipped recipe alone, for instance, names no data

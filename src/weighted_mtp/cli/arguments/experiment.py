@@ -8,8 +8,7 @@ from pathlib import Path
 from weighted_mtp.core.files import given_path
 from weighted_mtp.pipelines.experiments.arms import DESIGNS
 from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest
-from weighted_mtp.pipelines.experiments.studies import STUDIES
-from weighted_mtp.pipelines.experiments.study import StudyRequest
+from weighted_mtp.pipelines.experiments.study import STUDY_SIZES, StudyRequest
 
 BASE_ROWS = ("regime", "broad")
 DEFAULT = ExperimentRequest(Path())
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `experiment`."""
     parser.add_argument(
         *("name",),
-        choices=[*DESIGNS, *STUDIES],
+        choices=[*DESIGNS, *STUDY_SIZES],
         help="wmtp: all token weightings and their controls; critic: what a critic adds to the "
         "labels of the rows; rho1: selection of tokens by a "
         "reference; from scratch, on small tasks of papers: star-graph: paths with one choice, by "
@@ -92,9 +91,9 @@ def _counts(parser: argparse.ArgumentParser) -> None:
     ):
         default = f"default {getattr(DEFAULT, name)}"
         if name == "seeds":
-            default += f"; {' and '.join(STUDIES)}: {StudyRequest.seeds}"
+            default += f"; {' and '.join(STUDY_SIZES)}: {StudyRequest.seeds}"
         elif name in ("steps", "n_test"):
-            default += "".join(f"; {x}: {getattr(study, name)}" for x, study in STUDIES.items())
+            default += "".join(f"; {x}: {getattr(size, name)}" for x, size in STUDY_SIZES.items())
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from weighted_mtp.core.config.section import Section
-from weighted_mtp.core.input_files import parse_yaml
+from weighted_mtp.core.yaml_text import parse_yaml
 
 ANY_NAME = "*"
 """Stands in a key for a name or a number chosen by the user, such as that of a bin."""

@@ -32,7 +32,8 @@ from weighted_mtp.core.config.sections import (
 from weighted_mtp.core.config.shipped import RECIPES, available
 from weighted_mtp.core.config.suggestions import suggest_key
 from weighted_mtp.core.errors import UserError, did_you_mean, refuse_credentials
-from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular, shown_value
+from weighted_mtp.core.input_files import InvalidTextError, read_regular, shown_value
+from weighted_mtp.core.yaml_text import parse_yaml
 
 _FORMER = {"objective": {"rho1": {"reference_heads": "next"}}}
 """What versions without such a key did, where it differs from today's default."""

@@ -1,8 +1,8 @@
 """Conversations written by a tokenizer's own chat template, and which of their tokens are answers.
 
-transformers renders: its sandboxed Jinja environment, so that a template, which is code that came
-with a model, can only make text. A template may write control tokens; the contents of messages
-cannot: a name of one in there is marked before rendering, and encoded as the characters it is.
+Rendering is that of transformers, in a sandbox (chat_environment.py). A template may write control
+tokens; the contents of messages cannot: a name of one in there is marked before rendering, and
+encoded as the characters it is.
 
 Where an answer is, in the rendered text. A template with `{% generation %}` says so itself. For any
 other, an answer begins where the text of all messages before it, with a generation prompt, ends:
@@ -70,8 +70,10 @@ class ChatTemplate:
         self.variables = tokenizer.files.template_variables()
         self._names = sorted(tokenizer.control, key=len, reverse=True)
         self._answers_are_marked = _GENERATION.search(self.text) is not None
+        from weighted_mtp.data.tokens.chat_environment import compiled  # Jinja takes a moment
+
         try:
-            _compiled(self.text)
+            compiled(self.text)
         except Exception as error:  # Jinja's own kinds, and those of its extensions
             raise UserError(
                 f"{self.path}: the chat template cannot be used ({one_line(error, 160)})"
@@ -160,23 +162,20 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
         """The text, and what a template with `{% generation %}` says are answers."""
-        from transformers.utils import chat_template_utils  # slow to import
+        from weighted_mtp.data.tokens.chat_environment import render
 
-        render: Any = chat_template_utils._render_with_assistant_indices
+        given = {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
         try:
-            text, answers = render(
-                compiled_template=_compiled(self.text),
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self.variables,
-            )
+            return render(self.text, {**self.variables, **given})
         except Exception as error:  # a template may raise anything
             raise RowError(
                 f"the chat template {self.path} refuses the messages ({one_line(error, 160)})"
             ) from error
-        return text, answers
 
     def _found_answers(self, messages: Sequence[Message], marks: _Marks) -> tuple[str, list[Span]]:
         guarded = marks.guarded(with_ends=True)
@@ -292,10 +291,3 @@ def user_turn(instruction: str, input_text: str = "") -> Message:
 
 def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
-
-
-def _compiled(text: str) -> Any:
-    """Compile a template once for a process, with transformers."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template  # slow to import
-
-    return _compile_jinja_template(text)

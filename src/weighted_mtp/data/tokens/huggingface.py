@@ -125,7 +125,7 @@ class HuggingFaceTokenizer:
         self.control: Mapping[str, int] = control
 
     def _build(self, state: State, private: Mapping[str, int]) -> None:
-        """Make the Rust tokenizer for content, and its fingerprint."""
+        """Make the Rust tokenizer for content."""
         from tokenizers import Tokenizer as Backend
 
         mark = secrets.token_hex(8)  # drawn for each load, so that no text can contain it
@@ -140,16 +140,23 @@ class HuggingFaceTokenizer:
                     f"{self._files.folder}: the added token {text!r} has id {token['id']}, but "
                     f"{_FILE} gives it {found}; these files do not belong together"
                 )
-        # Of the tokenizer itself, not of its file: programs write the same one in other orders.
-        # Two tokenizers that differ in their control tokens begin and end rows differently.
-        own = json.loads(backend.to_str().replace(mark, ""))
-        parts = [_CONTENT_VERSION, own, sorted(private.items()), self.bos_id, self.eos_id]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        self.fingerprint = "huggingface-" + digest[:16]
-        self._prefixes = _metaspace_prefix(own["pre_tokenizer"])
+        pre_tokenizer = backend.pre_tokenizer
+        self._prefixes = pre_tokenizer is not None and _metaspace_prefix(
+            json.loads(pre_tokenizer.__getstate__())
+        )
+        self._mark, self._private = mark, private
         added = {token["content"] for token in state["added_tokens"]}
         self._names, self._not_added = hidden, [hidden[x] for x in private if x not in added]
         self._backend: Any = backend
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokenizer itself, not of its file: programs write the same one in other orders.
+        Two tokenizers that differ in their control tokens begin and end rows differently."""
+        own = json.loads(self._backend.to_str().replace(self._mark, ""))
+        parts = [_CONTENT_VERSION, own, sorted(self._private.items()), self.bos_id, self.eos_id]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return "huggingface-" + digest[:16]
 
     def encode(self, text: str) -> list[int]:
         text = " " * self._prefix_is_lost(text) + well_formed(text)

@@ -50,7 +50,9 @@ class Tokenizer(Protocol):
     stop_ids: frozenset[int]
     pad_id: int
     control: Mapping[str, int]
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as content: no control token is added, and none made of what it spells.

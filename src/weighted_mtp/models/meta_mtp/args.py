@@ -1,11 +1,46 @@
-"""The shape of a model, and how its family differs from Meta's LLaMA."""
+"""The shape of a model, and how its family differs from Meta's LLaMA.
+
+Nothing here needs PyTorch: a checkpoint is described without it.
+
+Letters: D model width, V vocabulary, H attention heads, K key/value heads, d head width,
+r rotated features of a head, F feed-forward width.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies, RopeScaling
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency-dependent stretch of the rotary wavelengths (`rope_type: llama3`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+
+@dataclass(frozen=True)
+class RopeFrequencies:
+    """Frequencies of a scaling that is computed elsewhere (linear, dynamic, yarn): once, by
+    transformers, when a checkpoint in its layout is read.
+
+    Attributes:
+        inverse: r/2 angles by which one position turns each pair.
+        amplitude: factor of the rotated queries and keys alike (YaRN's attention factor).
+        valid_length: positions up to which `inverse` holds; beyond them a dynamic scaling would
+            depend on the length of the whole sequence, which a cache cannot follow.
+        described: the fields of config.json that they come from.
+    """
+
+    inverse: tuple[float, ...]
+    amplitude: float = 1.0
+    valid_length: int | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,3 +169,54 @@ class ModelArgs:
         if isinstance(rope, RopeFrequencies) and rope.valid_length is not None:
             return min(2 * self.max_seq_len, rope.valid_length)
         return 2 * self.max_seq_len
+
+    def check_vocabulary(self) -> None:
+        """Raise `ValueError` where the vocabulary was left open (-1, as in Llama 2's files)."""
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size must be set before the model is built: {self.vocab_size}")
+
+
+def parameter_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of `Transformer(args)`, by name, in its order; a tied
+    unembedding is the embedding and has no name of its own.
+
+    Raises:
+        ValueError: the vocabulary was left open.
+    """
+    args.check_vocabulary()
+    n_extra = args.n_future_tokens - 1
+    block = _block_shapes(args)
+    blocks = [f"layers.{i}" for i in range(args.n_layers - n_extra)]
+    blocks += [f"extra_heads.{i}" for i in range(n_extra)]
+    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (args.vocab_size, args.dim)}
+    for stem in blocks:
+        shapes |= {f"{stem}.{name}": shape for name, shape in block.items()}
+    shapes["norm.weight"] = (args.dim,)
+    if not args.tie_embeddings:
+        shapes["output.weight"] = (args.vocab_size, args.dim)
+    return shapes
+
+
+def _block_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
+    """Of one block, as `nn.Linear` has them: `[outputs, inputs]`."""
+    family, D, F = args.family, args.dim, args.ffn_dim
+    q, kv = args.n_heads * args.head_dim, args.kv_heads * args.head_dim  # H·d, K·d
+    linears = {
+        "attention.wq": (q, D, family.qkv_bias),
+        "attention.wk": (kv, D, family.qkv_bias),
+        "attention.wv": (kv, D, family.qkv_bias),
+        "attention.wo": (D, q, family.output_bias),
+        "feed_forward.w1": (F, D, family.mlp_bias),
+        "feed_forward.w2": (D, F, family.mlp_bias),
+        "feed_forward.w3": (F, D, family.mlp_bias),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (outputs, inputs, bias) in linears.items():
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+        if name == "attention.wo" and family.qk_norm:
+            shapes |= {
+                f"attention.{norm}.weight": (args.head_dim,) for norm in ("q_norm", "k_norm")
+            }
+    return shapes | {"attention_norm.weight": (D,), "ffn_norm.weight": (D,)}

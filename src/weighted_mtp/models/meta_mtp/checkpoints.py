@@ -15,17 +15,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.choices import SPECULATORS
-from weighted_mtp.core.device import resolve_device, resolve_dtype
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.model_folder import MARKER, find_model, listing
-from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.args import ModelArgs, parameter_shapes
 from weighted_mtp.models.meta_mtp.draft_vocabulary import (
     read_draft_vocabulary,
     write_draft_vocabulary,
@@ -60,16 +58,24 @@ from weighted_mtp.models.meta_mtp.layouts.mtp_llama import (
     read_mtp_llama,
     write_mtp_llama,
 )
-from weighted_mtp.models.meta_mtp.layouts.native import METADATA, read_native, write_native
+from weighted_mtp.models.meta_mtp.layouts.native import (
+    METADATA,
+    ORDER_HEAD_FILE,
+    read_native,
+    write_native,
+)
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Trained
 from weighted_mtp.models.meta_mtp.layouts.side_files import (
     find_side_files,
     read_config_fields,
     tokenizer_file,
 )
-from weighted_mtp.models.meta_mtp.layouts.source import Source, common_dtype
-from weighted_mtp.models.meta_mtp.order_head import ORDER_HEAD_FILE
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+from weighted_mtp.models.meta_mtp.layouts.source import Source, common_format
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    import torch
+
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 log = get_logger(__name__)
 
@@ -173,18 +179,21 @@ def load_meta_mtp_model(
         UserError: the checkpoint is missing, damaged, of an unknown layout or another
             architecture; the one line names file and key.
     """
+    from weighted_mtp.core.device import resolve_device, resolve_dtype
+
     target, number_format = resolve_device(device), resolve_dtype(dtype)
     source = model_dir if isinstance(model_dir, Source) else open_checkpoint(model_dir)
     directory = source.directory
     if verify:
         source.verify()
-    formats = sorted(str(dtype).removeprefix("torch.") for dtype in set(source.formats.values()))
+    formats = sorted(set(source.formats.values()))
     if number_format is None and not keep_formats and len(formats) > 1:
-        number_format = common_dtype(source.formats)
+        common = common_format(source.formats)
+        number_format = resolve_dtype(common)
         warn_once(
             log,
             f"{directory}: its weights have several number formats ({', '.join(formats)}); loaded "
-            f"as {str(number_format).removeprefix('torch.')}, which holds every matrix exactly",
+            f"as {common}, which holds every matrix exactly",
         )
     model = source.materialise(target, number_format)
     log.info("%s: loaded, %s layout, %d files", directory, source.layout, len(source.files))
@@ -208,10 +217,10 @@ def inspect_checkpoint(path: str | Path, verify: bool = False) -> CheckpointInfo
     parts = [part for stored in source.weights.values() for part in stored.parts]
     return CheckpointInfo(
         layout=source.layout,
-        args=source.model.args,
+        args=source.args,
         dtype=", ".join(sorted({part.dtype for part in parts})),
-        loaded_dtype=str(common_dtype(source.formats)).removeprefix("torch."),
-        parameters=sum(parameter.numel() for parameter in source.model.parameters()),
+        loaded_dtype=common_format(source.formats),
+        parameters=sum(map(prod, parameter_shapes(source.args).values())),
         bytes=sum(file.size for file in source.files),
         files=tuple(file.path for file in source.files),
         tokenizer=tokenizer.name if (tokenizer := tokenizer_file(directory)) else "",
@@ -423,7 +432,7 @@ def open_checkpoint(directory: str | Path) -> Source:
     else:
         source = _READERS[layout](directory)
     source.directory = directory
-    own = read_draft_vocabulary(directory, source.model.args.vocab_size)
+    own = read_draft_vocabulary(directory, source.args.vocab_size)
     if own is None and isinstance(source, AdaptedSource):
         own = source.base.draft_ids
     source.draft_ids = own

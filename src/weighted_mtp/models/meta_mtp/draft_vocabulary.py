@@ -7,17 +7,18 @@ are right and what they cost, never what is written.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     SafetensorsFile,
     write_safetensors_file,
 )
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor
 
 DRAFT_FILE = Path("mtp", "draft_vocabulary.safetensors")
 COVERAGE = 0.995
@@ -41,6 +42,8 @@ def choose_ids(counts: Tensor, size: int | None, always: Collection[int]) -> Ten
     Raises:
         ValueError: the size is not from the number of `always` to V.
     """
+    import torch
+
     V, must = len(counts), sorted(set(always))
     ranked = counts.clone()
     ranked[must] = int(counts.sum()) + 1
@@ -60,13 +63,15 @@ def choose_ids(counts: Tensor, size: int | None, always: Collection[int]) -> Ten
 
 def write_draft_vocabulary(ids: Tensor, vocab_size: int, directory: Path) -> None:
     """Write the ids into a model directory."""
+    import torch
+
     path = directory / DRAFT_FILE
     path.parent.mkdir(exist_ok=True)
     write_safetensors_file({"ids": ids.long(), "vocab_size": torch.tensor([vocab_size])}, path)
 
 
-def read_draft_vocabulary(directory: Path, vocab_size: int) -> Tensor | None:
-    """The ids that are stored with a model; None if none are.
+def read_draft_vocabulary(directory: Path, vocab_size: int) -> tuple[int, ...] | None:
+    """The ids, ascending, that are stored with a model; None if none are.
 
     Raises:
         UserError: the file is damaged, or is not of a model with this vocabulary.
@@ -81,7 +86,7 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Tensor | None:
         found = file.header[name]
         if found.dtype != "I64" or len(found.shape) != 1:
             raise UserError(f"{path}: {name!r} must be a list of int64; {_AGAIN}")
-    ids, size = file.view("ids").clone(), file.view("vocab_size").tolist()
+    ids, size = ([int(number) for number in file.numbers(name)] for name in ("ids", "vocab_size"))
     file.release()
     if size != [vocab_size]:
         shown = ", ".join(map(str, size[:2])) or "no"
@@ -92,24 +97,24 @@ def read_draft_vocabulary(directory: Path, vocab_size: int) -> Tensor | None:
     fault = fault_of(ids, vocab_size)
     if fault:
         raise UserError(f"{path}: {fault}; {_AGAIN}")
-    return ids
+    return tuple(ids)
 
 
-def fault_of(ids: Tensor, vocab_size: int) -> str:
+def fault_of(ids: Sequence[int], vocab_size: int) -> str:
     """What is wrong with ids `[V']`; "" if they are ascending tokens of the vocabulary."""
-    if ids.numel() == 0:
+    if not ids:
         return "holds no token"
-    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+    if min(ids) < 0 or max(ids) >= vocab_size:
         return f"holds token ids outside 0 to {vocab_size - 1}"
-    if len(set(ids.tolist())) < len(ids):
+    if len(set(ids)) < len(ids):
         return "holds a token twice"
-    if not bool((ids.diff() > 0).all()):
+    if list(ids) != sorted(ids):
         return "its token ids do not ascend"
     return ""
 
 
 def check_stops(
-    ids: Tensor | None, stop_ids: Collection[int], vocab_size: int, where: Path
+    ids: Collection[int] | None, stop_ids: Collection[int], vocab_size: int, where: Path
 ) -> None:
     """Raise `UserError` unless tokens that end a text may be drafted.
 
@@ -119,7 +124,7 @@ def check_stops(
     """
     if ids is None:
         return
-    missing = sorted({each for each in stop_ids if each < vocab_size}.difference(ids.tolist()))
+    missing = sorted({each for each in stop_ids if each < vocab_size}.difference(ids))
     if missing:
         raise UserError(
             f"{where / DRAFT_FILE}: lacks token {missing[0]}, which ends a text; {_AGAIN}, or "

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.tensors import save_file
+from weighted_mtp.models.meta_mtp.layouts.native import ORDER_HEAD_FILE
 
-ORDER_HEAD_FILE = "order_head.safetensors"
+__all__ = ["ORDER_HEAD_FILE", "OrderHead", "read_order_head"]
 
 
 class OrderHead(nn.Module):

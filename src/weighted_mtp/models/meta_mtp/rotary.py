@@ -6,41 +6,19 @@ Letters: B batch, S sequence, H attention heads, d head width, r rotated feature
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from weighted_mtp.models.meta_mtp.args import RopeFrequencies, RopeScaling
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency-dependent stretch of the rotary wavelengths (`rope_type: llama3`)."""
-
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_seq_len: int = 8192
-
-
-@dataclass(frozen=True)
-class RopeFrequencies:
-    """Frequencies of a scaling that is computed elsewhere (linear, dynamic, yarn): once, by
-    transformers, when a checkpoint in its layout is read.
-
-    Attributes:
-        inverse: r/2 angles by which one position turns each pair.
-        amplitude: factor of the rotated queries and keys alike (YaRN's attention factor).
-        valid_length: positions up to which `inverse` holds; beyond them a dynamic scaling would
-            depend on the length of the whole sequence, which a cache cannot follow.
-        described: the fields of config.json that they come from.
-    """
-
-    inverse: tuple[float, ...]
-    amplitude: float = 1.0
-    valid_length: int | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)
+__all__ = [
+    "RopeFrequencies",
+    "RopeScaling",
+    "apply_rotary",
+    "precompute_freqs_cis",
+    "rotate_in_place",
+]
 
 
 def precompute_freqs_cis(

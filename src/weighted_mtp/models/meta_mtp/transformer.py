@@ -86,8 +86,7 @@ class Transformer(nn.Module):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        if args.vocab_size < 1:
-            raise ValueError(f"vocab_size must be set before the model is built: {args.vocab_size}")
+        args.check_vocabulary()
         self.args = args
         n_extra = args.n_future_tokens - 1
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)

@@ -9,29 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from weighted_mtp.core.config.sections import ModelConfig
-from weighted_mtp.core.device import machine_memory
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.add_heads import places_of, with_heads
-from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.args import ModelArgs, RopeFrequencies
 from weighted_mtp.models.meta_mtp.frame import on_meta
 from weighted_mtp.models.meta_mtp.layouts.peft_files import Base
 from weighted_mtp.models.meta_mtp.layouts.side_files import SideFiles
-from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_positions, machine_memory
 from weighted_mtp.models.meta_mtp.layouts.source import Source, Stored
 from weighted_mtp.models.meta_mtp.lora import init_adapters, plain_name
 from weighted_mtp.models.meta_mtp.order_head import read_order_head
-from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 from weighted_mtp.models.meta_mtp.value_head import HeadType, ValueHead
 from weighted_mtp.runtime.parallel import Fill
 from weighted_mtp.runtime.parts import WholeDraws, copy_whole
+
+if TYPE_CHECKING:  # decoding needs no recipe, and pydantic takes a moment
+    from weighted_mtp.core.config.sections import ModelConfig
 
 log = get_logger(__name__)
 
@@ -112,12 +113,12 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
     directory = source.directory
     with on_meta():
         transformer = Transformer(args)
-    transformer.draft_ids = source.draft_ids
+    transformer.draft_ids = source.drafts
 
     def fill() -> None:
         tie(transformer)
         weights = {plain_name(name): w for name, w in transformer.named_parameters()}
-        had = source.model.args.n_future_tokens
+        had = source.args.n_future_tokens
         for name, weight in source.read(CPU, torch.float32):
             for place in places_of(name, args, had):
                 copy_whole(weight, weights[place])
@@ -125,7 +126,7 @@ def stored_model(source: Source, args: ModelArgs) -> DeferredModel:
 
     adapter = MetaLlamaMTPAdapter(transformer)
     adapter.side_files = SideFiles.read(directory)
-    return DeferredModel(adapter, fill, source.formats)
+    return DeferredModel(adapter, fill, source.dtypes)
 
 
 def adapted_model(

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.core.config.recipe import load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
@@ -69,7 +68,7 @@ class ModelWriter:
         speculation: Speculation | None = None,
     ) -> None:
         source = open_checkpoint(path)  # find mistakes before the weights are loaded
-        self.model_dir, shape = source.directory, source.model.args
+        self.model_dir, shape = source.directory, source.args
         self.tokenizer = load_tokenizer(self.model_dir)
         check_vocabulary(self.tokenizer, shape.vocab_size, str(self.model_dir))
         k = heads_in_use(speculation, shape.n_future_tokens)
@@ -255,6 +254,8 @@ def run_data(path: Path) -> dict[str, Any]:
     for folder in (here, *here.parents[:3]):
         config = folder / "config.yaml"
         if config.exists():
+            from weighted_mtp.core.config.recipe import load_recipe_file  # pydantic takes a moment
+
             return load_recipe_file(config).data.model_dump()
     return {}
 

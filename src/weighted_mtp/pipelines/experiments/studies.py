@@ -5,7 +5,7 @@ from __future__ import annotations
 from weighted_mtp.micro_tasks.puzzles import Polynomials, StarGraph, Stories
 from weighted_mtp.micro_tasks.puzzles.stories import SYLLABLES
 from weighted_mtp.pipelines.experiments.arms import Arm
-from weighted_mtp.pipelines.experiments.study import Claim, Measure, Study
+from weighted_mtp.pipelines.experiments.study import STUDY_SIZES, Claim, Measure, Study
 
 BACHMANN = "Bachmann & Nagarajan 2024"
 ZUHRI = "Zuhri et al. 2025"
@@ -73,8 +73,7 @@ STAR_GRAPH = Study(
         Claim("mtp_4", "mtp_2", "how far ahead"),
     ),
     chance=1 / STAR.degree,
-    steps=3000,
-    n_test=1000,
+    size=STUDY_SIZES["star-graph"],
 )
 RING = Polynomials()
 TRAINED, BEYOND = RING.levels[: RING.trained_levels], RING.levels[RING.trained_levels :]
@@ -121,8 +120,7 @@ POLYNOMIALS = Study(
         Claim("n4_depth", "n1", "4 heads, same depth, out of distribution", measure=OUTSIDE),
     ),
     chance=1 / 7,
-    steps=1000,
-    n_test=500,
+    size=STUDY_SIZES["polynomials"],
     points=RING.levels,
     axes=("operations; 1 to 5 in training", "right coefficients"),
     lines={arm: tuple((arm, m) for m in RING.levels) for arm in POLYNOMIAL_ARMS},
@@ -176,8 +174,7 @@ INDUCTION = Study(
         Claim("10M_n4", "10M_n1", "4 heads, 10 M parameters"),
     ),
     chance=1 / SYLLABLES,
-    steps=600,
-    n_test=300,
+    size=STUDY_SIZES["induction"],
     extra=tuple(f"10M_n{n}" for n in HEADS),
     points=tuple(SIZES),
     axes=("parameters without embeddings", "right second tokens of names"),

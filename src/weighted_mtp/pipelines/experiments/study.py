@@ -9,13 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from weighted_mtp.micro_tasks.puzzles import PuzzleTask
 from weighted_mtp.pipelines.experiments.arms import Arm, Comparison
 
 if TYPE_CHECKING:
     from weighted_mtp.core.config.recipe import Recipe
+    from weighted_mtp.micro_tasks.puzzles import PuzzleTask
+
+
+class StudySize(NamedTuple):
+    """How much a study runs unless told: steps of every arm, held-out puzzles of each level."""
+
+    steps: int
+    n_test: int
+
+
+STUDY_SIZES = {
+    "star-graph": StudySize(steps=3000, n_test=1000),
+    "polynomials": StudySize(steps=1000, n_test=500),
+    "induction": StudySize(steps=600, n_test=300),
+}
+"""Of the studies by name (studies.py), which the command's help shows without loading puzzles."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Study:
         measures: accuracies by name, the primary one first.
         contrast: the one comparison that is named before the run and not corrected for others.
         chance: what guessing reaches in the primary measure.
+        size: unless a request says otherwise.
         points: marks of the picture's horizontal axis.
         lines: of the picture, by name: arm and measure at each of the points. Without lines it
             shows the primary measure of each arm.
@@ -76,8 +92,7 @@ class Study:
     contrast: Claim
     comparisons: tuple[Claim, ...]
     chance: float
-    steps: int
-    n_test: int
+    size: StudySize
     extra: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     axes: tuple[str, str] = ("", "")
@@ -119,12 +134,12 @@ class StudyRequest:
 
     @property
     def chosen_steps(self) -> int:
-        return self.steps or self.study.steps
+        return self.steps or self.study.size.steps
 
     @property
     def tested(self) -> int:
         """Held-out puzzles of each level."""
-        return self.n_test or self.study.n_test
+        return self.n_test or self.study.size.n_test
 
     def recipe(self, arm: str, seed: int = 0) -> Recipe:
         """Load the recipe of an arm.

@@ -13,9 +13,10 @@ from typing import Any
 
 from weighted_mtp.core.choices import SPECULATORS
 from weighted_mtp.core.errors import UserError, in_brief
-from weighted_mtp.core.input_files import InvalidTextError, parse_yaml, read_regular
+from weighted_mtp.core.input_files import InvalidTextError, read_regular
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.sums import Sums, sums_of, write_sums
+from weighted_mtp.core.yaml_text import parse_yaml
 from weighted_mtp.models.meta_mtp.checkpoints import CARD, detect_layout, inspect_checkpoint
 from weighted_mtp.models.meta_mtp.layouts.huggingface import SUMS_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile

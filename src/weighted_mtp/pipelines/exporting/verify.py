@@ -73,7 +73,7 @@ def verify_export(request: VerifyRequest) -> ExportCheck:
     only = 2 if base != find_model(request.export) else None  # a speculator: heads 1 and 2
     model = load_meta_mtp_model(request.model, device, torch.float32).eval()
     source = open_checkpoint(base)
-    layout, formats = source.layout, source.formats
+    layout, formats = source.layout, source.dtypes
     export = load_meta_mtp_model(source, device, torch.float32).eval()
     round_alike(model, formats)
     narrow = sorted({str(x).removeprefix("torch.") for x in formats.values()} - {"float32"})

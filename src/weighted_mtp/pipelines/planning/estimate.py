@@ -76,7 +76,7 @@ def estimate(recipe: Recipe) -> Estimate:
     resolved = resolve(recipe, processes)
     check_inputs(recipe, resolved)
     args, objective = resolved.args, resolved.objective
-    formats = {} if resolved.source is None else resolved.source.formats
+    formats = {} if resolved.source is None else resolved.source.dtypes
     counts = count(recipe, args, objective, formats)
     setting = setting_of(recipe, args, objective, gpu=device.type == "cuda")
     setting = replace(setting, reference=reference_numbers(recipe, objective))

@@ -150,7 +150,7 @@ def plan(request: PlanRequest) -> Plan:
     if shape is None:
         formats = {}
     if resolved.source is not None:
-        formats = dict(resolved.source.formats)
+        formats = resolved.source.dtypes
     counts = count(recipe, args, objective, formats)
     reference = _reference_numbers(request, recipe, objective)
     sizes = _micro_batch_sizes(recipe, request.gpus)

@@ -13,7 +13,6 @@ from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.trunk_states import COMMAND, Origin, TrunkStates
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.pipelines.checkpoint_utils import saved_state
 from weighted_mtp.pipelines.training.reference import model_digest
 
 
@@ -68,6 +67,8 @@ def check_model(recipe: Recipe, args: ModelArgs, checkpoint: Path | None = None)
     if folder is None:
         return
     states = check_header(recipe, args)
+    from weighted_mtp.pipelines.checkpoint_utils import saved_state  # not for `check_header`
+
     known = {} if checkpoint is None else saved_state(checkpoint).get("sources") or {}
     if "states" not in known and recipe.model.path is not None:
         model = model_digest(find_model(recipe.model.path))

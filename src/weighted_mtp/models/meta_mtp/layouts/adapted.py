@@ -16,15 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying, write_sums
-from weighted_mtp.models.meta_mtp.args import ModelArgs
+from weighted_mtp.models.meta_mtp.args import ModelArgs, parameter_shapes
 from weighted_mtp.models.meta_mtp.layouts.huggingface import MTP_FOLDER, SUMS_FILE
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import read_params, write_params
@@ -35,13 +32,16 @@ from weighted_mtp.models.meta_mtp.layouts.peft_files import (
     write_peft,
 )
 from weighted_mtp.models.meta_mtp.layouts.side_files import write_tokenizer_folder
-from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
-from weighted_mtp.models.meta_mtp.layouts.source import EMBEDDING, Part, Source, Stored
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_size
+from weighted_mtp.models.meta_mtp.layouts.source import EMBEDDING, Part, Source, Stored, wider
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     SafetensorsFile,
     write_safetensors_file,
 )
-from weighted_mtp.models.meta_mtp.lora import LoRA, merged
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    import torch
+    from torch import Tensor
 
 BASE_FILE, TRAINED_FILE = f"{MTP_FOLDER}/base.json", f"{MTP_FOLDER}/trained.safetensors"
 _PLACES = ("path", "relative", "digest")
@@ -62,10 +62,15 @@ class Merged(Stored):
     scale: float = field(kw_only=True)
 
     def read(self, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        import torch
+
+        from weighted_mtp.core.device import DTYPES
+        from weighted_mtp.models.meta_mtp.lora import merged
+
         a, b = (part.read(torch.float32, device) for part in self.adapter)
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = DTYPES[wider(self.format, "float32")]
         whole = merged(self.base.read(wide, device), a, b, self.scale)
-        return whole.to(dtype or self.dtype)
+        return whole.to(dtype or DTYPES[self.format])
 
 
 @dataclass
@@ -131,6 +136,8 @@ def read_base(folder: Path, open_model: Callable[[Path], Source]) -> tuple[Base,
     Raises:
         UserError: the file is damaged, the base is not there or is another model.
     """
+    from weighted_mtp.models.meta_mtp.lora import LoRA
+
     file = JsonFile.read(folder / BASE_FILE)
     if verifying() and file.fields.get("digest") != _digest(file.fields):
         raise UserError(f"{file.path}: is damaged; copy the folder again")
@@ -159,7 +166,7 @@ def read_base(folder: Path, open_model: Callable[[Path], Source]) -> tuple[Base,
     params = file.nested("params")
     if params is None:
         raise file.error("params", "is missing; copy the folder again")
-    return base, read_params(params, source.model.args.vocab_size), source
+    return base, read_params(params, source.args.vocab_size), source
 
 
 def read_adapted(directory: Path, open_model: Callable[[Path], Source]) -> AdaptedSource:
@@ -179,10 +186,9 @@ def read_adapted(directory: Path, open_model: Callable[[Path], Source]) -> Adapt
     described, args, base = read_base(directory, open_model)
     file = SafetensorsFile(directory / TRAINED_FILE)
     trained = {key: Stored((Part(file, key),)) for key in file.header}
-    model = build_skeleton(args, directory / BASE_FILE, len(base.weights) + len(trained))
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_size(args, directory / BASE_FILE, len(base.weights) + len(trained))
     weights, used = dict(base.weights), set()
-    for name, shape in shapes.items():
+    for name, shape in parameter_shapes(args).items():
         if name not in weights:
             raise UserError(f"{base.directory}: lacks {name}, which {directory} adapts")
         stem = name.removesuffix("weight")
@@ -200,7 +206,7 @@ def read_adapted(directory: Path, open_model: Callable[[Path], Source]) -> Adapt
     twin = None if EMBEDDING in trained else base.twin
     return AdaptedSource(
         "adapted",
-        model,
+        args,
         weights,
         [*base.files, file],
         twin,

@@ -20,19 +20,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, SUMS_KEY, write_config
 from weighted_mtp.models.meta_mtp.layouts.huggingface import hf_name, in_hf_order
 from weighted_mtp.models.meta_mtp.layouts.json_file import write_json
-from weighted_mtp.models.meta_mtp.layouts.source import common_dtype
+from weighted_mtp.models.meta_mtp.layouts.source import common_format, formats_of
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import write_safetensors_file
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor
+
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _AUX_STATES = 3
 
@@ -152,8 +153,7 @@ def write_speculator(
     """
     args = model.args
     state = speculator_tensors(model, speculator.draft_ids)
-    weights = {name: weight.dtype for name, weight in model.named_parameters()}
-    draft = _draft_config(args, common_dtype(weights), fields)
+    draft = _draft_config(args, common_format(formats_of(model)), fields)
     ids = speculator.draft_ids
     shared = {
         "draft_vocab_size": args.vocab_size if ids is None else len(ids),
@@ -186,6 +186,8 @@ def speculator_tensors(
     `lm_head.weight` has these rows only, `d2t` (int64) says by how much a token's id exceeds its
     row, and `t2d` (bool, `[V]`) which tokens have one.
     """
+    import torch
+
     args = model.args
     D, ones = args.dim, torch.ones_like(model.norm.weight.detach())
     eye = torch.eye(D, dtype=model.output.weight.dtype)
@@ -218,9 +220,9 @@ def speculator_tensors(
 
 
 def _draft_config(
-    args: ModelArgs, dtype: torch.dtype, config_fields: Mapping[str, Any]
+    args: ModelArgs, number_format: str, config_fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    fields = write_config(args, dtype, config_fields)
+    fields = write_config(args, number_format, config_fields)
     for key in (HEADS_KEY, SUMS_KEY):
         del fields[key]
     return {

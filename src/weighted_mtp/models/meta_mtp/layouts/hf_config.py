@@ -10,14 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.logging import get_logger, warn_once
-from weighted_mtp.models.meta_mtp.args import Family, ModelArgs
+from weighted_mtp.models.meta_mtp.args import Family, ModelArgs, RopeFrequencies, RopeScaling
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.params import build_args, layer_numbers
-from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies, RopeScaling
 
 log = get_logger(__name__)
 
@@ -269,6 +266,7 @@ def _frequencies(
     rope.positive("factor")
     if name == "yarn":  # transformers falls back to the context after scaling, with a warning
         _original_length(rope, config, args)
+    import torch
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -307,14 +305,14 @@ def _frequencies(
     return RopeFrequencies(numbers, amplitude, length, {**outside, **described})
 
 
-def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any]) -> dict[str, Any]:
+def write_config(args: ModelArgs, number_format: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` for the trunk and next-token head, in the spelling both versions read.
 
     Args:
+        number_format: of the weights, a name such as "bfloat16".
         fields: token ids and generation settings (`read_config_fields`). The ids of BOS, EOS and
             padding are null where they are not given: absent ones would be Llama 2's.
     """
-    name = str(dtype).removeprefix("torch.")
     kind = KINDS[args.family.name]
     return {
         "architectures": [kind.architecture],
@@ -337,8 +335,8 @@ def write_config(args: ModelArgs, dtype: torch.dtype, fields: Mapping[str, Any])
         "eos_token_id": None,
         "pad_token_id": None,
         **fields,
-        "torch_dtype": name,
-        "dtype": name,
+        "torch_dtype": number_format,
+        "dtype": number_format,
         HEADS_KEY: args.n_future_tokens,
         SUMS_KEY: True,
     }

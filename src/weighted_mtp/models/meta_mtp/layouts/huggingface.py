@@ -14,10 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sums import SUMS, Sums, sums_of, write_sums
@@ -26,13 +23,14 @@ from weighted_mtp.models.meta_mtp.layouts.atomic import copy_files
 from weighted_mtp.models.meta_mtp.layouts.hf_config import HEADS_KEY, read_config, write_config
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.remote_code import AUTO_MAP, write_code
-from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_size
 from weighted_mtp.models.meta_mtp.layouts.source import (
     Part,
     Source,
     Stored,
     assemble,
-    common_dtype,
+    common_format,
+    formats_of,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
@@ -42,7 +40,11 @@ from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     write_safetensors,
     write_safetensors_file,
 )
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor
+
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 HEADS_FILE, VALUE_HEAD_FILE = "mtp_heads.safetensors", "value_head.safetensors"
 MTP_FOLDER = "mtp"
@@ -114,7 +116,7 @@ def read_huggingface(directory: Path) -> Source:
     ours = (HEADS_FILE, VALUE_HEAD_FILE)
     files = open_weights(directory, *WEIGHT_FILES, ours=ours)
     files += _open_heads(own_file(directory, HEADS_FILE), config, args.n_future_tokens)
-    model = build_skeleton(args, config.path, len(index_parts(files)))
+    check_size(args, config.path, len(index_parts(files)))
 
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
         rows = stored_rows(name, args)
@@ -126,7 +128,7 @@ def read_huggingface(directory: Path) -> Source:
     def name_of(name: str) -> str:
         return hf_name(name, args)
 
-    source = assemble("huggingface", model, files, directory, name_of, is_rope_table, store)
+    source = assemble("huggingface", args, files, directory, name_of, is_rope_table, store)
     if (directory / SUMS_FILE).is_file():
         source.attach_sums(Sums.read(directory, SUMS_FILE))
     return source
@@ -195,6 +197,8 @@ def write_huggingface(
     config_fields: Mapping[str, Any],
 ) -> None:
     """Write the whole layout into a directory, and the sums of all that is in it."""
+    import torch
+
     args = model.args
     parts: dict[str, list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
@@ -207,8 +211,7 @@ def write_huggingface(
         halves = [in_hf_order(weight, name, args) for name, weight in ordered]
         return halves[0] if len(halves) == 1 else torch.cat(halves)
 
-    dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
-    config = write_config(args, dtype, config_fields)
+    config = write_config(args, common_format(formats_of(model)), config_fields)
     write_json(directory / "config.json", {**config, "auto_map": AUTO_MAP} if extra else config)
     write_safetensors(state, directory, max_shard_bytes, transform, always_index=True)
     if extra:
@@ -223,6 +226,8 @@ def write_huggingface(
 
 def _frame(weights: Sequence[Tensor]) -> Tensor:
     """A tensor of the size that these have together, without memory where there are several."""
+    import torch
+
     if len(weights) == 1:
         return weights[0]
     rows = sum(len(weight) for weight in weights)
@@ -238,6 +243,8 @@ def in_hf_order(weight: Tensor, name: str, args: ModelArgs) -> Tensor:
 def to_halves(weight: Tensor, heads: int, r: int) -> Tensor:
     """Rows of `weight` `[H·d, …]` from pairs side by side to first halves, then second halves, of
     the first r features of each head; the others stay."""
+    import torch
+
     by_head = weight.reshape(heads, weight.shape[0] // heads, -1)
     pairs = by_head[:, :r].reshape(heads, r // 2, 2, -1)
     halves = pairs.transpose(1, 2).flatten(1, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile
 from weighted_mtp.models.meta_mtp.layouts.params import read_params
-from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_size
 from weighted_mtp.models.meta_mtp.layouts.source import (
     EMBEDDING,
     Part,
@@ -37,8 +37,8 @@ def read_meta(directory: Path) -> Source:
         raise UserError(f"{files[0].path}: lacks key {EMBEDDING}; copy the checkpoint again")
     rows = _embedding_rows(index[EMBEDDING], params.get("dim", int))
     args = read_params(params, rows)
-    model = build_skeleton(args, params.path, len(index))
-    return assemble("meta", model, files, directory, ignored=_is_rope_table, store=_merge)
+    check_size(args, params.path, len(index))
+    return assemble("meta", args, files, directory, ignored=_is_rope_table, store=_merge)
 
 
 def _is_rope_table(key: str) -> bool:

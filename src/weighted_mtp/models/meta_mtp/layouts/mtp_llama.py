@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import InvalidTextError, read_json
@@ -33,17 +30,22 @@ from weighted_mtp.models.meta_mtp.layouts.huggingface import (
     rotary_heads,
 )
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
-from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_size
 from weighted_mtp.models.meta_mtp.layouts.source import (
     Part,
     Source,
     Stored,
     assemble,
-    common_dtype,
+    common_format,
+    formats_of,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import open_weights, write_safetensors
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor
+
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 MODEL_TYPE, ARCHITECTURE = "mtp_llama", "MTPLlamaForCausalLM"
 PREDICTION_HEADS = "prediction_heads"
@@ -74,7 +76,7 @@ def read_mtp_llama(directory: Path) -> Source:
     args = _read_args(config)
     files = open_weights(directory, *WEIGHT_FILES)
     index = index_parts(files)
-    model = build_skeleton(args, config.path, len(index))
+    check_size(args, config.path, len(index))
     own_norms = [norm_name(head) for head in range(1, args.n_future_tokens)]
 
     def store(name: str, shape: tuple[int, ...], parts: tuple[Part, ...]) -> Stored:
@@ -83,7 +85,7 @@ def read_mtp_llama(directory: Path) -> Source:
     def ignored(key: str) -> bool:
         return is_rope_table(key) or key in own_norms
 
-    source = assemble("mtp_llama", model, files, directory, mtp_llama_name, ignored, store)
+    source = assemble("mtp_llama", args, files, directory, mtp_llama_name, ignored, store)
     _check_norms(index, own_norms, directory)
     if (directory / SUMS_FILE).is_file():
         source.attach_sums(Sums.read(directory, SUMS_FILE))
@@ -130,8 +132,8 @@ def write_mtp_llama(
     def transform(key: str, tensor: Tensor) -> Tensor:
         return in_hf_order(tensor, layers[key], args) if key in layers else tensor
 
-    dtype = common_dtype({name: weight.dtype for name, weight in model.named_parameters()})
-    write_json(directory / "config.json", _written_config(args, dtype, config_fields))
+    config = _written_config(args, common_format(formats_of(model)), config_fields)
+    write_json(directory / "config.json", config)
     write_safetensors(state, directory, max_shard_bytes, transform, always_index=True)
     copy_files(tokenizer_files, directory)
     (directory / MTP_FOLDER).mkdir(exist_ok=True)
@@ -163,9 +165,9 @@ def _read_args(config: JsonFile) -> ModelArgs:
 
 
 def _written_config(
-    args: ModelArgs, dtype: torch.dtype, config_fields: Mapping[str, Any]
+    args: ModelArgs, number_format: str, config_fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    fields = write_config(args, dtype, config_fields)
+    fields = write_config(args, number_format, config_fields)
     del fields[HEADS_KEY]
     return {
         **fields,
@@ -187,13 +189,12 @@ def _check_norms(
     """Raise `UserError` unless every head's final norm is that of the first head. They are read at
     once: n vectors."""
     first = index[norm_name(0)][0]
+    wanted = first.numbers() if own_norms else []
     for key in own_norms:
         if key not in index:
             raise UserError(f"{directory}: lacks key {key}; copy the checkpoint again")
         other = index[key][0]
-        if other.shape != first.shape or not torch.equal(
-            other.view().double(), first.view().double()
-        ):
+        if other.shape != first.shape or other.numbers() != wanted:
             raise UserError(
                 f"{other} differs from {first.key}, but the heads of this library share one final "
                 "norm; the checkpoint cannot be represented"

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weighted_mtp.core.sums import Sums, fields_digest, sums_of, verifying
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.params import is_extended, read_params, write_params
 from weighted_mtp.models.meta_mtp.layouts.side_files import write_tokenizer_folder
-from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
+from weighted_mtp.models.meta_mtp.layouts.skeleton import check_size
 from weighted_mtp.models.meta_mtp.layouts.source import (
     EMBEDDING,
     Source,
     assemble,
+    formats_of,
     index_parts,
 )
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import open_weights, write_safetensors
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 FORMAT_VERSION = 2
 """Written for families other than Meta's architecture, which version 1 knew alone."""
 METADATA = "metadata.json"
+ORDER_HEAD_FILE = "order_head.safetensors"
+"""The second unembedding of the objective `top` (order_head.py)."""
 
 
 def read_native(directory: Path) -> Source:
@@ -38,8 +43,8 @@ def read_native(directory: Path) -> Source:
     index = index_parts(files)
     embedding = index[EMBEDDING][0].shape if EMBEDDING in index else ()
     args = read_params(params, embedding[0] if embedding else 1)
-    model = build_skeleton(args, params.path, len(index))
-    source = assemble("native", model, files, folder)
+    check_size(args, params.path, len(index))
+    source = assemble("native", args, files, folder)
     if verifying() or (directory / METADATA).is_file():
         source.attach_sums(Sums.read(directory, METADATA))
     return source
@@ -75,7 +80,7 @@ def write_native(
     metadata = {
         "format_version": FORMAT_VERSION if is_extended(model.args) else 1,
         "layout": "native",
-        "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()})),
+        "dtype": ", ".join(sorted(set(formats_of(model).values()))),
         "parameters": sum(t.numel() for t in state.values()),
         "sha256": sums_of(directory, (p for p in directory.rglob("*") if p.is_file())),
         "extra": dict(extra_metadata),

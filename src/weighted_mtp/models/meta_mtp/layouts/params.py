@@ -9,9 +9,8 @@ from typing import Any
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.models.meta_mtp.args import Family, ModelArgs
+from weighted_mtp.models.meta_mtp.args import Family, ModelArgs, RopeFrequencies, RopeScaling
 from weighted_mtp.models.meta_mtp.layouts.json_file import LARGEST, JsonFile
-from weighted_mtp.models.meta_mtp.rotary import RopeFrequencies, RopeScaling
 
 log = get_logger(__name__)
 

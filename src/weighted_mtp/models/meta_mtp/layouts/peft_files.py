@@ -10,9 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from weighted_mtp.core.model_folder import is_hub_id
 from weighted_mtp.models.meta_mtp.args import ModelArgs
@@ -24,7 +22,11 @@ from weighted_mtp.models.meta_mtp.layouts.huggingface import (
 )
 from weighted_mtp.models.meta_mtp.layouts.source import EMBEDDING, Source
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import write_safetensors_file
-from weighted_mtp.models.meta_mtp.lora import LoRA, adapted_modules, trained_tensors
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor, nn
+
+    from weighted_mtp.models.meta_mtp.lora import LoRA
 
 _SAMPLES = 64
 
@@ -74,6 +76,8 @@ def fingerprint(source: Source) -> str:
 
 def sampled_places(numbers: int) -> Tensor:
     """64 places, evenly from the first number to the last."""
+    import torch
+
     return torch.arange(_SAMPLES) * (numbers - 1) // (_SAMPLES - 1)
 
 
@@ -96,6 +100,8 @@ class Trained:
     @classmethod
     def of(cls, transformer: nn.Module, args: ModelArgs, base: Base) -> Trained:
         """What of a transformer was trained."""
+        from weighted_mtp.models.meta_mtp.lora import adapted_modules, trained_tensors
+
         tensors = trained_tensors(transformer.named_parameters())
         return cls(base, args, tensors, [name for name, _ in adapted_modules(transformer)])
 
@@ -132,12 +138,16 @@ def write_peft(trained: Trained, directory: Path) -> None:
 def _adapters(trained: Trained) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The adapters of trunk and next-token head under Hugging Face's names, rows in its order; and
     the rank of each module. Where a family fuses projections, their adapters stand side by side."""
-    args, tensors, groups = trained.args, trained.tensors, dict[str, list[str]]()
+    import torch
+
+    args, tensors = trained.args, trained.tensors
+    groups: dict[str, list[str]] = {}
     for module in trained.modules:
         if not module.startswith("extra_heads."):
             key = hf_name(f"{module}.weight", args).removesuffix(".weight")
             groups.setdefault(key, []).append(f"{module}.weight")
-    found, ranks = dict[str, Tensor](), dict[str, int]()
+    found: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     for key, names in groups.items():
         stems = [name.removesuffix("weight") for name in names]
         a = torch.cat([tensors[f"{stem}lora_A.weight"] for stem in stems])
@@ -165,7 +175,8 @@ def _beside(parts: Sequence[Tensor], rows: Sequence[tuple[int, int] | None], tot
 
 def _whole(trained: Trained) -> dict[str, Tensor]:
     """Norms and embeddings that were trained, as `_adapters` has the adapters."""
-    args, found = trained.args, dict[str, Tensor]()
+    args = trained.args
+    found: dict[str, Tensor] = {}
     for name, tensor in trained.tensors.items():
         if ".lora_" in name or name.startswith("extra_heads."):
             continue

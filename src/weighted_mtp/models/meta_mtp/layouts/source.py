@@ -13,21 +13,26 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.choices import NUMBER_FORMATS
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sums import Sums, verifying
+from weighted_mtp.models.meta_mtp.args import ModelArgs, parameter_shapes
+from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
     TensorFile,
     known_dtype,
     release_pages,
 )
-from weighted_mtp.models.meta_mtp.transformer import Transformer
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    import torch
+    from torch import Tensor
+
+    from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 TIED, EMBEDDING = "output.weight", "tok_embeddings.weight"
 
@@ -56,6 +61,10 @@ class Part:
         """The tensor on its mapped pages."""
         whole = self.file.view(self.key)
         return whole if self.rows is None else whole[self.rows[0] : self.rows[1]]
+
+    def numbers(self) -> list[float]:
+        """The numbers of a short tensor that is a parameter by itself."""
+        return self.file.numbers(self.key)
 
     @property
     def dtype(self) -> str:
@@ -91,17 +100,17 @@ class Stored:
         return (*first[: self.dim], whole, *first[self.dim + 1 :])
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The narrowest format that holds all parts exactly."""
-        return reduce(torch.promote_types, (DTYPES[part.dtype] for part in self.parts))
+    def format(self) -> str:
+        """Name of the narrowest format that holds all parts exactly."""
+        return reduce(wider, (part.dtype for part in self.parts))
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `UserError` unless the parts are of a format we read and make up `shape`."""
         for part in self.parts:
             if not known_dtype(part.dtype):
                 raise UserError(
-                    f"{part} is stored as {part.dtype}, which is not one of {', '.join(DTYPES)}; "
-                    "convert it to one of them first"
+                    f"{part} is stored as {part.dtype}, which is not one of "
+                    f"{', '.join(NUMBER_FORMATS)}; convert it to one of them first"
                 )
             rest = part.shape[: self.dim] + part.shape[self.dim + 1 :]
             if rest != shape[: self.dim] + shape[self.dim + 1 :] or self.shape != shape:
@@ -117,7 +126,11 @@ class Stored:
         Raises:
             UserError: a value is NaN or infinite, or too large for `dtype`.
         """
-        dtype = dtype or self.dtype
+        import torch
+
+        from weighted_mtp.core.device import DTYPES
+
+        dtype = dtype or DTYPES[self.format]
         whole = torch.empty(self.shape, dtype=dtype, device=device)
         start = 0
         for part in self.parts:
@@ -144,13 +157,13 @@ def copy_to_pairs(target: Tensor, stored: Tensor, heads: int, rotary_dim: int | 
 
 
 def _check_values(part: Part, stored: Tensor, dtype: torch.dtype) -> None:
+    import torch
+
     low, high = (bound.item() for bound in torch.aminmax(stored))  # NaN shows in both
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(f"{part} holds NaN or infinite values; take an earlier checkpoint")
     if max(-low, high) > torch.finfo(dtype).max:
-        raise UserError(
-            f"{part} holds values that {str(dtype).removeprefix('torch.')} cannot; use bfloat16"
-        )
+        raise UserError(f"{part} holds values that {dtype_name(dtype)} cannot; use bfloat16")
 
 
 @dataclass
@@ -159,8 +172,8 @@ class Source:
 
     Attributes:
         layout: "native", "meta", "huggingface" or "mtp_llama".
-        model: on the meta device; `materialise` gives it its weights.
-        weights: for every parameter of `model`, where it comes from.
+        args: shape of the model.
+        weights: for every parameter, where it comes from.
         twin: a stored unembedding that repeats the tied embedding.
         directory: of the checkpoint.
         sums: of the checkpoint's files, where they are stored with it.
@@ -168,13 +181,13 @@ class Source:
     """
 
     layout: str
-    model: Transformer
+    args: ModelArgs
     weights: dict[str, Stored]
     files: list[TensorFile]
     twin: Stored | None = None
     directory: Path = Path()
     sums: Sums | None = None
-    draft_ids: Tensor | None = None
+    draft_ids: tuple[int, ...] | None = None
 
     def attach_sums(self, sums: Sums) -> None:
         """Take note of the stored sums and compare those of all files but the weights, whose sums
@@ -211,9 +224,32 @@ class Source:
         return [file.path.relative_to(sums.folder).as_posix() for file in self.files]
 
     @property
-    def formats(self) -> dict[str, torch.dtype]:
+    def formats(self) -> dict[str, str]:
+        """Name of the stored number format of every parameter."""
+        return {name: stored.format for name, stored in self.weights.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
         """The stored number format of every parameter."""
-        return {name: stored.dtype for name, stored in self.weights.items()}
+        from weighted_mtp.core.device import DTYPES
+
+        return {name: DTYPES[found] for name, found in self.formats.items()}
+
+    @property
+    def drafts(self) -> Tensor | None:
+        """The draft vocabulary as a model has it."""
+        import torch
+
+        return None if self.draft_ids is None else torch.tensor(self.draft_ids)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """On the meta device, built when it is first asked for; `materialise` gives it its weights.
+
+        Raises:
+            UserError: this machine cannot build it.
+        """
+        return build_skeleton(self.args, self.directory)
 
     def materialise(self, device: torch.device, dtype: torch.dtype | None) -> Transformer:
         """Read every weight into the model. Call once.
@@ -224,12 +260,14 @@ class Source:
         Raises:
             UserError: weights are not finite, or too large for `dtype`.
         """
+        from torch import nn
+
         for name, weight in self.read(device, dtype):
             path, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(weight))
-        if self.model.args.tie_embeddings:
+        if self.args.tie_embeddings:
             self.model.output.weight = self.model.tok_embeddings.weight
-        self.model.draft_ids = self.draft_ids
+        self.model.draft_ids = self.drafts
         return self.model
 
     def read(self, device: torch.device, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
@@ -247,6 +285,8 @@ class Source:
 
     def check_values(self) -> None:
         """Read every weight and keep none; raise `UserError` on one that is not finite."""
+        import torch
+
         for stored in self.weights.values():
             for part in stored.parts:
                 _check_values(part, part.view(), torch.float64)
@@ -254,6 +294,8 @@ class Source:
         self._check_twin()
 
     def _check_twin(self) -> None:
+        import torch
+
         if self.twin is None:
             return
         for twin, part in zip(self.twin.parts, self.weights[EMBEDDING].parts, strict=True):
@@ -266,7 +308,14 @@ class Source:
                 )
 
 
-def common_dtype(formats: Mapping[str, torch.dtype]) -> torch.dtype:
+def wider(one: str, other: str) -> str:
+    """The narrowest number format that holds the numbers of both, as `torch.promote_types`."""
+    if one == other:
+        return one
+    return "float64" if "float64" in (one, other) else "float32"
+
+
+def common_format(formats: Mapping[str, str]) -> str:
     """One number format for a whole model: the narrowest that holds every matrix exactly. Norms and
     biases follow, since float32 norms alone should not double the memory of a bfloat16 model.
 
@@ -274,8 +323,17 @@ def common_dtype(formats: Mapping[str, torch.dtype]) -> torch.dtype:
         formats: of the parameters, by name.
     """
     vectors = ("norm.weight", ".bias")
-    matrices = [dtype for name, dtype in formats.items() if not name.endswith(vectors)]
-    return reduce(torch.promote_types, matrices)
+    return reduce(wider, (found for name, found in formats.items() if not name.endswith(vectors)))
+
+
+def formats_of(model: Transformer) -> dict[str, str]:
+    """Name of the number format of every parameter."""
+    return {name: dtype_name(weight.dtype) for name, weight in model.named_parameters()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" of `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:
@@ -289,7 +347,7 @@ def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:
 
 def assemble(
     layout: str,
-    model: Transformer,
+    args: ModelArgs,
     files: list[TensorFile],
     where: Path,
     name_of: Callable[[str], str] = str,
@@ -298,7 +356,7 @@ def assemble(
         parts[:1]
     ),
 ) -> Source:
-    """Match the model's parameters with the stored tensors.
+    """Match the parameters of a model with the stored tensors.
 
     Args:
         where: the folder to name when keys are missing from several files.
@@ -310,9 +368,9 @@ def assemble(
         UserError: keys are missing or left over, or a shape or format is wrong.
     """
     index = {key: parts for key, parts in index_parts(files).items() if not ignored(key)}
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = parameter_shapes(args)
     twin = None
-    if model.args.tie_embeddings and name_of(TIED) in index:
+    if args.tie_embeddings and name_of(TIED) in index:
         twin = store(TIED, shapes[EMBEDDING], index.pop(name_of(TIED)))
         twin.check(shapes[EMBEDDING])
     wanted = {name: name_of(name) for name in shapes}
@@ -321,7 +379,7 @@ def assemble(
     for name, key in wanted.items():
         weights[name] = store(name, shapes[name], index[key])
         weights[name].check(shapes[name])
-    return Source(layout, model, weights, files, twin)
+    return Source(layout, args, weights, files, twin)
 
 
 def _place(files: Sequence[TensorFile], where: Path) -> Path:

@@ -11,35 +11,32 @@ import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from weighted_mtp.core.device import DTYPES
+from weighted_mtp.core.choices import NUMBER_FORMATS
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import check_regular, shown_value
 from weighted_mtp.core.logging import get_logger, warn_once
 from weighted_mtp.core.tensors import save_file
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
+from weighted_mtp.models.meta_mtp.layouts.tensor_header import (
+    NAMES,
+    TensorInfo,
+    decode,
+    read_header,
+)
+
+if TYPE_CHECKING:  # describing a checkpoint must not wait for PyTorch
+    from torch import Tensor
 
 log = get_logger(__name__)
 
-_SAFETENSORS_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin|consolidated.*\.pth")
 _SMALLEST_STRETCH = 4 * 2**20
 _NOT_TENSORS = "get a copy that holds tensors alone (safetensors is safest)"
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file's header says of one tensor; `dtype` is a name such as "bfloat16"."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class TensorFile(ABC):
@@ -58,9 +55,9 @@ class TensorFile(ABC):
             self.size = path.stat().st_size
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        self._closed = False
+        self._closed = True
         self.touched = 0  # bytes read since the file was mapped
-        self._open()
+        self.header = self._read_header()
 
     def view(self, key: str) -> Tensor:
         """The tensor on its mapped pages, which stay as long as it does."""
@@ -71,11 +68,19 @@ class TensorFile(ABC):
         self.touched += tensor.nbytes
         return tensor
 
+    def numbers(self, key: str) -> list[float]:
+        """The numbers of a short tensor, exactly."""
+        found: list[float] = self.view(key).flatten().tolist()
+        return found
+
     def release(self) -> None:
         """Unmap the file; the next `view` maps it again."""
         self._close()
         self._closed = True
         self.touched = 0
+
+    @abstractmethod
+    def _read_header(self) -> dict[str, TensorInfo]: ...
 
     @abstractmethod
     def _open(self) -> None: ...
@@ -88,9 +93,25 @@ class TensorFile(ABC):
 
 
 class SafetensorsFile(TensorFile):
-    """A safetensors file; opening it checks that it is as long as its header says."""
+    """A safetensors file; opening it checks that it is as long as its header says.
+
+    A sound header is read here. On any other safetensors itself has the last word, and it checks
+    again before the first weight is read.
+    """
 
     _handle: Any
+
+    def _read_header(self) -> dict[str, TensorInfo]:
+        header = read_header(self.path, self.size)
+        if header is not None:
+            return header
+        self._open()
+        self._closed = False
+        return {key: self._describe(key) for key in self._handle.keys()}  # noqa: SIM118
+
+    def numbers(self, key: str) -> list[float]:
+        found = decode(self.path, self.header[key])
+        return super().numbers(key) if found is None else found
 
     def _open(self) -> None:
         try:
@@ -99,13 +120,11 @@ class SafetensorsFile(TensorFile):
             raise UserError(
                 f"{self.path}: truncated or damaged safetensors file ({error}); copy it again"
             ) from error
-        if not hasattr(self, "header"):
-            self.header = {key: self._describe(key) for key in self._handle.keys()}  # noqa: SIM118
 
     def _describe(self, key: str) -> TensorInfo:
         stored = self._handle.get_slice(key)
         dtype = str(stored.get_dtype())
-        return TensorInfo(tuple(stored.get_shape()), _SAFETENSORS_NAMES.get(dtype, dtype))
+        return TensorInfo(tuple(stored.get_shape()), NAMES.get(dtype, dtype))
 
     def _close(self) -> None:
         self._handle = None
@@ -117,6 +136,14 @@ class SafetensorsFile(TensorFile):
 
 class PickleFile(TensorFile):
     """A state dict written by `torch.save`; read with `weights_only`, so no code in it can run."""
+
+    def _read_header(self) -> dict[str, TensorInfo]:
+        self._open()
+        self._closed = False
+        return {
+            key: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for key, t in self._state.items()
+        }
 
     def _open(self) -> None:
         state = self._load()
@@ -130,12 +157,10 @@ class PickleFile(TensorFile):
             if found:
                 raise UserError(f"{self.path}: {key!r:.200} is {found}; {_NOT_TENSORS}")
         self._state: dict[str, Tensor] = {key: value.detach() for key, value in state.items()}
-        self.header = {
-            key: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."))
-            for key, t in self._state.items()
-        }
 
     def _load(self) -> object:
+        import torch
+
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
@@ -164,7 +189,9 @@ class PickleFile(TensorFile):
 
 def _unusual(value: object) -> str:
     """Why a value is not a tensor whose numbers all lie in the file; "" if it is one."""
-    if not isinstance(value, Tensor):
+    import torch
+
+    if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}, not a tensor"
     if value.is_nested or value.layout != torch.strided:
         return "a nested or sparse tensor"
@@ -324,4 +351,4 @@ def _own(tensor: Tensor) -> Tensor:
 
 def known_dtype(name: str) -> bool:
     """Whether weights stored in this format can be loaded."""
-    return name in DTYPES
+    return name in NUMBER_FORMATS
