@@ -102,6 +102,15 @@ def test_importing_loads_nothing_heavy(flags, package):
     }
 
 
+@pytest.mark.parametrize(
+    "module", ["data.prepare.parts", "data.collators", "data.tokens.encode_rows", "data.rows.store"]
+)
+def test_a_process_that_prepares_or_tokenises_starts_without_torch(module):
+    """It takes most of the seconds that such a process would need before it begins."""
+    loaded = set(python("-c", f"import sys, weighted_mtp.{module}; print(*sys.modules)").split())
+    assert not loaded & {"torch", "pydantic", "transformers"}
+
+
 def test_planning_imports_no_trainer():
     code = "import sys, weighted_mtp.pipelines.planning.plan; print(*sys.modules)"
     loaded = python("-c", code).split()

@@ -46,7 +46,7 @@ CASES = {
         "family": Family(residual_multiplier=0.5, embedding_multiplier=3.0, logits_scaling=2.0)
     },
 }
-PACKED = {"documents": [16, 16], "mask": [24, 5, 3]}
+PACKED = {"runs": [16, 16], "rows": [16, 16], "mask": [24, 5, 3]}
 
 
 def counted(args: ModelArgs, recipe: str = "baseline", *changes: str) -> tuple[Counts, Objective]:
@@ -130,6 +130,16 @@ def packed_batch(way: str) -> Batch:
     return batch
 
 
+def kept_apart(way: str, packing: Packing) -> tuple[torch.Tensor | Packing, Documents]:
+    """What attention is given to go this way, and what the plan is told."""
+    if way == "runs":
+        return packing, Documents(*packing.slots.shape, runs=True)
+    assert packing.unpacks_cheaply == (way == "rows")
+    if way == "mask":
+        return packing.mask, Documents()
+    return packing._replace(runs=()), Documents(*packing.slots.shape)
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("way", PACKED)
 @pytest.mark.parametrize("case", ["multi-head", "norms of queries", "sliding window"])
@@ -138,9 +148,7 @@ def test_packed_rows_are_counted_to_the_byte(way, case, half):
     model = Transformer(args)
     batch = packed_batch(way)
     packing = batch.packing
-    assert packing.unpacks_cheaply == (way == "documents")
-    mask = packing if packing.unpacks_cheaply else packing.mask
-    documents = Documents(*packing.slots.shape) if packing.unpacks_cheaply else Documents()
+    mask, documents = kept_apart(way, packing)
     setting = Setting(3, 32, documents, half=half)
 
     def run() -> object:
@@ -169,7 +177,7 @@ def held_bytes(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("way", ["rows", "grouped heads", *PACKED])
+@pytest.mark.parametrize("way", ["padded", "grouped heads", *PACKED])
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_what_checkpointing_keeps_is_counted_to_the_byte(how, way, half):
     """The blocks' part of it: what a model of two blocks more holds more."""
@@ -182,9 +190,8 @@ def test_what_checkpointing_keeps_is_counted_to_the_byte(how, way, half):
         if way in PACKED:
             batch = packed_batch(way)
             packing, tokens = batch.packing, batch.tokens
-            cheap = packing.unpacks_cheaply
-            places = {"positions": packing.positions, "mask": packing if cheap else packing.mask}
-            documents = Documents(*packing.slots.shape) if cheap else Documents()
+            mask, documents = kept_apart(way, packing)
+            places = {"positions": packing.positions, "mask": mask}
 
         def run(model=model, tokens=tokens, places=places) -> object:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -382,7 +389,9 @@ def test_the_setting_follows_the_recipe():
     objective = make_objective(recipe.objective, 3)
     setting = setting_of(recipe, args, objective, gpus=16, gpus_per_node=8)
     assert (setting.rows, setting.length, setting.mode, setting.shards) == (2, 256, "hsdp", 8)
-    assert setting.documents is not None
+    assert setting.documents in (Documents(), Documents(4, 256))
+    on_cpu = setting_of(recipe, args, objective, gpu=False)
+    assert on_cpu.documents == Documents(2, 256, runs=True)
     assert not setting.accumulate  # 32 rows, two on each of 16
     one = setting_of(recipe, args, objective)
     assert (one.mode, one.shards, one.accumulate) == ("none", 1, True)

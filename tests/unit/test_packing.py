@@ -5,13 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.core.types import IGNORE_INDEX
 from weighted_mtp.data.batches import Example, pack_batch, pad_batch
 from weighted_mtp.data.packing import Cutter, pack_groups
 from weighted_mtp.losses import LossTerms, shift_labels
+from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.transformer import Transformer
-from weighted_mtp.pipelines.training.module import batch_loss, read_batch
+from weighted_mtp.pipelines.training.module import TrainingModule, batch_loss, read_batch
+from weighted_mtp.pipelines.training.objectives import make_objective
 from weighted_mtp.pipelines.training.objectives.base import plain_targets
 
 PAD, V, N_HEADS = 99, 100, 3
@@ -237,20 +240,90 @@ def test_packed_and_padded_rows_give_the_same_loss_and_gradients(model, lengths,
 
 @given(lengths)
 @settings(max_examples=15, deadline=None)
-def test_a_mask_and_a_row_for_each_document_are_the_same_attention(model, lengths):
+def test_three_ways_to_keep_documents_apart_are_the_same_attention(model, lengths):
     batch = pack_batch([examples_of(lengths)], PAD)
     packing = batch.packing
     assert packing is not None
     results = []
-    for mask in (packing, packing.mask):
+    for mask in (packing, packing._replace(runs=()), packing.mask):
         model.zero_grad()
         states = model.head_states(batch.tokens, positions=packing.positions, mask=mask)
         there = packing.unpack(states[0], 0.0)
         there.square().sum().backward()
         grads = [p.grad for p in model.layers.parameters()]
         results.append([there.detach(), *(g.clone() for g in grads if g is not None)])
+    for one, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@given(st.lists(lengths, min_size=1, max_size=3))
+@settings(max_examples=30)
+def test_runs_are_the_documents_and_the_padding_between_them(rows):
+    flat = iter(examples_of([m for row in rows for m in row]))
+    packing = pack_batch([[next(flat) for _ in row] for row in rows], PAD).packing
+    assert packing is not None
+    owner = (
+        packing.source.div(packing.slots.shape[1], rounding_mode="floor")
+        .flatten()
+        .split(list(packing.runs))
+    )
+    assert all(len(run) and (run == run[0]).all() for run in owner)
+    assert sum(int(run[0]) >= 0 for run in owner) == len(packing.slots)
+
+
+@given(lengths, st.integers(0, 2**16))
+@settings(max_examples=15, deadline=None)
+def test_heads_that_run_only_where_they_predict_give_the_same_loss_and_gradients(
+    model, lengths, seed
+):
+    """Prompts of all lengths, whole rows too, so that some or all positions predict nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts = [int(torch.randint(1, m + 2, (), generator=draw)) for m in lengths]
+    some = [example(i, m + 1, p) for i, (m, p) in enumerate(zip(lengths, prompts, strict=True))]
+    batch = pack_batch([some[::2], some[1::2]] if some[1:] else [some], PAD)
+    packing, targets = batch.packing, plain_targets(batch, N_HEADS)
+    assert packing is not None
+    terms = LossTerms(targets, (targets != IGNORE_INDEX).sum((0, 1)).double().clamp(min=1))
+    only, wanted = packing.only((targets != IGNORE_INDEX).any(-1))
+    results = []
+    for places, seen in ((None, batch), (wanted, batch._replace(packing=only))):
+        model.zero_grad()
+        states = read_batch(model, batch, all_heads=True, wanted=places)
+        out = batch_loss(seen, states, model.output.weight, terms)
+        out.loss.backward()
+        results.append([out.loss.detach(), out.ce, *(p.grad.clone() for p in model.parameters())])
+    assert len(wanted) == max(1, int((targets != IGNORE_INDEX).any(-1).sum()))
     for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_module_runs_its_heads_only_where_they_predict(model):
+    """Only if the loss of the heads is all there is, and nobody has another one."""
+    batch = pack_batch([examples_of([5, 9, 4, 7])], PAD)
+    adapter = MetaLlamaMTPAdapter(model)
+    for name, everywhere in (("uniform", False), ("distil", True)):
+        objective = make_objective(ObjectiveConfig(name=name), N_HEADS)
+        ran = []
+        hook = model.extra_heads[0].register_forward_hook(lambda *call, ran=ran: ran.append(call))
+        denominators = objective.denominators(objective.counts(batch)[None])
+        TrainingModule(adapter, objective)(batch, "train", denominators)
+        hook.remove()
+        ((_, _, out),) = ran
+        wanted = (plain_targets(batch, N_HEADS) != IGNORE_INDEX).any(-1)
+        assert out.shape[:2] == (1, 25 if everywhere else int(wanted.sum()))
+
+
+def test_rows_of_a_micro_batch_end_to_end_leave_no_padding():
+    groups = [(e,) for e in examples_of([5, 9, 4, 7, 11, 3])]
+    apart, joined = (
+        Cutter(PAD, 16, 2, packing=True, end_to_end=end).cut(groups) for end in (False, True)
+    )
+    assert [b.rows.tolist() for b in joined] == [b.rows.tolist() for b in apart]
+    assert sum(b.tokens.numel() for b in joined) == 39 < sum(b.tokens.numel() for b in apart)
+    assert all(b.tokens.shape[0] == 1 for b in joined)
+    ((empty,),) = (Cutter(PAD, 16, 2, packing=True, end_to_end=True).cut([]),)
+    assert empty.rows.tolist() == [-1]
 
 
 def test_attention_takes_the_cheaper_way():

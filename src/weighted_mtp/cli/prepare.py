@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from weighted_mtp.cli.prepare_models import run_reference, run_states
-from weighted_mtp.cli.prepare_self import run_self
 from weighted_mtp.cli.prepare_sources import run_source
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
@@ -90,6 +88,18 @@ def run_attempts(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_model(args: argparse.Namespace) -> int:
+    """Run a sub-command that runs a model; the others need not wait for torch."""
+    from weighted_mtp.cli import prepare_models, prepare_self
+
+    model_commands = {
+        "reference-losses": prepare_models.run_reference,
+        "self": prepare_self.run_self,
+        "states": prepare_models.run_states,
+    }
+    return model_commands[args.kind](args)
+
+
 def _left_out(found: AttemptRows) -> str:
     return (
         f"{found.duplicates:,} duplicates, {found.surplus:,} for balance, {found.unwritten:,} "
@@ -116,9 +126,7 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "micro": run_micro,
-    "reference-losses": run_reference,
-    "self": run_self,
-    "states": run_states,
+    **dict.fromkeys(("reference-losses", "self", "states"), run_model),
     "attempts": run_attempts,
     **{name: partial(run_source, kind=name) for name in SOURCES},
 }

@@ -16,46 +16,9 @@ import torch
 from torch import Tensor
 
 from weighted_mtp.core.types import IGNORE_INDEX
+from weighted_mtp.data.examples import Example
 
-
-class Example(NamedTuple):
-    """One tokenised row.
-
-    Attributes:
-        ids: prompt, response and, unless truncated, EOS.
-        prompt_length: tokens at the start that are not targets.
-        truncated: the response's end was cut off, so that its last token is not terminal.
-        row: index of the row it came from, in its file.
-        task_id, is_correct: of that row.
-        reference: `[len(ids), h]` the cross-entropy of each token under each head of a reference
-            model (`[len(ids)]`: under the first alone); None where no objective asks for it.
-        inputs: how many of the ids the model reads; the others are targets only. None: all but the
-            last.
-        holes: runs of tokens after `prompt_length` that are not targets, as (first, end): what
-            others say between the answers of a conversation.
-        states: `[positions, 2, D]` of a frozen trunk, see `trunk_states`; None where it is run.
-    """
-
-    ids: Sequence[int]
-    prompt_length: int
-    truncated: bool
-    row: int
-    task_id: str = ""
-    is_correct: bool = True
-    reference: Tensor | None = None
-    inputs: int | None = None
-    holes: Sequence[tuple[int, int]] = ()
-    states: Tensor | None = None
-
-    @property
-    def positions(self) -> int:
-        """How many positions the model runs for it."""
-        return max(1, len(self.ids) - 1) if self.inputs is None else self.inputs
-
-    @property
-    def has_targets(self) -> bool:
-        """Whether anything is left to learn: a prompt may fill the whole length."""
-        return self.prompt_length < len(self.ids)
+__all__ = ["Batch", "Example", "Packing", "pack_batch", "pad_batch"]
 
 
 class Packing(NamedTuple):
@@ -64,10 +27,13 @@ class Packing(NamedTuple):
     Attributes:
         slots: `[B, S]` place of a position among the P · L packed ones, −1 past an example's end.
         source: `[P, L]` the inverse: place among the B · S, −1 on padding.
+        runs: positions of each document, and of the padding behind each row, in their order; they
+            sum to P · L. Empty where attention is not to go from run to run.
     """
 
     slots: Tensor
     source: Tensor
+    runs: tuple[int, ...] = ()
 
     @property
     def filled(self) -> Tensor:
@@ -94,7 +60,20 @@ class Packing(NamedTuple):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Packing:
         """On another device."""
-        return Packing(*(x.to(device, non_blocking=non_blocking) for x in self))
+        slots, source = (x.to(device, non_blocking=non_blocking) for x in self[:2])
+        return Packing(slots, source, self.runs)
+
+    def only(self, wanted: Tensor) -> tuple[Packing, Tensor]:
+        """Leave out all positions but some, `wanted` `[B, S]`: where those lie once they stand in
+        one row of R ≥ 1, and their places `[R]` among the P · L."""
+        places = self.pack(wanted, False).flatten().nonzero().squeeze(1)  # [R]
+        if not len(places):
+            places = places.new_zeros(1)
+        source = self.source.flatten()[places]
+        slots = torch.full_like(self.slots, -1)
+        there = (source >= 0).nonzero().squeeze(1)  # all, but for a row of padding
+        slots.view(-1)[source[there]] = there
+        return Packing(slots, source[None]), places
 
     def pack(self, x: Tensor, fill: float | None = None) -> Tensor:
         """`[B, S, …]` → `[P, L, …]`; padding holds `fill`, or some number if it is None."""
@@ -187,14 +166,15 @@ def pack_batch(rows: Sequence[Sequence[Example]], pad_id: int, multiple: int = 1
     examples = [example for row in rows for example in row]
     if not examples:
         empty = pad_batch([], pad_id)
-        return empty._replace(packing=Packing(torch.full((1, 1), -1), torch.full((1, 1), -1)))
+        nothing = torch.full((1, 1), -1)
+        return empty._replace(packing=Packing(nothing, nothing.clone(), (1,)))
     P, L = len(rows), max(sum(e.positions for e in row) for row in rows)
     L += -L % multiple
     S = max(e.positions for e in examples)
     table = _row_table(examples, S, pad_id)
     slots = torch.full((len(examples), S), -1)
     source = torch.full((P, L), -1)
-    index = 0
+    index, runs = 0, []
     for p, row in enumerate(rows):
         start = 0
         for example in row:
@@ -202,7 +182,10 @@ def pack_batch(rows: Sequence[Sequence[Example]], pad_id: int, multiple: int = 1
             slots[index, :m] = torch.arange(p * L + start, p * L + start + m)
             source[p, start : start + m] = torch.arange(index * S, index * S + m)
             start, index = start + m, index + 1
-    packing = Packing(slots, source)
+            runs.append(m)
+        if start < L:
+            runs.append(L - start)
+    packing = Packing(slots, source, tuple(runs))
     states = _states(examples, S)
     if states is not None:
         states = packing.pack(states, 0)

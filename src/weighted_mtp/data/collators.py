@@ -6,14 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.batches import Batch, Example, pad_batch
 from weighted_mtp.data.datasets import is_unfinished
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.templates import CHAT, TEMPLATES, PromptTemplate
 from weighted_mtp.data.tokens.chat import ChatTemplate, conversation, user_turn
 from weighted_mtp.data.tokens.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from weighted_mtp.data.batches import Batch
 
 
 class AlpacaCollator:
@@ -97,6 +101,9 @@ class AlpacaCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pad examples to a batch, see `pad_batch`."""
+        # Here, so that a process that only tokenises need not load torch (2.4 of its 2.8 seconds).
+        from weighted_mtp.data.batches import pad_batch
+
         return pad_batch(examples, self.tokenizer.pad_id, self.pad_to_multiple, self.max_length - 1)
 
     def _encode_chat(self, template: ChatTemplate, row: Row, index: int) -> Example:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 from weighted_mtp.data.batches import Batch, Example, pack_batch, pad_batch
@@ -27,6 +27,8 @@ class Cutter:
         micro_batch_size: rows of a micro-batch, packed ones or examples.
         packing: put several groups in a row of `longest` positions.
         multiple: the number of positions becomes a multiple of it, where `longest` allows.
+        end_to_end: put the packed rows of a micro-batch into a single one, without the padding
+            behind each: for attention that goes from document to document.
     """
 
     pad_id: int
@@ -34,17 +36,18 @@ class Cutter:
     micro_batch_size: int
     packing: bool = False
     multiple: int = 1
+    end_to_end: bool = False
 
     def cut(self, groups: Sequence[Group], rank: int = 0, world: int = 1) -> list[Batch]:
         """This rank's micro-batches. Every rank gets as many; the last may be empty."""
         ordered = sorted(groups, key=lambda group: (_longest(group), group[0].row))
         if self.packing:
-            rows = self._packed_rows(ordered, world)
-            return [pack_batch(part, self.pad_id, self.multiple) for part in rows[rank::world]]
-        parts = self._padded_parts([e for group in ordered for e in group], world)
-        return [
-            pad_batch(part, self.pad_id, self.multiple, self.longest) for part in parts[rank::world]
-        ]
+            parts = self._packed_rows(ordered, world)[rank::world]
+            if self.end_to_end:
+                parts = [[list(chain.from_iterable(part))] if part else [] for part in parts]
+            return [pack_batch(part, self.pad_id, self.multiple) for part in parts]
+        padded = self._padded_parts([e for group in ordered for e in group], world)[rank::world]
+        return [pad_batch(part, self.pad_id, self.multiple, self.longest) for part in padded]
 
     def _padded_parts(self, examples: Sequence[Example], world: int) -> list[Sequence[Example]]:
         """Examples of like length go together: less padding."""

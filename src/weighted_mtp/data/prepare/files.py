@@ -12,8 +12,8 @@ from typing import Any
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.data.datasets import MAX_LINE, file_digest, unreadable
 
-UNIT_BYTES = 16 << 20
-"""Approximate bytes of a JSONL file in one unit."""
+UNIT_BYTES = 4 << 20
+"""Approximate bytes of a JSONL file in one unit: few enough that processes end together."""
 UNIT_ROWS = 2000
 """Rows of an Arrow file that are one unit; of a Parquet file it is a row group."""
 FORMS = {

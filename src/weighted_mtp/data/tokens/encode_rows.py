@@ -15,16 +15,17 @@ import numpy as np
 from weighted_mtp.core.errors import RowError, UserError
 from weighted_mtp.core.processes import share_out
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.datasets import is_unfinished, read_lines
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.rows.columns import texts as all_texts
 from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, spelled_ends
 
-TRIAL_SECONDS, LONG_SECONDS = 1.0, 10.0
+TRIAL_SECONDS, LONG_SECONDS = 0.5, 3.0
 """One process begins. After the first seconds others start if the rest would take it longer than
-the second: each needs 3 to 4 seconds of a core (imports) before its first row."""
+the second: each needs a third of a second of a core (imports, none of them torch's) before its
+first row."""
 _PART = 256
 
 Columns: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]

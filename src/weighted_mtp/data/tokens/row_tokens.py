@@ -26,7 +26,7 @@ from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.progress import Progress
-from weighted_mtp.data.batches import Example
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.tokens.document_ids import id_type
 from weighted_mtp.data.tokens.encode_rows import Columns, Encoder, RowSource, encode_rows

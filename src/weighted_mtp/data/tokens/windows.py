@@ -22,7 +22,7 @@ from typing import overload
 import numpy as np
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.data.batches import Example
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.tokens.text_tokens import TokenStream
 
 

@@ -6,6 +6,7 @@ heads, K key/value heads, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -20,6 +21,12 @@ from weighted_mtp.models.meta_mtp.rotary import apply_rotary
 
 class Documents(Protocol):
     """Rows that are packed of documents, none of which sees another."""
+
+    @property
+    def runs(self) -> Sequence[int]:
+        """Positions of each document, and of the padding behind each row, in their order. Empty: a
+        row for each document."""
+        ...
 
     def unpack(self, x: Tensor) -> Tensor:
         """`[B, S, …]` → a row for each document; what is past a document's end may be anything."""
@@ -71,7 +78,9 @@ class Attention(nn.Module):
         freqs_cis: Tensor,
         mask: Tensor | Documents | None,
         cache: LayerCache | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
+        """`[B, S, D]` → `[B, S, D]`, or `[1, R, D]` at the `wanted` `[R]` of the B · S places."""
         B, S, _ = x.shape
         q: Tensor = self.wq(x).view(B, S, self.n_heads, self.head_dim)
         k: Tensor = self.wk(x).view(B, S, self.n_kv_heads, self.head_dim)
@@ -80,12 +89,31 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotates:
             q, k = apply_rotary(q, freqs_cis), apply_rotary(k, freqs_cis)
-        documents = None
-        if mask is not None and not isinstance(mask, Tensor):  # a row for each needs no mask
-            documents, mask = mask, None
-            q, k, v = (documents.unpack(part) for part in (q, k, v))
-            if self.window is not None and q.shape[1] > self.window:
-                mask = within_window(None, 0, q.shape[1], self.window, q.device)
+        if mask is None or isinstance(mask, Tensor):
+            out = self._attend(q, k, v, mask, cache)  # [B, S, H·d]
+        elif not torch.compiler.is_compiling() and mask.runs:  # compiled code would differ for each
+            # Slices need no gather and no padding.
+            parts = (torch.split(part.flatten(0, 1), list(mask.runs)) for part in (q, k, v))
+            runs = [self._alone(*(part[None] for part in run)) for run in zip(*parts, strict=True)]
+            out = torch.cat(runs, dim=1).view(B, S, -1)
+        else:
+            out = mask.pack(self._alone(*(mask.unpack(part) for part in (q, k, v))))
+        if wanted is not None:
+            out = out.flatten(0, 1).index_select(0, wanted)[None]  # [1, R, H·d]
+        mixed: Tensor = self.wo(out)
+        return mixed
+
+    def _alone(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in rows that hold one document each, from its beginning."""
+        S, mask = q.shape[1], None
+        if self.window is not None and self.window < S:
+            mask = within_window(None, 0, S, self.window, q.device)
+        return self._attend(q, k, v, mask)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Queries `[B, S, H, d]`, keys and values `[B, S, K, d]` → `[B, S, H·d]`."""
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, H, S, d], [B, K, S, d] twice
         if cache is not None:
             k, v = cache.append(k, v)  # [B, K, T, d]
@@ -101,6 +129,4 @@ class Attention(nn.Module):
             scale=self.scale,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        out = out.transpose(1, 2).flatten(2)  # [B, S, H·d]
-        mixed: Tensor = self.wo(out if documents is None else documents.pack(out))
-        return mixed
+        return out.transpose(1, 2).flatten(2)

@@ -65,8 +65,12 @@ class TransformerBlock(nn.Module):
         freqs_cis: Tensor,
         mask: Tensor | Documents | None = None,
         cache: LayerCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), freqs_cis, mask, cache)
+        """`[B, S, D]` → `[B, S, D]`, or `[1, R, D]` at the `wanted` `[R]` of the B · S places."""
+        attended = self.attention(self.attention_norm(x), freqs_cis, mask, cache, wanted)
+        if wanted is not None:
+            x = x.flatten(0, 1).index_select(0, wanted)[None]
         h: Tensor = x + scaled(attended, self.residual)
         out: Tensor = h + scaled(self.feed_forward(self.ffn_norm(h)), self.residual)
         return out
@@ -180,9 +184,16 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | Documents | None = None,
+        wanted: Tensor | None = None,
     ) -> list[Tensor]:
         """What `forward` unembeds: one normalised hidden state `[B, S, D]` for each head asked for,
-        the next-token head first. Arguments and errors as for `forward`."""
+        the next-token head first. Other arguments and errors as for `forward`.
+
+        Args:
+            wanted: `[R]` places among the B · S. The blocks of the heads, of which nothing reads
+                another position, then run there alone but for their keys and values, and the states
+                are `[1, R, D]`.
+        """
         heads: Sequence[nn.Module] = [self.layers[-1]]
         if return_all_heads:
             heads = [*heads, *self.extra_heads]
@@ -197,7 +208,7 @@ class Transformer(nn.Module):
             h = block(h, freqs_cis, mask, slot)
         head_slots = slots[len(trunk) :]
         return [
-            self.final(head(h, freqs_cis, mask, slot))
+            self.final(head(h, freqs_cis, mask, slot, wanted))
             for head, slot in zip(heads, head_slots, strict=True)
         ]
 

@@ -16,9 +16,9 @@ from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.device import resolve_device
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.core.types import TokenTrace
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import read_jsonl
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.tokens.tokenizers import Tokenizer, load_tokenizer
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.models.meta_mtp.checkpoints import value_head_path

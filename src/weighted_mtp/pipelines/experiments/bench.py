@@ -13,8 +13,8 @@ from torch import Tensor
 
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.device import DTYPES
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.loading import Groups
 from weighted_mtp.decoding import Decoder, Speculation
 from weighted_mtp.evaluation.benchmarks import Problem

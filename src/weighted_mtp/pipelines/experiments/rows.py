@@ -12,9 +12,9 @@ from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json_lines
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import write_jsonl
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.loading import ShuffledGroups
 from weighted_mtp.evaluation.sandbox.host import Sandbox
 from weighted_mtp.micro_tasks import Split, generate

@@ -20,7 +20,7 @@ from weighted_mtp.core.input_files import read_json
 from weighted_mtp.core.logging import get_logger
 from weighted_mtp.core.run_records import without_nan
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.batches import Example
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.loading import Groups, ShuffledGroups
 from weighted_mtp.evaluation.benchmarks import Problem
 from weighted_mtp.evaluation.result_files import write_json

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from weighted_mtp.core.errors import RowError
 from weighted_mtp.core.types import Message, Row
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
 from weighted_mtp.data.datasets import FINISH
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.tokens.chat import ChatTemplate
 from weighted_mtp.decoding import Completion
 from weighted_mtp.decoding.stopping import Decode

@@ -237,6 +237,8 @@ def setting_of(
     )
     if not data.packing:
         return setting
+    if not gpu:
+        return replace(setting, documents=Documents(rows, length, runs=True))  # one a row at worst
     ways = (Documents(), Documents(2 * rows, length))  # `Packing.unpacks_cheaply`: at most twice
     packed = [replace(setting, documents=way) for way in ways]
     return max(packed, key=lambda way: block_bytes(args, way))

@@ -127,7 +127,8 @@ def kept_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = No
     state = WIDE * N * args.dim
     if setting.checkpointing == "full":
         return state
-    rows = documents.rows * documents.length if documents is not None and documents.rows else N
+    unpacked = documents is not None and documents.rows and not documents.runs
+    rows = documents.rows * documents.length if documents is not None and unpacked else N
     heads = args.n_heads * args.head_dim
     products = s * N * (args.dim + heads + 2 * args.kv_heads * args.head_dim)
     return state + products + rows * (s * heads + WIDE * args.n_heads)
@@ -137,7 +138,8 @@ def block_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = N
     """What autograd keeps of one block: two residual inputs and 1/rms of each; in the compute dtype
     two normed inputs, q, k, v, the attention's output, and gate, up and product of the
     feed-forward; the attention's log-sum-exp. Packed rows and sliding windows add a mask in the
-    compute dtype, or the indices of their documents' rows and the attention's output packed again.
+    compute dtype, or the indices of their documents' rows; where documents go one by one or have
+    rows, the attention's output packed again.
     Norms of queries and keys add what they read, and 1/rms of each head. A frozen matrix keeps no
     input, its adapter keeps its own and what A gives."""
     N, s, documents = setting.positions, setting.size, setting.documents
@@ -159,6 +161,9 @@ def block_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = N
         return kept + N * attention + N * setting.length * s
     unpacked, index = documents.rows * documents.length, 8
     banded = window is not None and documents.length > window
+    if documents.runs:
+        kept += s * documents.rows * documents.length**2 if banded else 0
+        return kept + N * (attention + s * heads)
     kept += s * documents.length**2 if banded else 0
     return kept + unpacked * (attention + 3 * index) + N * (s * heads + index)
 

@@ -118,10 +118,11 @@ class Counts:
 
 class Documents(NamedTuple):
     """How attention keeps the documents of packed rows apart: in `rows` rows of `length`, one for
-    each document; under a mask, if there are no such rows."""
+    each document; or one by one, where they lie (`runs`); under a mask, if there are no rows."""
 
     rows: int = 0
     length: int = 0
+    runs: bool = False
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,12 @@ class TrainingModule(nn.Module):
 
     def _train(self, batch: Batch, denominators: Tensor, weights: Tensor | None) -> StepOutput:
         objective = self.objective
-        states = self._states(batch, all_heads=objective.runs_heads)
+        seen, wanted = self._places(batch)
+        states = self._states(batch, objective.runs_heads, wanted)
         values = self._values(states[0], batch)  # [B, S]
         sums = Sums()
         if objective.signal != "none" and weights is None:
-            signal, sums = self._signal(batch, states, values)
+            signal, sums = self._signal(batch, seen, states, values)
             weights, figures = self._weigh(pool_of(batch, signal, objective.needs_reference))
             sums |= figures
 
@@ -134,7 +135,7 @@ class TrainingModule(nn.Module):
         if objective.runs_heads:
             targets, head_weights = objective.sampled(batch)
             terms = LossTerms(targets, denominators[:-1], weights, head_weights)
-            out = self._loss(batch, states, terms, objective.loss)
+            out = self._loss(seen, states, terms, objective.loss)
             loss = out.loss
             if objective.signal != "cross_entropy":
                 counted = targets != IGNORE_INDEX
@@ -160,13 +161,14 @@ class TrainingModule(nn.Module):
         return StepOutput(loss, sums)
 
     def _score(self, batch: Batch) -> StepOutput:
-        states = self._states(batch, all_heads=self.objective.signal == "cross_entropy")
-        signal, sums = self._signal(batch, states, self._values(states[0], batch))
+        seen, wanted = self._places(batch)
+        states = self._states(batch, self.objective.signal == "cross_entropy", wanted)
+        signal, sums = self._signal(batch, seen, states, self._values(states[0], batch))
         return StepOutput(states[0].new_zeros(()), sums, signal)
 
     @torch.no_grad()
     def _signal(
-        self, batch: Batch, states: Sequence[Tensor], values: Tensor | None
+        self, batch: Batch, seen: Batch, states: Sequence[Tensor], values: Tensor | None
     ) -> tuple[Tensor, Sums]:
         """What the weights come from; with cross-entropies the head figures of all tokens too,
         since the weighted loss knows only those of the tokens it keeps."""
@@ -179,7 +181,7 @@ class TrainingModule(nn.Module):
             return values, {}
         targets = objective.targets(batch)
         ones = torch.ones(len(states))
-        out = self._loss(batch, states, LossTerms(targets, ones))
+        out = self._loss(seen, states, LossTerms(targets, ones))
         counted = (targets != IGNORE_INDEX) & (objective.head_weights.to(targets.device) > 0)
         return out.ce, {"heads": _head_sums(out.ce, out.hit, counted, batch.correct)}
 
@@ -206,13 +208,24 @@ class TrainingModule(nn.Module):
             columns.append(values_along(values, batch.labels).double())
         return StepOutput(states[0].new_zeros(()), sums, None, torch.cat(columns, dim=1))
 
-    def _states(self, batch: Batch, all_heads: bool) -> list[Tensor]:
+    def _places(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """Where the heads have to run, if that is not everywhere: the batch as it is packed at
+        those places alone, and the places. In padded batches heads run everywhere."""
+        packing = batch.packing
+        if packing is None or not self.objective.reads_targets_only or batch.states is not None:
+            return batch, None
+        if packing.source.device.type != "cpu":  # timed on CPUs only
+            return batch, None
+        packing, wanted = packing.only((self.objective.targets(batch) != IGNORE_INDEX).any(-1))
+        return batch._replace(packing=packing), wanted
+
+    def _states(self, batch: Batch, all_heads: bool, wanted: Tensor | None = None) -> list[Tensor]:
         """Compute the normalised states of every position, the next-token path first."""
         n, transformer = self.objective.heads, self.adapter.transformer
         if batch.states is not None:
             heads = list(transformer.extra_heads)[: n - 1] if all_heads else []
             return read_heads_only(transformer, heads, batch, batch.states)
-        return read_batch(transformer, batch, all_heads and n > 1)[:n]
+        return read_batch(transformer, batch, all_heads and n > 1, wanted)[:n]
 
     def _values(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """Compute values `[B, S]`, in the value head's own dtype."""
@@ -240,12 +253,15 @@ class TrainingModule(nn.Module):
         return batch_loss(batch, states, unembedding, terms, self.chunk_rows, loss)
 
 
-def read_batch(transformer: Transformer, batch: Batch, all_heads: bool = False) -> list[Tensor]:
+def read_batch(
+    transformer: Transformer, batch: Batch, all_heads: bool = False, wanted: Tensor | None = None
+) -> list[Tensor]:
     """Compute the normalised states `[B, S, D]` of each head, `[P, L, D]` of a packed batch, where
-    a token attends to its own document only and positions count from its beginning."""
+    a token attends to its own document only and positions count from its beginning; `[1, R, D]` if
+    only some places are `wanted`."""
     positions, mask = _documents(batch)
     return transformer.head_states(
-        batch.tokens, return_all_heads=all_heads, positions=positions, mask=mask
+        batch.tokens, return_all_heads=all_heads, positions=positions, mask=mask, wanted=wanted
     )
 
 
@@ -263,7 +279,10 @@ def _documents(batch: Batch) -> tuple[Tensor | None, Tensor | Packing | None]:
     packing = batch.packing
     if packing is None:
         return None, None
-    return packing.positions, packing if packing.unpacks_cheaply else packing.mask
+    if packing.source.device.type != "cpu":  # a kernel for each document is little work for a GPU
+        packing = packing._replace(runs=())
+    by_row = packing.runs or packing.unpacks_cheaply
+    return packing.positions, packing if by_row else packing.mask
 
 
 def batch_loss(

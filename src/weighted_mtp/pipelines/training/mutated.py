@@ -14,8 +14,8 @@ import numpy as np
 
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.types import Row
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.rows.metadata import Indices
 from weighted_mtp.data.rows.store import RowStore

@@ -16,7 +16,7 @@ import torch
 from weighted_mtp.core.config.sections import TrainingConfig
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
-from weighted_mtp.data.batches import Example
+from weighted_mtp.data.examples import Example
 from weighted_mtp.runtime import distributed
 
 log = get_logger(__name__)

@@ -8,8 +8,8 @@ from pathlib import Path
 from weighted_mtp.core.config.recipe import Recipe
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.model_folder import find_model
-from weighted_mtp.data.batches import Example
 from weighted_mtp.data.collators import AlpacaCollator
+from weighted_mtp.data.examples import Example
 from weighted_mtp.data.loading import Examples
 from weighted_mtp.data.trunk_states import COMMAND, Origin, TrunkStates
 from weighted_mtp.models.meta_mtp.args import ModelArgs

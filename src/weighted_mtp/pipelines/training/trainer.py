@@ -129,6 +129,7 @@ class Trainer:
             self.config.micro_batch_size,
             recipe.data.packing,
             recipe.data.pad_to_multiple,
+            end_to_end=env.device.type == "cpu",
         )
         self.reader = StepReader(
             data.train,

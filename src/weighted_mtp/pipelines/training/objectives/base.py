@@ -158,6 +158,14 @@ class Objective:
         return cls.pooled
 
     @property
+    def reads_targets_only(self) -> bool:
+        """Whether states are read where they have a target, and nowhere else: there is the loss of
+        the heads alone, and it is none that a subclass has made."""
+        if not self.runs_heads or self.needs_value_head or self.signal == "values":
+            return False
+        return type(self).loss is Objective.loss and not self.needs_order_head
+
+    @property
     def scores_whole_steps(self) -> bool:
         """Whether weights are decided over all micro-batches, which takes a scoring pass."""
         return self.pooled and self.config.scope == "step"
