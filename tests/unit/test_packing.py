@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.data.batches import Example, pack_batch, pad_batch
+from weighted_mtp.data.batches import Example, Packing, pack_batch, pad_batch
 from weighted_mtp.data.packing import Cutter, pack_groups
 from weighted_mtp.losses import LossTerms, shift_labels
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -272,18 +272,20 @@ def test_runs_are_the_documents_and_the_padding_between_them(rows):
     assert sum(int(run[0]) >= 0 for run in owner) == len(packing.slots)
 
 
-@given(lengths, st.integers(0, 2**16))
-@settings(max_examples=15, deadline=None)
+@given(lengths, st.integers(0, 2**16), st.booleans())
+@settings(max_examples=25, deadline=None)
 def test_heads_that_run_only_where_they_predict_give_the_same_loss_and_gradients(
-    model, lengths, seed
+    model, lengths, seed, padded
 ):
     """Prompts of all lengths, whole rows too, so that some or all positions predict nothing."""
     draw = torch.Generator().manual_seed(seed)
     prompts = [int(torch.randint(1, m + 2, (), generator=draw)) for m in lengths]
     some = [example(i, m + 1, p) for i, (m, p) in enumerate(zip(lengths, prompts, strict=True))]
     batch = pack_batch([some[::2], some[1::2]] if some[1:] else [some], PAD)
+    if padded:
+        batch = pad_batch(some, PAD)
     packing, targets = batch.packing, plain_targets(batch, N_HEADS)
-    assert packing is not None
+    packing = packing or Packing.of_padded(*batch.tokens.shape)
     terms = LossTerms(targets, (targets != IGNORE_INDEX).sum((0, 1)).double().clamp(min=1))
     only, wanted = packing.only((targets != IGNORE_INDEX).any(-1))
     results = []
@@ -294,13 +296,18 @@ def test_heads_that_run_only_where_they_predict_give_the_same_loss_and_gradients
         out.loss.backward()
         results.append([out.loss.detach(), out.ce, *(p.grad.clone() for p in model.parameters())])
     assert len(wanted) == max(1, int((targets != IGNORE_INDEX).any(-1).sum()))
+    results[0][1] = results[0][1].where(
+        (targets != IGNORE_INDEX), 0
+    )  # of padding too, where it ran
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_module_runs_its_heads_only_where_they_predict(model):
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_module_runs_its_heads_only_where_they_predict(model, padded):
     """Only if the loss of the heads is all there is, and nobody has another one."""
-    batch = pack_batch([examples_of([5, 9, 4, 7])], PAD)
+    some = examples_of([5, 9, 4, 7])
+    batch = pad_batch(some, PAD) if padded else pack_batch([some], PAD)
     adapter = MetaLlamaMTPAdapter(model)
     for name, everywhere in (("uniform", False), ("distil", True)):
         objective = make_objective(ObjectiveConfig(name=name), N_HEADS)
@@ -311,7 +318,7 @@ def test_a_module_runs_its_heads_only_where_they_predict(model):
         hook.remove()
         ((_, _, out),) = ran
         wanted = (plain_targets(batch, N_HEADS) != IGNORE_INDEX).any(-1)
-        assert out.shape[:2] == (1, 25 if everywhere else int(wanted.sum()))
+        assert out.shape[:2] == (batch.tokens.shape if everywhere else (1, int(wanted.sum())))
 
 
 def test_rows_of_a_micro_batch_end_to_end_leave_no_padding():

@@ -35,6 +35,12 @@ class Packing(NamedTuple):
     source: Tensor
     runs: tuple[int, ...] = ()
 
+    @classmethod
+    def of_padded(cls, rows: int, positions: int) -> Packing:
+        """Of examples that have a row each: nothing moves."""
+        places = torch.arange(rows * positions).view(rows, positions)
+        return cls(places, places)
+
     @property
     def filled(self) -> Tensor:
         """`[B, S]` positions that the model runs."""

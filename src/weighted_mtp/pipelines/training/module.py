@@ -210,12 +210,12 @@ class TrainingModule(nn.Module):
 
     def _places(self, batch: Batch) -> tuple[Batch, Tensor | None]:
         """Where the heads have to run, if that is not everywhere: the batch as it is packed at
-        those places alone, and the places. In padded batches heads run everywhere."""
-        packing = batch.packing
-        if packing is None or not self.objective.reads_targets_only or batch.states is not None:
+        those places alone, and the places."""
+        if not self.objective.reads_targets_only or batch.states is not None:
             return batch, None
-        if packing.source.device.type != "cpu":  # timed on CPUs only
+        if batch.tokens.device.type != "cpu":  # elsewhere the number of places is waited for
             return batch, None
+        packing = batch.packing or Packing.of_padded(*batch.tokens.shape)
         packing, wanted = packing.only((self.objective.targets(batch) != IGNORE_INDEX).any(-1))
         return batch._replace(packing=packing), wanted
 
