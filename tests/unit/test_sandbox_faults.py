@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -267,7 +268,8 @@ def test_a_program_that_was_stopped_has_its_time_again():
             pids = {worker.process.pid, *(p.pid for p in now)}
             for number in (signal.SIGSTOP, signal.SIGCONT):
                 for pid in pids:
-                    os.kill(pid, number)
+                    with suppress(ProcessLookupError):  # one that has ended meanwhile
+                        os.kill(pid, number)
                 time.sleep(3.0 if number == signal.SIGSTOP else 0)
 
         timer = threading.Timer(0.4, stop)
