@@ -1,4 +1,4 @@
-"""Writing tensors."""
+"""Writing tensors, and naming their formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bfloat16" of `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def save_file(

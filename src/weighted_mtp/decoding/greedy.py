@@ -47,11 +47,11 @@ def tie_margin(model: Transformer, sampling: Sampling) -> float:
     kind, dtype = weight.device.type, weight.dtype
     if not weight.is_floating_point():  # quantised: its products are rounded to bfloat16
         dtype = torch.bfloat16
-    unit, coarse = torch.finfo(dtype).eps, dtype in (torch.bfloat16, torch.float16)
-    if weight.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        unit, coarse = torch.finfo(torch.bfloat16).eps, True
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        dtype = torch.bfloat16
     if torch.is_autocast_enabled(kind):
-        unit, coarse = torch.finfo(torch.get_autocast_dtype(kind)).eps, True
+        dtype = torch.get_autocast_dtype(kind)
+    unit, coarse = torch.finfo(dtype).eps, dtype in (torch.bfloat16, torch.float16)
     if sampling.ties == "fast" or (sampling.ties == "auto" and coarse):
         return 0.0
     penalty = max(sampling.repetition_penalty, 1 / sampling.repetition_penalty)

@@ -85,8 +85,9 @@ def settle(recipe: Recipe, planned: bool = False) -> Recipe:
     recipe, runtime = resolve_objective(recipe), recipe.runtime
     if runtime.compute_dtype != "auto":
         return recipe
-    chosen = "bfloat16"
-    if not planned and runtime.fsdp.param_dtype != "bfloat16":
+    if planned or runtime.fsdp.param_dtype == "bfloat16":
+        chosen = "bfloat16"
+    else:
         chosen = resolve_compute_dtype("auto", resolve_device(runtime.device))
     runtime = runtime.model_copy(update={"compute_dtype": chosen})
     return recipe.model_copy(update={"runtime": runtime})
@@ -98,7 +99,7 @@ def resolve(
     model: ModelArgs | Path | None = None,
     planned: bool = False,
 ) -> Resolved:
-    """Find tokenizer, model and objective of a recipe and check that they go together.
+    """Find tokenizer, model and objective of a settled recipe and check that they go together.
 
     Args:
         model: in place of the recipe's own: a shape, or the directory of a checkpoint.
@@ -108,7 +109,6 @@ def resolve(
     Raises:
         UserError: training with this recipe is not possible.
     """
-    recipe = settle(recipe, planned)
     check_processes(recipe, processes)
     given = model if isinstance(model, ModelArgs) else None
     path = model if isinstance(model, Path) else recipe.model.path

@@ -74,9 +74,9 @@ def verify_export(request: VerifyRequest) -> ExportCheck:
     model = load_meta_mtp_model(request.model, device, torch.float32).eval()
     source = open_checkpoint(base)
     layout, formats = source.layout, source.dtypes
+    narrow = sorted({*source.formats.values()} - {"float32"})
     export = load_meta_mtp_model(source, device, torch.float32).eval()
     round_alike(model, formats)
-    narrow = sorted({str(x).removeprefix("torch.") for x in formats.values()} - {"float32"})
     if narrow:
         check.notes.append(f"MODEL's weights were rounded to the export's {', '.join(narrow)}")
     for head, earlier in copies(model).items():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from weighted_mtp.core.choices import NUMBER_FORMATS
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.sums import Sums, verifying
+from weighted_mtp.core.tensors import dtype_name
 from weighted_mtp.models.meta_mtp.args import ModelArgs, parameter_shapes
 from weighted_mtp.models.meta_mtp.layouts.skeleton import build_skeleton
 from weighted_mtp.models.meta_mtp.layouts.tensor_files import (
@@ -329,11 +330,6 @@ def common_format(formats: Mapping[str, str]) -> str:
 def formats_of(model: Transformer) -> dict[str, str]:
     """Name of the number format of every parameter."""
     return {name: dtype_name(weight.dtype) for name, weight in model.named_parameters()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """ "bfloat16" of `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def index_parts(files: Sequence[TensorFile]) -> dict[str, tuple[Part, ...]]:

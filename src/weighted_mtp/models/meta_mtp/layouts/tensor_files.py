@@ -20,7 +20,7 @@ from weighted_mtp.core.choices import NUMBER_FORMATS
 from weighted_mtp.core.errors import UserError, one_line
 from weighted_mtp.core.input_files import check_regular, shown_value
 from weighted_mtp.core.logging import get_logger, warn_once
-from weighted_mtp.core.tensors import save_file
+from weighted_mtp.core.tensors import dtype_name, save_file
 from weighted_mtp.models.meta_mtp.layouts.json_file import JsonFile, write_json
 from weighted_mtp.models.meta_mtp.layouts.tensor_header import (
     NAMES,
@@ -141,8 +141,7 @@ class PickleFile(TensorFile):
         self._open()
         self._closed = False
         return {
-            key: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch."))
-            for key, t in self._state.items()
+            key: TensorInfo(tuple(t.shape), dtype_name(t.dtype)) for key, t in self._state.items()
         }
 
     def _open(self) -> None:
