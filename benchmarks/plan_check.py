@@ -176,6 +176,8 @@ def measure(name: str, device_name: str) -> dict[str, object]:
             peaks = watch.end()
         seconds, rank = time.perf_counter() - started, env.rank
     estimate = peak_memory(counts, setting)
+    shape = asdict(counts)
+    del shape["args"]["family"]  # Llama's, in every setting
     return {
         "setting": name,
         "estimate": estimate.total,
@@ -183,7 +185,7 @@ def measure(name: str, device_name: str) -> dict[str, object]:
         "moment": estimate.moment,
         **dict(zip(("allocated", "resident"), peaks, strict=False)),
         "seconds": seconds,
-        "counts": asdict(counts),
+        "counts": shape,
         "how": asdict(setting),
         "rank": rank,
     }

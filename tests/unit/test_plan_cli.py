@@ -63,7 +63,7 @@ def advice(lines: list[str]) -> dict[str, list[str]]:
 def test_train_takes_the_advice_as_it_is_printed(capsys):
     """On one GPU with room for less and less, and on eight."""
     plans = {
-        "0.4,0.25,0.13": ["--gpus", "1"],
+        "0.4,0.25,0.047": ["--gpus", "1"],
         "0.05,0.03": ["--gpus", "8", "--set", "training.optimizer=adamw"],
     }
     seen = set()

@@ -118,7 +118,8 @@ def test_with_coef_0_the_model_is_that_of_the_baseline(make_trainer):
     for name, options in (("baseline", {}), ("top", {"coef": 0})):
         trainer = make_trainer(objective__name=name, objective__options=options, **SMALL)
         curves.append([figures["head_loss"] for figures in run_steps(trainer, 3)])
-    assert curves[0] == curves[1]
+    # Not to the bit: the norm that gradients are clipped by is a sum with more terms here.
+    torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-5, atol=0)
 
 
 def test_packed_rows_rank_nothing_of_other_rows(make_trainer):

@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk, scaled_gradient
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, hand_out, rows_of_chunk
 from weighted_mtp.losses.mtp_loss import LossTerms, MTPLoss
 
 OUTSIDE = -1
@@ -217,17 +217,15 @@ class _FusedDistillation(torch.autograd.Function):
                     add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
                 del logits, residual  # not beside those of the next head
 
-        ctx.largest, ctx.weight_dtype = largest, weight.dtype
-        ctx.grad_students, ctx.grad_weight = grad_students, grad_weight
+        ctx.largest = largest
+        ctx.gradients = (grad_students, students.dtype), (grad_weight, weight.dtype)
         ctx.mark_non_differentiable(ce, hit, taught)
         return (taught * scale).sum(), ce, hit, taught
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grad_loss * ctx.largest
-        grad_students = scaled_gradient(ctx.grad_students, factor)
-        grad_weight = scaled_gradient(ctx.grad_weight, factor, ctx.weight_dtype)
+        grad_students, grad_weight = hand_out(ctx, grad_loss * ctx.largest)
         return grad_students, None, grad_weight, None
 
 

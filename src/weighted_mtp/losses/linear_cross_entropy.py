@@ -129,25 +129,32 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 add_outer_(grad_weight, residual, (h * factor).to(h.dtype))
 
-        ctx.largest, ctx.weight_dtype = largest, weight.dtype
-        ctx.grad_hidden, ctx.grad_weight = grad_hidden, grad_weight
+        ctx.largest = largest
+        ctx.gradients = (grad_hidden, hidden.dtype), (grad_weight, weight.dtype)
         ctx.mark_non_differentiable(ce, hit)
         return (ce * scale).sum(), ce, hit
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grad_loss * ctx.largest
-        grad_hidden = scaled_gradient(ctx.grad_hidden, factor)
-        grad_weight = scaled_gradient(ctx.grad_weight, factor, ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return *hand_out(ctx, grad_loss * ctx.largest), None, None, None
 
 
-def scaled_gradient(
-    gradient: Tensor | None, factor: Tensor, dtype: torch.dtype | None = None
-) -> Tensor | None:
-    """What `forward` has computed, times a factor, in another number format if one is given."""
-    return None if gradient is None else (gradient * factor).to(dtype or gradient.dtype)
+def hand_out(ctx: Any, factor: Tensor) -> list[Tensor | None]:
+    """`ctx.gradients`, which `forward` computed (each with the format it is wanted in), times a
+    factor. In their own memory, if no other backward pass can follow (`retain_graph`): a second
+    [V, D] would be the largest thing in this one."""
+    gradients: list[tuple[Tensor | None, torch.dtype]] = ctx.gradients
+    if _graph_is_kept():
+        return [None if each is None else (each * factor).to(kind) for each, kind in gradients]
+    ctx.gradients = None  # so that the engine takes them over instead of copying them
+    return [None if each is None else each.mul_(factor).to(kind) for each, kind in gradients]
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass has `retain_graph`; True where PyTorch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or bool(ask())
 
 
 def _residual_and_cross_entropy_(

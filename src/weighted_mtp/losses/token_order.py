@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weighted_mtp.core.types import IGNORE_INDEX
-from weighted_mtp.losses.linear_cross_entropy import add_outer_, rows_of_chunk, scaled_gradient
+from weighted_mtp.losses.linear_cross_entropy import add_outer_, hand_out, rows_of_chunk
 
 
 class OrderTargets(NamedTuple):
@@ -108,15 +108,13 @@ class _TokenOrder(torch.autograd.Function):
             residual = logits.softmax(1).scatter_add_(1, y, -p).to(hidden.dtype)
             grad_hidden[chunk] = torch.mm(residual, W)
             add_outer_(grad_weight, residual, h)
-        ctx.grads, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
+        ctx.gradients = (grad_hidden, hidden.dtype), (grad_weight, weight.dtype)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.grads
-        found = scaled_gradient(grad_weight, grad, ctx.weight_dtype)
-        return scaled_gradient(grad_hidden, grad), found, None, None, None
+        return *hand_out(ctx, grad), None, None, None
 
 
 def _ahead(x: Tensor, length: int, window: int, fill: int) -> Tensor:

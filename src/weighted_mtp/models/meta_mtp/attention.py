@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.fused_ops import rms_norm
+from weighted_mtp.models.meta_mtp.fused_ops import (
+    is_short,
+    normed_linears,
+    rms_norm,
+    short_attention,
+)
 from weighted_mtp.models.meta_mtp.kv_cache import LayerCache, within_window
 from weighted_mtp.models.meta_mtp.rotary import apply_rotary
 
@@ -49,6 +54,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+def read(x: Tensor, norm: RMSNorm | None, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """What each linear makes of `norm(x)`, or of `x` if there is no norm."""
+    if norm is None:
+        return tuple(linear(x) for linear in linears)
+    return normed_linears(x, norm.weight, norm.eps, linears)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; K key/value heads serve H query heads.
 
@@ -79,12 +91,14 @@ class Attention(nn.Module):
         mask: Tensor | Documents | None,
         cache: LayerCache | None,
         wanted: Tensor | None = None,
+        norm: RMSNorm | None = None,
     ) -> Tensor:
-        """`[B, S, D]` → `[B, S, D]`, or `[1, R, D]` at the `wanted` `[R]` of the B · S places."""
+        """`[B, S, D]` → `[B, S, D]`, or `[1, R, D]` at the `wanted` `[R]` of the B · S places.
+        `norm`: of the input, where it has not been applied yet."""
         B, S, _ = x.shape
-        q: Tensor = self.wq(x).view(B, S, self.n_heads, self.head_dim)
-        k: Tensor = self.wk(x).view(B, S, self.n_kv_heads, self.head_dim)
-        v: Tensor = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
+        q, k, v = (
+            part.view(B, S, -1, self.head_dim) for part in read(x, norm, self.wq, self.wk, self.wv)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotates:
@@ -120,13 +134,16 @@ class Attention(nn.Module):
         causal = mask is None
         if causal and q.shape[2] == 1:  # an `if`: torch.compile makes no bool of a dynamic length
             causal = False
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            scale=self.scale,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
+        if causal and cache is None and is_short(q):
+            out = short_attention(q, k, v, self.scale)
+        else:
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=causal,
+                scale=self.scale,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            )
         return out.transpose(1, 2).flatten(2)

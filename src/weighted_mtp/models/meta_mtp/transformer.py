@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from weighted_mtp.models.meta_mtp.args import ModelArgs
-from weighted_mtp.models.meta_mtp.attention import Attention, Documents, RMSNorm
-from weighted_mtp.models.meta_mtp.fused_ops import swiglu
+from weighted_mtp.models.meta_mtp.attention import Attention, Documents, RMSNorm, read
+from weighted_mtp.models.meta_mtp.fused_ops import swiglu, swiglu_linear
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, within_window
 from weighted_mtp.models.meta_mtp.rotary import precompute_freqs_cis
 
@@ -34,18 +34,28 @@ __all__ = [
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) · w3 x) (Shazeer 2020, arXiv 2002.05202)."""
+    """SwiGLU: w2(silu(w1 x) · w3 x) (Shazeer 2020, arXiv 2002.05202).
+
+    Attributes:
+        keeps_product: keep w2's input for the backward pass. Otherwise it is computed again, which
+            costs little, unless all of the block is: then w2's own product would run twice too.
+    """
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
+        self.keeps_product = False
         bias = args.family.mlp_bias
         self.w1 = nn.Linear(args.dim, args.ffn_dim, bias=bias)
         self.w2 = nn.Linear(args.ffn_dim, args.dim, bias=bias)
         self.w3 = nn.Linear(args.dim, args.ffn_dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w2(swiglu(self.w1(x), self.w3(x)))
-        return out
+    def forward(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """`[…, D]` → `[…, D]`. `norm`: of the input, where it has not been applied yet."""
+        gate, up = read(x, norm, self.w1, self.w3)
+        if self.keeps_product:
+            out: Tensor = self.w2(swiglu(gate, up))
+            return out
+        return swiglu_linear(gate, up, self.w2)
 
 
 class TransformerBlock(nn.Module):
@@ -68,11 +78,11 @@ class TransformerBlock(nn.Module):
         wanted: Tensor | None = None,
     ) -> Tensor:
         """`[B, S, D]` → `[B, S, D]`, or `[1, R, D]` at the `wanted` `[R]` of the B · S places."""
-        attended = self.attention(self.attention_norm(x), freqs_cis, mask, cache, wanted)
+        attended = self.attention(x, freqs_cis, mask, cache, wanted, self.attention_norm)
         if wanted is not None:
             x = x.flatten(0, 1).index_select(0, wanted)[None]
         h: Tensor = x + scaled(attended, self.residual)
-        out: Tensor = h + scaled(self.feed_forward(self.ffn_norm(h)), self.residual)
+        out: Tensor = h + scaled(self.feed_forward(h, self.ffn_norm), self.residual)
         return out
 
 

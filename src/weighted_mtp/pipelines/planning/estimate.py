@@ -6,7 +6,7 @@ Letters: n future tokens (heads).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +31,7 @@ from weighted_mtp.pipelines.planning.memory_inputs import (
 )
 from weighted_mtp.pipelines.resolve import Processes, check_inputs, resolve, settle
 from weighted_mtp.pipelines.training.adapting import freeze, is_halved
+from weighted_mtp.pipelines.training.muon import Scratch, scratch_of
 from weighted_mtp.pipelines.training.objectives import Objective
 
 
@@ -118,10 +119,12 @@ def count(
         heads += list(transformer.extra_heads)[: objective.heads - 1]
     trunk = list(transformer.layers[:-1])
     trained = _numbers(p for p in adapter.parameters() if p.requires_grad)
-    once = 0  # Muon keeps one state for what AdamW keeps two
+    once, scratch = 0, Scratch(0, 0)  # Muon keeps one state for what AdamW keeps two
     if recipe.training.optimizer == "muon":
         blocks = [*transformer.layers, *transformer.extra_heads]
         once = sum(_matrices(block, trained=True) for block in blocks)
+        inner = [p for block in blocks for p in block.parameters() if p.requires_grad]
+        scratch = scratch_of((p.shape[0], p.shape[1]) for p in inner if p.ndim > 1)
     copies = {"linear": 1, "mlp": 3}[value.head_type] if objective.needs_value_head else 0
 
     def stored(name: str) -> torch.dtype | None:
@@ -147,6 +150,7 @@ def count(
         trains_vocabulary=transformer.output.weight.requires_grad,
         adapters=_adapters(recipe, adapter, [*trunk, *heads], stored),
         state_bytes=_state_bytes(recipe, adapter.parameters()),
+        **scratch._asdict(),
     )
 
 
@@ -164,8 +168,7 @@ def _adapters(
     block = transformer.layers[-1]
     found = {name.rpartition(".")[2]: module for name, module in adapted_modules(block)}
     drops = recipe.training.drops
-    reads = ({"wq", "wk", "wv"}, {"w1", "w3"})
-    learning = {id(p) for each in blocks if _learns(each) for p in each.parameters()}
+    learning = {id(p) for each in blocks if _learns(each) for p in _copied(each)}
     inner = {id(p) for each in transformer.layers for p in each.parameters()}
     inner |= {id(p) for each in transformer.extra_heads for p in each.parameters()}
     outside = [p for p in adapter.parameters() if id(p) not in inner]
@@ -173,17 +176,30 @@ def _adapters(
         trained=_numbers(p for p in block.parameters() if p.requires_grad),
         columns=len(found) * recipe.training.lora.rank,
         dropped=sum(m.in_features for m in found.values()) if drops else 0,
-        keeps_normed=0 if drops else sum(bool(names & found.keys()) for names in reads),
+        keeps_normed=0 if drops else sum(bool(names & found.keys()) for names in _READERS[:2]),
         keeps_product="w2" in found and not drops,
         float32=_numbers(
             p
             for name, p in transformer.named_parameters()
-            if id(p) in learning and p.ndim > 1
+            if id(p) in learning
             if p.requires_grad or not is_halved(recipe, p, stored(plain_name(name)))
         ),
         root=_numbers(outside),
         trained_root=_numbers(p for p in outside if p.requires_grad),
     )
+
+
+_READERS = ({"wq", "wk", "wv"}, {"w1", "w3"}, {"w2"})
+"""Matrices that read the same input, which is computed again if none of them is adapted."""
+
+
+def _copied(block: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices of which autocast's copies stay until the backward pass."""
+    adapted = {name.rpartition(".")[2] for name, _ in adapted_modules(block)}
+    again = {name for names in _READERS if not names & adapted for name in names}
+    for name, parameter in block.named_parameters():
+        if parameter.ndim > 1 and plain_name(name).split(".")[-2] not in again:
+            yield parameter
 
 
 def _state_bytes(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> int | None:

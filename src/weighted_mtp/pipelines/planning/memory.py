@@ -17,7 +17,7 @@ s bytes of a number in the compute dtype. Sizes are in bytes, everything else is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from weighted_mtp.losses.linear_cross_entropy import SOFTMAX_BYTES, rows_of_chunk
@@ -32,7 +32,7 @@ class Memory:
     Attributes:
         activations: kept for the backward pass, and a block's own work in it.
         loss: chunk of logits, states of the heads, their gradient and that of the unembedding.
-        buffers: bfloat16 copies of weights (autocast), and what FSDP has gathered.
+        buffers: bfloat16 copies of weights (autocast), what FSDP has gathered, and Muon's copies.
         reference: a reference model's weights.
         moment: which; the backward pass begins with its first block, the model's last.
     """
@@ -74,30 +74,42 @@ def moments(counts: Counts, setting: Setting) -> list[Memory]:
     block = block_bytes(counts.args, setting, counts.adapters)
     casts = cast_bytes(counts, setting)
     one_cast = casts // max(1, counts.learning)
+    # A matrix that is narrowed again, for as long as its product takes:
+    passing = HALF * counts.args.dim * counts.args.ffn_dim if casts and not counts.adapters else 0
+    recomputes = setting.checkpointing != "none"
     work = _block_work(counts, setting)
     # Of the block that is computed again:
     again = block - kept_bytes(counts.args, setting, counts.adapters)
+    if recomputes and counts.adapters is None:  # w2 keeps its input and its copy, for a moment
+        wide = setting.size * setting.positions * counts.args.ffn_dim
+        again, block, one_cast = again + wide, block + wide, one_cast + passing
     again, block = (again, block) if counts.learning else (0, 0)
 
     names = ("loss", "backward, first block", "backward, last block", "backward, embedding")
     activations = (kept, kept + again + work, block + work, 0)
-    losses = (
-        loss.forward + (loss.kept if setting.accumulate else 0),  # of the micro-batch before
-        loss.backward,
-        loss.kept,
-        loss.kept,
-    )
+    losses = (loss.forward, loss.backward, 0, 0)
     buffers = (
-        gathered.idle + (casts if setting.checkpointing == "none" else 0),
-        gathered.busy + (casts if setting.checkpointing == "none" else one_cast),
-        gathered.busy + one_cast,
+        gathered.idle + (0 if recomputes else casts),
+        gathered.busy + passing + (one_cast if recomputes else casts),
+        gathered.busy + passing + one_cast,
         gathered.end,
     )
     columns = zip(names, _gradients(counts, setting), activations, losses, buffers, strict=True)
-    return [
+    found = [
         Memory(name, weights, gradient, optimizer, kept, loss, buffer, WIDE * setting.reference)
         for name, gradient, kept, loss, buffer in columns
     ]
+    if counts.together:
+        found.append(_of_muon(counts, setting, found[-1]))
+    return found
+
+
+def _of_muon(counts: Counts, setting: Setting, end: Memory) -> Memory:
+    """Muon's step: in float32 what it begins with, and all on a CPU; else products in bfloat16."""
+    narrow = HALF if setting.gpu else WIDE
+    scratch = WIDE * counts.together + 2 * narrow * (counts.together + counts.gram)
+    gradients = WIDE * counts.trained
+    return replace(end, moment="optimizer", gradients=gradients, buffers=end.buffers + scratch)
 
 
 def activation_bytes(counts: Counts, setting: Setting) -> int:
@@ -136,21 +148,21 @@ def kept_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = No
 
 def block_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = None) -> int:
     """What autograd keeps of one block: two residual inputs and 1/rms of each; in the compute dtype
-    two normed inputs, q, k, v, the attention's output, and gate, up and product of the
-    feed-forward; the attention's log-sum-exp. Packed rows and sliding windows add a mask in the
-    compute dtype, or the indices of their documents' rows; where documents go one by one or have
-    rows, the attention's output packed again.
-    Norms of queries and keys add what they read, and 1/rms of each head. A frozen matrix keeps no
-    input, its adapter keeps its own and what A gives."""
+    q, k, v, the attention's output, and gate and up of the feed-forward; the attention's
+    log-sum-exp. Packed rows and sliding windows add a mask in the compute dtype, or the indices of
+    their documents' rows; where documents go one by one or have rows, the attention's output packed
+    again.
+    Norms of queries and keys add what they read, and 1/rms of each head. An adapter keeps its input
+    (a normed one, or the product of gate and up) and what A gives."""
     N, s, documents = setting.positions, setting.size, setting.documents
     heads, keys = args.n_heads * args.head_dim, args.kv_heads * args.head_dim
     attention = s * (2 * heads + 2 * keys) + WIDE * args.n_heads
-    kept = N * (2 * WIDE * (args.dim + 1) + s * (2 * args.dim + 3 * args.ffn_dim))
+    kept = N * (2 * WIDE * (args.dim + 1) + 2 * s * args.ffn_dim)
     if args.family.qk_norm:
         kept += N * (s * (heads + keys) + WIDE * (args.n_heads + args.kv_heads))
     if adapters is not None:
-        kept += N * s * (adapters.columns - (2 - adapters.keeps_normed) * args.dim)
-        kept -= 0 if adapters.keeps_product else N * s * args.ffn_dim
+        kept += N * s * (adapters.columns + adapters.keeps_normed * args.dim)
+        kept += N * s * args.ffn_dim if adapters.keeps_product else 0
         which = 1 if setting.gpu else s  # the CPU multiplies by zeros and scales
         kept += N * (s + which) * adapters.dropped
     window = args.family.sliding_window
@@ -169,14 +181,15 @@ def block_bytes(args: ModelArgs, setting: Setting, adapters: Adapters | None = N
 
 
 def cast_bytes(counts: Counts, setting: Setting) -> int:
-    """bfloat16 copies that autocast makes of the blocks' float32 matrices. The backward pass reads
-    them, so that they stay, whole even where the weights are sharded."""
+    """bfloat16 copies of the blocks' float32 matrices that stay for the backward pass, whole even
+    where the weights are sharded: of wo, and of what peft's layers hold. Others are made again."""
     gathered_as_such = setting.sharded and setting.gather_half
     if not setting.half or gathered_as_such:
         return 0
     if counts.adapters is not None:
         return HALF * counts.adapters.float32
-    return HALF * counts.learning * counts.matrices
+    args = counts.args
+    return HALF * counts.learning * args.n_heads * args.head_dim * args.dim
 
 
 def _block_work(counts: Counts, setting: Setting) -> int:
@@ -189,18 +202,17 @@ def _block_work(counts: Counts, setting: Setting) -> int:
 
 
 class _Loss(NamedTuple):
-    """Bytes of the fused loss: in its forward pass, when its backward pass has run, and what its
-    node holds from then until the next micro-batch has run its forward pass."""
+    """Bytes of the fused loss: in its forward pass, and when its backward pass has run (then the
+    unembedding's gradient is one of the weights')."""
 
     forward: int
     backward: int
-    kept: int
 
 
 def _loss(counts: Counts, setting: Setting) -> _Loss:
     args, s = counts.args, setting.size
     if not counts.predicting:  # all there is beside what is kept: a frozen block at work
-        return _Loss(setting.positions * (3 * s * args.ffn_dim + 3 * WIDE * args.dim), 0, 0)
+        return _Loss(setting.positions * (3 * s * args.ffn_dim + 3 * WIDE * args.dim), 0)
     rows = min(counts.predicting, counts.heads) * setting.positions  # of heads that learn
     states = s * rows * args.dim  # also of their gradient
     gradient = counts.vocabulary_gradient
@@ -222,8 +234,7 @@ def _loss(counts: Counts, setting: Setting) -> _Loss:
             wide_rows = C if setting.gpu else min(C, SOFTMAX_BYTES // (WIDE * args.vocab_size) or 1)
             chunk += WIDE * wide_rows * args.vocab_size
     chunk += copy
-    kept = states + gradient
-    return _Loss(3 * states + gradient + chunk, kept + states, kept)
+    return _Loss(3 * states + gradient + chunk, 2 * states)
 
 
 def _gradients(counts: Counts, setting: Setting) -> tuple[int, int, int, int]:

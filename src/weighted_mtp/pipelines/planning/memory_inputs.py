@@ -27,7 +27,8 @@ class Adapters(NamedTuple):
         dropped: Σ of the widths of the inputs that dropout copies; 0 without dropout.
         keeps_normed: how many of the two normed inputs an A reads.
         keeps_product: w2 is adapted, whose input is the product of the feed-forward.
-        float32: numbers in float32 matrices of all blocks that learn.
+        float32: numbers in float32 matrices of all blocks that learn, but for those whose copies
+            the backward pass makes again (`fused_ops`).
         root, trained_root: numbers outside the blocks, and those of them that are trained.
     """
 
@@ -58,6 +59,7 @@ class Counts:
         trains_vocabulary: the unembedding has a gradient.
         adapters: of LoRA; None without.
         state_bytes: size of the optimizer's state, where it is not float32.
+        together, gram: numbers that Muon multiplies together, and of their Gram matrices.
     """
 
     args: ModelArgs
@@ -75,6 +77,8 @@ class Counts:
     trains_vocabulary: bool = True
     adapters: Adapters | None = None
     state_bytes: int | None = None
+    together: int = 0
+    gram: int = 0
 
     @property
     def learning(self) -> int:

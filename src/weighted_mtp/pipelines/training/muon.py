@@ -9,8 +9,9 @@ Letters: M matrices of one shape, A rows, B columns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, by Jordan et al.: steep at 0, and kept near 1."""
 _ITERATIONS = 5
-_TOGETHER = 1 << 24  # numbers that are multiplied together, so that copies stay small
+_TOGETHER = 1 << 22  # numbers that are multiplied together, so that copies stay small
 
 
 class Muon(torch.optim.Optimizer):
@@ -60,18 +61,43 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, rate, (A, B) = group["momentum"], float(group["lr"]), parameters[0].shape
-        updates = []
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            updates.append(gradient.lerp(mean, momentum))
+        ahead = torch.stack([self._ahead(parameter, momentum) for parameter in parameters])
         size = 0.2 * max(A, B) ** 0.5  # AdamW's updates have a root mean square of about 0.2
-        for parameter, update in zip(parameters, orthogonal(torch.stack(updates)), strict=True):
+        for parameter, update in zip(parameters, orthogonal(ahead), strict=True):
             parameter.mul_(1 - rate * group["weight_decay"])
             parameter.add_(update, alpha=-rate * size)
+
+    def _ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """The gradient with Nesterov momentum."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+
+class Scratch(NamedTuple):
+    """Numbers that a step holds beside weights, gradients and momentum, at most.
+
+    Attributes:
+        together: of the matrices that are multiplied together, which are there three times: as they
+            were, and as they are before and after an iteration.
+        gram: of their Gram matrices, which are there twice.
+    """
+
+    together: int
+    gram: int
+
+
+def scratch_of(shapes: Iterable[tuple[int, int]]) -> Scratch:
+    """What Muon takes for matrices of these shapes."""
+    counts = Counter(shapes)
+    found = [Scratch(0, 0)]
+    for (A, B), count in counts.items():
+        M = min(count, _together(A * B))
+        found.append(Scratch(M * A * B, M * min(A, B) ** 2))
+    return max(found, key=lambda each: 3 * each.together + 2 * each.gram)
 
 
 def orthogonal(x: Tensor) -> Tensor:
@@ -98,5 +124,10 @@ def _of_one_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parame
         if parameter.grad is not None:
             shapes.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
     for (shape, _), found in shapes.items():
-        count = max(1, _TOGETHER // shape.numel())
+        count = _together(shape.numel())
         yield from (found[at : at + count] for at in range(0, len(found), count))
+
+
+def _together(size: int) -> int:
+    """M, for matrices of so many numbers."""
+    return max(1, _TOGETHER // size)
