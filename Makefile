@@ -76,7 +76,8 @@ notebooks: setup
 	TINY=1 OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake examples -p no:cacheprovider
 
 bench: setup
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --runs 1
+	$(BIN)/python benchmarks/finetune_step.py
 	$(BIN)/python benchmarks/objectives_step.py
 	$(BIN)/python benchmarks/td_weighting.py
 

@@ -14,19 +14,17 @@ autocast; forward, loss, backward and `AdamW(fused=True)` on both sides. Peers:
     ours-n4               with three further heads, copies of the last block
 
 Method: every variant runs in a process of its own, in turn (A B C … A B C …), three warm-up steps
-(in which glibc goes on asking for memory) and `--steps` timed ones; the figure is the
-median over all. Peak memory is the largest resident size less the size when the model was built, so
-gradients, AdamW's state, activations and what the allocator cannot reuse. "In pieces" is the same
-with `MALLOC_MMAP_THRESHOLD_=1000000` (two steps): glibc then returns what is freed, which shows
-what is in use. The GEMM rate is the median of 20 products [2048, 2048]² in each process. FLOPs: 6
-per weight and token of blocks and of the unembedding for each head; attention is left out.
+(in which glibc goes on asking for memory) and `--steps` timed ones; the figure is the median over
+all. Peak memory is the largest resident size less the size when the model was built: gradients,
+AdamW's state, activations, and what the allocator cannot use again. The GEMM rate is the median of
+20 products [2048, 2048]² in each process. FLOPs: 6 per weight and token of blocks and of the
+unembedding for each head; attention is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -50,7 +48,6 @@ from weighted_mtp.pipelines.training.objectives import make_objective
 B, S, CHUNK, WARM = 8, 256, 512, 3
 VARIANTS = ("transformers", "transformers-chunked", "ours", "ours-n4")
 FORMATS = ("float32", "bfloat16")
-PIECES = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 
 
 def ours(work: Path, n: int, ids: Tensor, dtype: torch.dtype) -> tuple[nn.Module, Callable]:
@@ -103,7 +100,7 @@ def measure(work: Path, variant: str, dtype: torch.dtype, steps: int) -> dict[st
     rate = gemm_rate(dtype)
     seconds, losses = [], []
     with PeakMemory() as memory:
-        for _ in range(steps + WARM if steps else 2):
+        for _ in range(steps + WARM):
             start = time.perf_counter()
             loss = loss_of()
             loss.backward()
@@ -122,12 +119,11 @@ def measure(work: Path, variant: str, dtype: torch.dtype, steps: int) -> dict[st
     }
 
 
-def in_a_process(work: Path, variant: str, name: str, steps: int, **more: str) -> dict:
+def in_a_process(work: Path, variant: str, name: str, steps: int) -> dict:
     """Its record."""
     command = [sys.executable, __file__, "--work", str(work), "--variant", variant]
     command += ["--dtype", name, "--steps", str(steps)]
-    env = {**os.environ, **more}
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict = json.loads(out.splitlines()[-1])
     return found
 
@@ -145,9 +141,8 @@ def table(records: list[dict]) -> list[str]:
     """Ratios against both peers."""
     lines = [
         "| format | variant | s/step | tokens/s | × transformers | × chunked | peak MiB "
-        "| of transformers | of chunked | in pieces, MiB | of transformers | of chunked "
-        "| share of GEMM rate |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| of transformers | of chunked | share of GEMM rate |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in FORMATS:
         rows = {
@@ -157,14 +152,12 @@ def table(records: list[dict]) -> list[str]:
             v: statistics.median(s for r in x for s in r["seconds"]) for v, x in rows.items()
         }
         peak_of = {v: statistics.median(r["peak_bytes"] for r in x) for v, x in rows.items()}
-        part_of = {v: x[0].get("peak_bytes_in_pieces", 0) for v, x in rows.items()}
         for v in VARIANTS:
             rate = statistics.median(r["gemm_gflops"] for r in rows[v])
             cells = [f"{time_of[v]:.2f}", f"{B * S / time_of[v]:.0f}"]
             cells += [f"{time_of[peer] / time_of[v]:.2f}" for peer in VARIANTS[:2]]
-            for size in (peak_of, part_of):
-                cells.append(f"{size[v] / 2**20:.0f}")
-                cells += [f"{size[v] / size[peer]:.2f}" for peer in VARIANTS[:2]]
+            cells.append(f"{peak_of[v] / 2**20:.0f}")
+            cells += [f"{peak_of[v] / peak_of[peer]:.2f}" for peer in VARIANTS[:2]]
             cells.append(
                 f"{rows[v][0]['flop'] / time_of[v] / rate / 1e9:.0%} of {rate:.0f} GFLOP/s"
             )
@@ -195,9 +188,6 @@ def main() -> None:
         for name in FORMATS:
             for variant in VARIANTS:
                 record = in_a_process(args.work, variant, name, args.steps)
-                if turn == 0 and variant != "ours-n4":
-                    pieces = in_a_process(args.work, variant, name, 0, **PIECES)
-                    record["peak_bytes_in_pieces"] = pieces["peak_bytes"]
                 records.append(record)
                 each = [round(s, 2) for s in record["seconds"]]
                 print(turn, name, variant, each, file=sys.stderr, flush=True)

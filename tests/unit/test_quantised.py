@@ -58,6 +58,35 @@ def test_a_row_has_the_same_bits_in_any_batch(bits, dtype):
     torch.testing.assert_close(many[:15].view(3, 5, 128), out, rtol=2**-7, atol=2e-2)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("outputs", [1, 37, 64])
+@pytest.mark.parametrize("inputs", [8, 24, 40, 88, 100])
+def test_any_number_of_inputs_is_multiplied_right(inputs, outputs, rows):
+    """The kernel for 8 bits reads past the end of rows that are no multiple of 16, with AVX-512."""
+    weight, x = matrix(outputs, inputs), torch.randn(rows, inputs, generator=chance(3))
+    found = QuantisedLinear.of(weight, "int8")(x)
+    wanted = x @ weight.T
+    assert float((found - wanted).norm()) < 0.03 * float(wanted.norm())
+
+
+@torch.no_grad()
+def test_maps_that_would_share_a_block_of_four_bits_stay_apart():
+    """Keys and values of 32 outputs: with AVX-512 the kernel keeps 64 outputs together."""
+    shape = WIDE | {"dim": 128, "n_heads": 4, "n_kv_heads": 1}
+    model, other = (tiny_model(tiny_args(**shape), dtype=torch.float32) for _ in range(2))
+    quantise(other, "int4")
+    attention = other.layers[0].attention
+    assert [each.bits for each in (attention.wq, attention.wk, attention.wv)] == [
+        "int4",
+        "int8",
+        "int8",
+    ]
+    for name in ("wq", "wk", "wv"):
+        exact = model.get_submodule(f"layers.0.attention.{name}").weight
+        found = stands_for(attention.get_submodule(name), 128)
+        assert float((found - exact).norm()) < 0.1 * float(exact.norm())
+
+
 def test_what_does_not_fit_four_bits_gets_eight():
     assert QuantisedLinear.of(matrix(64, 40), "int4").bits == "int8"
     assert QuantisedLinear.of(matrix(40, 64), "int4").bits == "int8"

@@ -26,14 +26,16 @@ Bits = Literal["int8", "int4"]
 BITS: tuple[Bits, ...] = get_args(Bits)
 _GROUP = 32  # inputs that share a scale in int4
 _ROWS = 32  # up to which the kernel for 8 bits is quicker than a product with widened weights
-_TOGETHER = 64  # outputs that the kernel for 4 bits keeps together, at most
+_TOGETHER = 64  # outputs that the kernel for 4 bits keeps together, at most (with AVX-512)
+_STRIDE = 16  # inputs that the kernel for 8 bits reads at a time, past the end of a row if need be
 
 
 class QuantisedLinear(nn.Module):
     """A linear map whose weights have 8 or 4 bits.
 
     Args:
-        weight: `[O, D]` int8, or `[O, D / 2]` bytes as the kernel for 4 bits wants them.
+        weight: `[O, D]` int8, D filled up with zeros to a multiple of 16, or `[O, D / 2]` bytes as
+            the kernel for 4 bits wants them.
         scales: `[O]`, or `[G, O, 2]` scales and offsets; bfloat16.
         bias: `[O]`, as it was stored; None for a map without.
         whole: the map of whose outputs this has some, in the same memory.
@@ -93,6 +95,8 @@ class QuantisedLinear(nn.Module):
         """`[..., D]` → `[..., O]`."""
         rows = x.reshape(-1, x.shape[-1]).bfloat16()  # [M, D]
         scales = self.scales.to(torch.bfloat16)  # what they are, unless the model was converted
+        if self.bits == "int8":
+            rows = F.pad(rows, (0, self.weight.shape[1] - rows.shape[1]))
         out: Tensor
         if self.bits == "int4":
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, _GROUP, scales)
@@ -110,7 +114,8 @@ def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers and scales of `[O, D]`, symmetric."""
     # Rounded up before they are used, so that rounding them costs nothing, and nothing is cut.
     scales = (weight.abs().amax(1) / 127 * (1 + 2**-7)).clamp(min=1e-30).bfloat16()
-    return (weight / scales.float()[:, None]).round_().to(torch.int8), scales
+    numbers = (weight / scales.float()[:, None]).round_().to(torch.int8)
+    return F.pad(numbers, (0, -weight.shape[1] % _STRIDE)), scales
 
 
 def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +156,13 @@ def quantise(model: Transformer, bits: Bits) -> None:
 
 
 def _replace(module: nn.Module, names: Sequence[str], bits: Bits) -> None:
-    """Quantise maps of one input together, so that decoding multiplies by all of them at once."""
+    """Quantise maps of one input together, so that decoding multiplies by all of them at once;
+    each by itself where the kernel for 4 bits would keep outputs of two of them together."""
     maps = [cast(nn.Linear, module.get_submodule(name)) for name in names]
+    if bits == "int4" and any(each.out_features % _TOGETHER for each in maps):
+        for name, each in zip(names, maps, strict=True):
+            setattr(module, name, QuantisedLinear.of(each.weight, bits, each.bias))
+        return
     bias = None
     if all(each.bias is not None for each in maps):
         bias = torch.cat([each.bias for each in maps])
