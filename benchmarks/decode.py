@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from decode_prompts import prompts
-from train_step import cpu_name
+from train_step import cpu_name, store
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.decoding import Report, Sampling, Speculation, Stopping, Stream
 from weighted_mtp.decoding import measure_token_cost as token_cost
@@ -294,11 +294,7 @@ def main() -> None:
             records += json.loads(out.splitlines()[-1])
     head = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name()}
     head |= {"python": platform.python_version()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": head, "records": records}, indent=1) + "\n")
-    table = "\n".join([str(head), "", *summary(records)])
-    args.out.with_suffix(".md").write_text(table + "\n")
-    print(table)
+    store(args.out, head, records, summary(records))
 
 
 if __name__ == "__main__":

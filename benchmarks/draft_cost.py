@@ -19,7 +19,6 @@ default ≥ 0.98 × plain in every case.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 
 from decode_prompts import prompts
-from train_step import cpu_name
+from train_step import cpu_name, store
 from weighted_mtp.core.model_folder import find_model
 from weighted_mtp.decoding import (
     Decoder,
@@ -180,11 +179,7 @@ def main() -> None:
     head = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name()}
     head |= {"python": platform.python_version(), "model": args.model.name, "dtype": args.dtype}
     head |= {"draft_tokens": None if model.draft_ids is None else len(model.draft_ids), "V": V}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": head, "records": records}, indent=1) + "\n")
-    text = "\n".join([str(head), "", *table(records)])
-    args.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    store(args.out, head, records, table(records))
 
 
 if __name__ == "__main__":

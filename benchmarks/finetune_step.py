@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt_step import prepare
-from train_step import PeakMemory, cpu_name, gemm_rate
+from train_step import PeakMemory, cpu_name, gemm_rate, store
 from weighted_mtp.core.config.sections import ObjectiveConfig
 from weighted_mtp.data.batches import Batch
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
@@ -92,8 +92,9 @@ def theirs(
 def measure(work: Path, variant: str, dtype: torch.dtype, steps: int) -> dict[str, object]:
     """Run one variant in this process."""
     ids = torch.randint(49_000, (B, S + 1), generator=torch.Generator().manual_seed(0))
+    n = 4 if variant == "ours-n4" else 1
     if variant.startswith("ours"):
-        model, loss_of = ours(work, 4 if variant == "ours-n4" else 1, ids, dtype)
+        model, loss_of = ours(work, n, ids, dtype)
     else:
         model, loss_of = theirs(work, variant.endswith("chunked"), ids, dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -114,7 +115,7 @@ def measure(work: Path, variant: str, dtype: torch.dtype, steps: int) -> dict[st
         "seconds": seconds[WARM:],
         "peak_bytes": memory.bytes,
         "gemm_gflops": rate,
-        "flop": flop_of(model, 4 if variant == "ours-n4" else 1),
+        "flop": flop_of(model, n),
         "losses": losses,
     }
 
@@ -130,9 +131,7 @@ def in_a_process(work: Path, variant: str, name: str, steps: int) -> dict:
 
 def flop_of(model: nn.Module, n: int) -> float:
     """Of a step's products with weights."""
-    embedding = model.get_parameter(
-        next(name for name, p in model.named_parameters() if p.shape[0] > 40_000)
-    ).numel()
+    embedding = max(p.numel() for p in model.parameters())
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - embedding
     return 6.0 * B * S * (matrices + n * embedding)
 
@@ -193,10 +192,7 @@ def main() -> None:
                 print(turn, name, variant, each, file=sys.stderr, flush=True)
     head = {"cpu": cpu_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     head["date"] = time.strftime("%Y-%m-%d")
-    args.out.write_text(json.dumps({"machine": head, "records": records}, indent=1) + "\n")
-    text = "\n".join([str(head), "", *table(records)])
-    args.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    store(args.out, head, records, table(records))
 
 
 if __name__ == "__main__":

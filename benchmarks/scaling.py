@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from train_step import cpu_name
+from train_step import cpu_name, store
 
 SETTINGS = {
     "model.architecture.dim": 384,
@@ -132,11 +132,7 @@ def main() -> None:
                 records.append({"run": run, "kind": kind, "way": way, "rates": rates})
                 print(run, kind, way, [round(r) for r in rates], file=sys.stderr, flush=True)
     machine = {"torch": torch.__version__, "threads": 1, "cpu": cpu_name()}
-    text = "\n".join([str(machine), "", *table(records)])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    store(options.out, machine, records, table(records))
 
 
 if __name__ == "__main__":

@@ -188,11 +188,16 @@ def main() -> None:
             records.append(json.loads(out))
             print(run, variant, [round(s, 2) for s in records[-1]["seconds"]], file=sys.stderr)
     head = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu_name()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": head, "records": records}, indent=1) + "\n")
-    table = "\n".join([str(head), "", *summary(records)])
-    args.out.with_suffix(".md").write_text(table + "\n")
-    print(table)
+    store(args.out, head, records, summary(records))
+
+
+def store(out: Path, machine: dict, records: list[dict], lines: list[str]) -> None:
+    """Write records as JSON and their table beside it, and print the table."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+    text = "\n".join([str(machine), "", *lines])
+    out.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 def cpu_name() -> str:

@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "weighted_mtp"
 
 
+def error(value: Tensor, exact: Tensor) -> float:
+    """Of all numbers together, relative."""
+    return float((value.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
 def tiny_args(**changes) -> ModelArgs:
     """Two trunk blocks and three heads, small enough for hundreds of forward passes a second."""
     shape = {

@@ -50,7 +50,7 @@ def normed_linears(
     Returns:
         `[..., O]` for each.
     """
-    if not are_plain(*linears):
+    if not _are_plain(*linears):
         normed = rms_norm(x, weight, eps)
         return tuple(linear(normed) for linear in linears)
     matrices, biases = [each.weight for each in linears], [each.bias for each in linears]
@@ -60,15 +60,17 @@ def normed_linears(
     return outs
 
 
-def swiglu_linear(gate: Tensor, up: Tensor, linear: nn.Module) -> Tensor:
+def swiglu_linear(
+    gate: Tensor, up: Tensor, linear: nn.Module, keeps_product: bool = False
+) -> Tensor:
     """`linear(swiglu(gate, up))`, `[..., F]` twice → `[..., O]`. Where the linear is a plain one
-    and trains, only `gate` and `up` are kept."""
+    and trains, only `gate` and `up` are kept; with `keeps_product` its input too."""
     out: Tensor
-    if are_plain(linear):
+    if keeps_product or not _are_plain(linear):
+        out = linear(swiglu(gate, up))
+    else:
         parts = gate, up, linear.weight, linear.bias
         out = _SwiGLULinear.apply(*parts)  # type: ignore[no-untyped-call]  # torch
-    else:
-        out = linear(swiglu(gate, up))
     return out
 
 
@@ -92,7 +94,7 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Ten
     return out
 
 
-def are_plain(*linears: nn.Module) -> bool:
+def _are_plain(*linears: nn.Module) -> bool:
     """Whether a product with the weight is all that these modules do (no adapter, no codes of 8
     bits, no hook), and autograd is to record it."""
     return torch.is_grad_enabled() and all(

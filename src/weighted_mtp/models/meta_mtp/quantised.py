@@ -95,8 +95,9 @@ class QuantisedLinear(nn.Module):
         """`[..., D]` → `[..., O]`."""
         rows = x.reshape(-1, x.shape[-1]).bfloat16()  # [M, D]
         scales = self.scales.to(torch.bfloat16)  # what they are, unless the model was converted
-        if self.bits == "int8":
-            rows = F.pad(rows, (0, self.weight.shape[1] - rows.shape[1]))
+        missing = self.weight.shape[1] - rows.shape[1]
+        if self.bits == "int8" and missing:  # an empty pad would copy the rows
+            rows = F.pad(rows, (0, missing))
         out: Tensor
         if self.bits == "int4":
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, _GROUP, scales)
@@ -159,9 +160,10 @@ def _replace(module: nn.Module, names: Sequence[str], bits: Bits) -> None:
     """Quantise maps of one input together, so that decoding multiplies by all of them at once;
     each by itself where the kernel for 4 bits would keep outputs of two of them together."""
     maps = [cast(nn.Linear, module.get_submodule(name)) for name in names]
-    if bits == "int4" and any(each.out_features % _TOGETHER for each in maps):
-        for name, each in zip(names, maps, strict=True):
-            setattr(module, name, QuantisedLinear.of(each.weight, bits, each.bias))
+    crossed = bits == "int4" and any(each.out_features % _TOGETHER for each in maps)
+    if crossed and len(maps) > 1:
+        for name in names:
+            _replace(module, (name,), bits)
         return
     bias = None
     if all(each.bias is not None for each in maps):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.attention import Attention, Documents, RMSNorm, read
-from weighted_mtp.models.meta_mtp.fused_ops import swiglu, swiglu_linear
+from weighted_mtp.models.meta_mtp.fused_ops import swiglu_linear
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, within_window
 from weighted_mtp.models.meta_mtp.rotary import precompute_freqs_cis
 
@@ -52,10 +52,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
         """`[…, D]` → `[…, D]`. `norm`: of the input, where it has not been applied yet."""
         gate, up = read(x, norm, self.w1, self.w3)
-        if self.keeps_product:
-            out: Tensor = self.w2(swiglu(gate, up))
-            return out
-        return swiglu_linear(gate, up, self.w2)
+        return swiglu_linear(gate, up, self.w2, self.keeps_product)
 
 
 class TransformerBlock(nn.Module):
