@@ -22,6 +22,7 @@ from weighted_mtp.pipelines.experiments.arms import (
     CRITIC,
     DESIGNS,
     RHO1,
+    WITHIN,
     WMTP,
     WMTP_ARMS,
 )
@@ -109,7 +110,7 @@ def test_wrong_requests_are_refused(request_, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("design", "arm"), [(design, arm) for design in (WMTP, CRITIC) for arm in design.arms]
+    ("design", "arm"), [(design, arm) for design in (WMTP, CRITIC, WITHIN) for arm in design.arms]
 )
 def test_every_arm_continues_the_base_with_the_same_budget(design, arm, tmp_path):
     one = seed.Seed(ExperimentRequest(tmp_path, design.name), 3)
@@ -122,7 +123,7 @@ def test_every_arm_continues_the_base_with_the_same_budget(design, arm, tmp_path
     assert recipe.model == base.model
     assert recipe.critic_stage is None
     assert recipe.objective.td.lam == (0.5 if CHOSEN in found.settings else 0.95)
-    keeps_critic = arm.startswith("still")
+    keeps_critic = arm.startswith(("still", "within"))
     assert (recipe.objective.value.coef == 0) == keeps_critic
 
 
@@ -135,9 +136,10 @@ def test_a_control_differs_from_its_arm_by_the_name_alone():
             assert found.model_copy(update={"objective": named}) == real
 
 
-def test_the_shuffled_twin_keeps_its_critic_too():
-    recipe = CRITIC.recipe(CRITIC.arms["still"], "micro", (), TINY)
-    shuffled = CRITIC.recipe(CRITIC.arms["still_shuffled"], "micro", (), TINY)
+@pytest.mark.parametrize(("design", "arm"), [(CRITIC, "still"), (WITHIN, "within")])
+def test_the_shuffled_twin_keeps_its_critic_too(design, arm):
+    recipe = design.recipe(design.arms[arm], "micro", (), TINY)
+    shuffled = design.recipe(design.arms[f"{arm}_shuffled"], "micro", (), TINY)
     named = shuffled.objective.model_copy(update={"name": "verifiable"})
     assert shuffled.model_copy(update={"objective": named}) == recipe
 

@@ -232,6 +232,7 @@ HELD_OUT = {
     "critic": ("critic", {**LM, "objective__value__lm_coef": 0.3}),
     "verifiable": ("verifiable", {}),
     "renormalise": ("verifiable", {"objective__td__renormalise": True}),
+    "rows by labels": ("verifiable", {"objective__td__rows": "labels"}),
     "shuffled": ("verifiable", {"objective__name": "shuffled"}),
     "random_matched": ("verifiable", {"objective__name": "random_matched"}),
     "rho1": ("rho1", {}),

@@ -401,15 +401,37 @@ def test_random_matched_has_the_moments_of_the_real_weights(make_trainer):
     assert float(after.max()) <= 5.0
 
 
-def test_random_matched_follows_weights_that_left_the_clamps_range(make_trainer):
+@pytest.mark.parametrize("scaled", [{"renormalise": True}, {"rows": "labels", "wrong_weight": 1}])
+def test_random_matched_follows_weights_that_left_the_clamps_range(scaled, make_trainer):
     """Brought to mean 1, all of them are below `min_weight`."""
-    td = {"min_weight": 2.0, "max_weight": 9.0, "renormalise": True}
+    td = {"min_weight": 2.0, "max_weight": 9.0, **scaled}
     changes = {f"objective__td__{k}": v for k, v in td.items()}
     trainer = make_trainer("verifiable", objective__name="random_matched", **changes, **SMALL)
     batch = trainer.collator(trainer.examples * 20)
     batch = batch._replace(rows=torch.arange(len(batch.rows)))
     drawn = token_weights(trainer.objective, pool(trainer, batch, torch.randn(batch.tokens.shape)))
     assert float(drawn[batch.labels != IGNORE_INDEX].mean()) == pytest.approx(1.0, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["verifiable", "shuffled"])
+def test_labels_decide_between_rows_and_the_critic_within_them(name, make_trainer):
+    changes = {"objective__name": name, "objective__td__rows": "labels"}
+    trainer = make_trainer("verifiable", objective__td__wrong_weight=0.25, **changes)
+    plain = make_trainer("verifiable", objective__name=name)
+    given = pool(trainer, batch_of(trainer))
+    assert 0 < int(given.correct.sum()) < len(given.correct)
+    rows = zip(
+        token_weights(trainer.objective, given),
+        token_weights(plain.objective, given),
+        given.mask,
+        given.correct.tolist(),
+        strict=True,
+    )
+    for found, by_critic, mask, correct in rows:
+        mean = 1.0 if correct else 0.25
+        expected = by_critic[mask] / by_critic[mask].mean() * mean
+        assert torch.allclose(found[mask], expected, rtol=1e-5)
+        assert float(expected.std()) > 0
 
 
 @pytest.mark.parametrize("name", ["random_matched", "shuffled"])

@@ -250,7 +250,7 @@ SHAPE |= {"n_kv_heads": 1, "ffn_dim_multiplier": 2, "norm_eps": 0.5, "rope_theta
 SHAPE |= {"max_seq_len": 99, "tie_embeddings": True}
 
 TD = {"gamma": 0.5, "lam": 0.2, "final_lam": 0.0, "beta": 0.1, "min_weight": 0.9}
-TD |= {"max_weight": 1.01, "whiten": "batch", "renormalise": True}
+TD |= {"max_weight": 1.01, "whiten": "batch", "renormalise": True, "rows": "labels"}
 
 TAUGHT = {"ce": 1.0, "hard": 2.0, "tv": 1.0, "temperature": 2.0, "top_n": 3, "beta": 0.1}
 
@@ -314,6 +314,7 @@ OPTIONS: dict[str, Proof | str] = {
         weights, "cosine", "verifiable", {"objective.td.final_lam": 0.0}
     ),
     "objective.td.ema_decay": Proof(weights, 0.5, "verifiable", {"objective.td.whiten": "ema"}),
+    "objective.td.wrong_weight": Proof(weights, 0.5, "verifiable", {"objective.td.rows": "labels"}),
     "objective.rho1.k_percent": Proof(weights, 0.3, "rho1"),
     "objective.rho1.mode": Proof(weights, "absolute", "rho1"),
     "objective.rho1.first_head_always": Proof(weights, True, "rho1"),

@@ -21,6 +21,7 @@ from weighted_mtp.value_weighting.td_weighting import (
     discounted_sum,
     moments_mean_std,
     renormalise,
+    scale_rows,
     schedule,
     td_moments,
     weight_sums,
@@ -332,6 +333,21 @@ def test_whitened_and_renormalised():
     nothing = torch.zeros_like(case.mask)
     assert torch.equal(renormalise(weights * NAN, nothing), torch.zeros_like(weights))
     assert torch.equal(renormalise(weights * 0, case.mask), torch.zeros_like(weights))
+
+
+def test_rows_scaled_to_means_of_their_own():
+    case = response()
+    weights = build_weights(case.errors(), case.mask)
+    means = torch.tensor([1.0, 0.1, 0.0])[: len(weights)]
+    scaled = scale_rows(weights, case.mask, means)
+    for before, after, mask, mean in zip(weights, scaled, case.mask, means, strict=True):
+        assert float(after[mask].mean()) == pytest.approx(float(mean), abs=1e-7)
+        ratio = after[mask] / before[mask]
+        assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-6)  # the shape is kept
+        assert not after[~mask].any()
+    nothing = torch.zeros_like(case.mask)
+    assert torch.equal(scale_rows(weights * NAN, nothing, means), torch.zeros_like(weights))
+    assert torch.equal(scale_rows(weights * 0, case.mask, means), torch.zeros_like(weights))
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])

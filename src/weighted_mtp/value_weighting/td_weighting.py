@@ -46,6 +46,7 @@ __all__ = [
     "discounted_sum",
     "moments_mean_std",
     "renormalise",
+    "scale_rows",
     "schedule",
     "td_moments",
     "td_stats",
@@ -260,6 +261,20 @@ def renormalise(weights: Tensor, loss_mask: Tensor, mean: Tensor | float | None 
         mean = kept.double().sum() / mask.sum().clamp(min=1)
     divisor = torch.as_tensor(mean, dtype=torch.float64, device=kept.device)
     return kept / torch.where(divisor != 0, divisor, 1.0)
+
+
+@torch.no_grad()
+def scale_rows(weights: Tensor, loss_mask: Tensor, means: Tensor) -> Tensor:
+    """Scale the weights `[B, S]` of each row to a mean of its own over the mask; 0 off the mask.
+
+    Args:
+        means: `[B]`. A row whose weights are all 0 stays so.
+    """
+    mask = loss_mask.bool()
+    kept = torch.where(mask, _wide(weights), 0.0)
+    total, count = kept.double().sum(1), mask.sum(1)
+    factors = means.double() * count / torch.where(total != 0, total, 1.0)
+    return (kept * factors[:, None]).to(kept.dtype)
 
 
 def schedule(

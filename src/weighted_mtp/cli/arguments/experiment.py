@@ -25,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *("name",),
         choices=[*DESIGNS, *STUDY_SIZES],
         help="wmtp: all token weightings and their controls; critic: what a critic adds to the "
-        "labels of the rows; rho1: selection of tokens by a "
-        "reference; from scratch, on small tasks of papers: star-graph: paths with one choice, by "
-        "next token, several tokens, or their order; polynomials: arithmetic with 1, 2 and 4 "
-        "heads; induction: names of two tokens in stories, over sizes of the model",
+        "labels of the rows; within: the same, where labels decide between rows and the critic "
+        "within them; rho1: selection of tokens by a reference; from scratch, on small tasks of "
+        "papers: star-graph: paths with one choice, by next token, several tokens, or their order; "
+        "polynomials: arithmetic with 1, 2 and 4 heads; induction: names of two tokens in "
+        "stories, over sizes of the model",
     )
     parser.add_argument(
         "--regime",

@@ -165,6 +165,10 @@ class TDConfig(Section):
             an exponential moving average.
         ema_decay: decay of the moving average of `whiten` ema, per step.
         renormalise: scale the weights to mean 1.
+        rows: what decides between rows. `critic`: the weights as they are. `labels`: scale the
+            weights of each row to mean 1 if it is labelled right and to mean `wrong_weight` if
+            not, so that the critic decides within rows alone.
+        wrong_weight: mean weight of a row labelled wrong, with `rows` labels.
     """
 
     gamma: UnitInterval = 1.0
@@ -178,6 +182,8 @@ class TDConfig(Section):
     whiten: Literal["none", "batch", "ema"] = "none"
     ema_decay: Fraction = 0.99
     renormalise: bool = False
+    rows: Literal["critic", "labels"] = "critic"
+    wrong_weight: UnitInterval = 0.1
 
     @model_validator(mode="after")
     def _ordered(self) -> TDConfig:

@@ -173,7 +173,7 @@ RULES: Mapping[str, Rule] = {
     **_section(
         "objective.td",
         "gamma lam final_lam lam_hold lam_shape beta min_weight max_weight whiten ema_decay "
-        "renormalise",
+        "renormalise rows wrong_weight",
         _OTHER_AIM,
     ),
     "objective.head_positions": told("heads 2 to n learn at this share of positions {following}"),

@@ -318,4 +318,40 @@ CRITIC = Design(
     GRID,
     REGIMES_OF_MISTAKES,
 )
-DESIGNS = {design.name: design for design in (WMTP, CRITIC, RHO1)}
+
+_WITHIN = ("objective.td.rows=labels", _STILL)
+WITHIN = Design(
+    "within",
+    SETTINGS,
+    ARM_SETTINGS,
+    BASE,
+    {
+        "uniform": WMTP_ARMS["uniform"],
+        "label_weighted": CRITIC_ARMS["label_weighted"],
+        "still": CRITIC_ARMS["still"],
+        "within": Arm(
+            "verifiable",
+            "rows weighted by their labels as label_weighted, tokens within them by the critic",
+            (CHOSEN, *_WITHIN),
+        ),
+        "within_shuffled": Arm(
+            "verifiable",
+            "its weights shuffled within each program",
+            (CHOSEN, *_WITHIN, "objective.name=shuffled"),
+        ),
+        "oracle": WMTP_ARMS["oracle"],
+    },
+    Comparison("within", "label_weighted", "a critic within the rows, labels between them"),
+    (
+        Comparison("within", "within_shuffled", "weights on the right tokens"),
+        Comparison("within", "still", "labels between the rows, not the critic"),
+        Comparison("within", "uniform", "the whole method"),
+        Comparison("label_weighted", "uniform", "the labels of the rows"),
+        Comparison("within", "oracle", "what is left to gain"),
+        Comparison("oracle", "uniform", "the headroom"),
+    ),
+    "within",
+    GRID,
+    REGIMES_OF_MISTAKES,
+)
+DESIGNS = {design.name: design for design in (WMTP, CRITIC, WITHIN, RHO1)}

@@ -28,6 +28,7 @@ from weighted_mtp.value_weighting.td_weighting import (
     compute_td_errors,
     moments_mean_std,
     renormalise,
+    scale_rows,
     schedule,
     td_moments,
     td_stats,
@@ -79,6 +80,8 @@ class Verifiable(ValueObjective):
         elif td.whiten == "ema":
             advantages = whiten(advantages, mask, self.ema.mean, self.ema.std)
         weights = build_weights(advantages, mask, td.beta, td.min_weight, td.max_weight)
+        if td.rows == "labels":
+            weights = scale_rows(weights, mask, torch.where(pool.correct, 1.0, td.wrong_weight))
         return renormalise(weights, mask) if td.renormalise else weights
 
     def weigh(self, pool: Pool) -> Weighed:
@@ -118,10 +121,14 @@ class Verifiable(ValueObjective):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ema.load_state_dict(state["ema"])
 
+    @property
+    def _scales(self) -> bool:
+        return self.td.renormalise or self.td.rows == "labels"
+
     def _weight_stats(self, sums: Tensor) -> dict[str, float]:
-        """Leave out what is unknown: a weight scaled to mean 1 does not show if it was clipped."""
+        """Leave out what is unknown: a weight that was scaled does not show if it was clipped."""
         stats = weight_stats(sums)
-        hidden = ("clipped_low", "clipped_high") if self.td.renormalise else ()
+        hidden = ("clipped_low", "clipped_high") if self._scales else ()
         return {name: value for name, value in stats.items() if name not in hidden}
 
     def _uniform(self, pool: Pool) -> Tensor:
@@ -137,8 +144,8 @@ class RandomMatched(Verifiable):
     def token_weights(self, pool: Pool, advantages: Tensor) -> Tensor:
         real, td = super().token_weights(pool, advantages), self.td
         mean, std = moments_mean_std(td_moments(real, pool.mask))
-        # Weights scaled to mean 1 may lie outside the bounds of the clamp.
-        low, high = (0.0, 1e3) if td.renormalise else (td.min_weight, td.max_weight)
+        # Weights that were scaled may lie outside the bounds of the clamp.
+        low, high = (0.0, 1e3) if self._scales else (td.min_weight, td.max_weight)
         noise = self._uniform(pool)
         return random_matched_weights(pool.mask, noise, mean, std, low, high).to(real.dtype)
 
