@@ -1,5 +1,7 @@
 """The decoder's view of a model reads what the model itself reads, whatever the layout."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,14 @@ from torch import nn
 
 from weighted_mtp.decoding import Stopping, complete, measure_token_cost, products
 from weighted_mtp.decoding.fast_model import FastModel
-from weighted_mtp.decoding.products import blocks_work, product, worth_copying
+from weighted_mtp.decoding.products import (
+    blocks_work,
+    fits_half,
+    halves_work,
+    product,
+    widened,
+    worth_copying,
+)
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -21,7 +30,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
     dtype=st.sampled_from(list(TOLERANCE)),
     kv_heads=st.sampled_from([1, 2, 4]),
     n=st.sampled_from([1, 2, 4]),
-    steps=st.sampled_from([1, 100]),
+    steps=st.sampled_from([1, 100, 1000]),
     prompt=st.integers(1, 6),
     window=st.integers(1, 5),
     ragged=st.booleans(),
@@ -37,6 +46,8 @@ def test_it_reads_as_the_model_does(dtype, kv_heads, n, steps, prompt, window, r
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         if not small:
             patch.setattr(products, "_SMALL", 0)  # bfloat16 stays bfloat16
+        if steps == 1000 and dtype == torch.float32:
+            from_bfloat16(model)
         fast = FastModel(model, steps)
         cache = KVCache(model.args, 3, 20, dtype=fast.dtype)
         fast.read(tokens[:, :prompt], 0, cache)
@@ -82,18 +93,18 @@ def test_every_layout_gives_the_same_product(dtype, shape):
     x = torch.randn(2, 3, 2, inputs).to(dtype)[:, :, 1]
     with torch.no_grad():
         expected = torch.cat([one(x) for one in maps], -1)
-        for copy in (False, True):
-            found = product(maps, copy)(x)
+        for layout in ("kept", "blocks"):
+            found = product(maps, layout)(x)
             assert found.is_contiguous()
             torch.testing.assert_close(found, expected, **near(dtype))
-            torch.testing.assert_close(product(maps[:1], copy)(x), maps[0](x), **near(dtype))
+            torch.testing.assert_close(product(maps[:1], layout)(x), maps[0](x), **near(dtype))
 
 
 def test_without_onednn_the_weights_are_used_as_they_lie(monkeypatch):
     monkeypatch.setattr(products, "blocks_work", lambda dtype: False)
     linear, x = nn.Linear(8, 4, bias=False, dtype=torch.bfloat16), torch.ones(1, 8).bfloat16()
     with torch.no_grad():
-        assert torch.equal(product([linear], True)(x), linear(x))
+        assert torch.equal(product([linear], "blocks")(x), linear(x))
 
 
 def test_an_operator_that_is_wrong_is_not_used(monkeypatch):
@@ -115,8 +126,99 @@ class Adapted(nn.Linear):
 def test_what_is_no_plain_linear_map_is_called_as_it_is(module):
     x = torch.randn(2, 8)
     with torch.no_grad():
-        assert torch.equal(product([module], True)(x), module(x))
-        assert torch.equal(product([module, module], True)(x), torch.cat([module(x)] * 2, -1))
+        for layout in ("blocks", "halves") if type(module) is Adapted else ("blocks",):
+            found = product([module, module], layout)(x)
+            assert torch.equal(product([module], layout)(x), module(x))
+            assert torch.equal(found, torch.cat([module(x)] * 2, -1))
+
+
+# --- float16 ---
+
+
+def from_bfloat16(model: nn.Module) -> nn.Module:
+    """Float32 weights that were bfloat16 once."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("size", [2.0**-20, 1.0, 2.0**17])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_halves_give_the_product_of_float32(dtype, bias, size, rows):
+    """Whatever the size of the weights: they would leave float16's range as they are."""
+    chance = torch.Generator().manual_seed(0)
+    maps = [nn.Linear(48, outputs, bias=bias) for outputs in (24, 40)]
+    for each in maps:
+        each.weight.data = (torch.randn(each.weight.shape, generator=chance) * size).to(dtype)
+    x = torch.randn(rows, 48, generator=chance)
+    with torch.no_grad():
+        if dtype == torch.float32:
+            from_bfloat16(nn.ModuleList(maps))
+        expected = torch.cat([one.float()(x) for one in deepcopy(maps)], -1)
+        found = product(maps, "halves")(x)
+    assert found.dtype == torch.float32
+    # Many rows of a bfloat16 model are read in bfloat16 where that is quick.
+    tolerance = 2.0**-6 if dtype == torch.bfloat16 and rows > 16 else 2.0**-20
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def test_what_float16_cannot_keep_is_seen():
+    weight = torch.randn(64, 32).bfloat16().float()
+    weight[3, 4] = 2.0**-30  # far below the others: lost, and nothing beside their rounding
+    assert fits_half(weight)
+    assert fits_half(weight * 2.0**30)
+    assert fits_half(weight.bfloat16())
+    assert fits_half(weight.half().float())
+    late = weight.clone()
+    late[-1, -1] = 1 + 2.0**-20
+    for bad in (torch.randn(64, 32), late, weight * torch.nan, weight / 0):
+        assert not fits_half(bad)
+    assert fits_half(weight * 0)
+    assert not fits_half((weight / 0).bfloat16())
+
+
+def test_an_operator_for_halves_that_is_wrong_is_not_used(monkeypatch):
+    monkeypatch.setattr(products, "_in_halves", lambda x, packed: torch.zeros(2, 3, 48))
+    halves_work.cache_clear()
+    assert not halves_work()
+    monkeypatch.undo()
+    halves_work.cache_clear()
+    assert halves_work()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rule_for_halves(dtype, monkeypatch):
+    """Enough steps, a model too large for the cache, plain maps, and few tokens in bfloat16."""
+
+    def layout(model, steps=128, width=4):
+        return products.choose_layout(model, steps, width)
+
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: True)
+    model = from_bfloat16(tiny_model()).to(dtype)
+    assert layout(model) == "blocks"
+    monkeypatch.setattr(products, "_SMALL", 0)
+    assert layout(model) == "halves"
+    assert layout(model, steps=127) == "blocks"
+    assert layout(model, width=5) == ("halves" if dtype == torch.float32 else "blocks")
+    if dtype == torch.float32:
+        assert layout(tiny_model()) == "blocks"
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: False)
+    assert layout(model, width=64) == "halves"
+    model.layers[1].attention.wq = Adapted(32, 32, bias=False, dtype=dtype)
+    assert layout(model) == "blocks"
+    monkeypatch.setattr(products, "halves_work", lambda: False)
+    assert layout(from_bfloat16(tiny_model()).to(dtype)) == "blocks"
+
+
+def test_a_wider_model_shares_its_matrices():
+    model = tiny_model(tiny_args(n_future_tokens=2), dtype=torch.bfloat16)
+    wide = widened(model)
+    assert wide.layers[0].attention.wq.weight is model.layers[0].attention.wq.weight
+    assert wide.norm.weight.dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert wide.embed(torch.tensor([[1]])).dtype == torch.float32
 
 
 def test_the_rule_for_copies(monkeypatch):

@@ -167,11 +167,11 @@ def test_drafts_change_no_text(bits, k):
 def test_decoding_multiplies_joined_weights_without_a_copy():
     _, model = quantised("int8")
     fast = FastModel(model, steps=100)
-    block = fast._blocks[0]
-    assert isinstance(block._wqkv, QuantisedLinear)
+    attention = fast._model.layers[0].attention
+    joined = QuantisedLinear.joined([attention.wq, attention.wk, attention.wv])
     own = model.layers[0].attention.wq
-    assert block._wqkv.weight.data_ptr() == own.weight.data_ptr()
-    assert len(block._wqkv.weight) == 64 + 2 * 32
+    assert joined.weight.data_ptr() == attention.wq.weight.data_ptr() == own.weight.data_ptr()
+    assert len(joined.weight) == 64 + 2 * 32
 
 
 def test_another_device_is_refused():

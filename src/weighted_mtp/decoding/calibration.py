@@ -52,7 +52,7 @@ class _Step:
     def __init__(
         self, model: Transformer, k: int, batch_size: int, context: int, widest: int
     ) -> None:
-        self._fast = FastModel(first_heads(model, k), FEWEST_STEPS, model.draft_ids)
+        self._fast = FastModel(first_heads(model, k), FEWEST_STEPS, model.draft_ids, batch_size)
         self._k = k
         device, length = model.tok_embeddings.weight.device, context + widest
         self._cache = self._fast.cache(batch_size, length)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weighted_mtp.decoding.batch import first_heads
 from weighted_mtp.decoding.fast_model import FastModel
-from weighted_mtp.decoding.products import worth_copying
+from weighted_mtp.decoding.products import prefers_halves, reads_few, worth_copying
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 _PLACES = 16  # of each weight that are compared
@@ -37,21 +37,26 @@ class Copies:
 
     def __init__(self, model: Transformer, keep: bool = True) -> None:
         self.model, self._keep = model, keep
-        self._kept: tuple[FastModel, int, Tensor | None, _Weights] | None = None
+        self._kept: tuple[FastModel, int, Tensor | None, bool, _Weights] | None = None
 
-    def fast(self, k: int, steps: int, draft_ids: Tensor | None = None) -> FastModel:
-        """The model with its first `k` heads, for so many forward passes at most."""
+    def fast(
+        self, k: int, steps: int, draft_ids: Tensor | None = None, width: int = 1
+    ) -> FastModel:
+        """The model with its first `k` heads, for so many forward passes at most, most of them over
+        `width` tokens of all rows together."""
         narrow = first_heads(self.model, k)
         if not (self._keep and worth_copying(narrow, steps)):
-            return FastModel(narrow, steps, draft_ids)
+            return FastModel(narrow, steps, draft_ids, width)
+        halves = prefers_halves(narrow, steps, width)
         if self._kept is not None:
-            fast, heads, ids, weights = self._kept
-            if heads == k and ids is draft_ids and weights.still_of(self.model):
+            fast, heads, ids, were_halves, weights = self._kept
+            suits = halves == were_halves or (were_halves and reads_few(narrow, width))
+            if suits and heads == k and ids is draft_ids and weights.still_of(self.model):
                 return fast
         self._kept = None  # before the next one, so that there are never two
         weights = _Weights(self.model)
-        fast = FastModel(narrow, steps, draft_ids)
-        self._kept = fast, k, draft_ids, weights
+        fast = FastModel(narrow, steps, draft_ids, width)
+        self._kept = fast, k, draft_ids, halves, weights
         return fast
 
     def forget(self) -> None:

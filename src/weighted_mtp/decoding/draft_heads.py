@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weighted_mtp.decoding.layers import attend, norm_weights
-from weighted_mtp.decoding.products import Product, product
+from weighted_mtp.decoding.products import Layout, Product, product
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import LayerCache
 from weighted_mtp.models.meta_mtp.rotary import rotate_in_place
@@ -71,21 +71,21 @@ class DraftHeads:
 
     Args:
         heads: their blocks.
-        copy: as `product` takes it.
+        layout: as `product` takes it.
     """
 
-    def __init__(self, heads: Sequence[TransformerBlock], args: ModelArgs, copy: bool) -> None:
+    def __init__(self, heads: Sequence[TransformerBlock], args: ModelArgs, layout: Layout) -> None:
         self._K, self._H, self._d, self._eps = (
             args.kv_heads,
             args.n_heads,
             args.head_dim,
             args.norm_eps,
         )
-        self._wq = [product([head.attention.wq], copy) for head in heads]
-        self._wkv = [product([head.attention.wk, head.attention.wv], copy) for head in heads]
-        self._wo = [product([head.attention.wo], copy) for head in heads]
-        self._w13 = [product([h.feed_forward.w1, h.feed_forward.w3], copy) for h in heads]
-        self._w2 = [product([head.feed_forward.w2], copy) for head in heads]
+        self._wq = [product([head.attention.wq], layout) for head in heads]
+        self._wkv = [product([head.attention.wk, head.attention.wv], layout) for head in heads]
+        self._wo = [product([head.attention.wo], layout) for head in heads]
+        self._w13 = [product([h.feed_forward.w1, h.feed_forward.w3], layout) for h in heads]
+        self._w2 = [product([head.feed_forward.w2], layout) for head in heads]
         self._q_norms = norm_weights([head.attention.q_norm for head in heads])  # [k − 1, 1, d]
         self._k_norms = norm_weights([head.attention.k_norm for head in heads])
         self._rotates = heads[0].attention.rotates

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from weighted_mtp.decoding.products import Product, product
+from weighted_mtp.decoding.products import Layout, Product, product
 
 
 class DraftOutput:
@@ -20,13 +20,15 @@ class DraftOutput:
             whose weight is in one piece; otherwise all V tokens are drafted from.
         whole: its product, over all V.
         ids: of the draft vocabulary, `[V']`, ascending; None for all V.
-        copy: as `product` takes it.
+        layout: as `product` takes it.
 
     Attributes:
         ids: those in use, on the model's device; None for all V.
     """
 
-    def __init__(self, output: nn.Module, whole: Product, ids: Tensor | None, copy: bool) -> None:
+    def __init__(
+        self, output: nn.Module, whole: Product, ids: Tensor | None, layout: Layout
+    ) -> None:
         self._product, self.ids = whole, None
         if (
             ids is None
@@ -40,7 +42,7 @@ class DraftOutput:
         self._V, self.ids = len(weight), ids.to(weight.device)
         narrow = nn.Linear(weight.shape[1], len(ids), bias=False, device="meta")
         narrow.weight = nn.Parameter(weight.detach()[self.ids], requires_grad=False)
-        self._product = product([narrow], copy)
+        self._product = product([narrow], layout)
 
     def logits(self, states: Tensor) -> Tensor:
         """`[..., D]` → `[..., V']`."""

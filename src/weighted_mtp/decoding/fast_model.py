@@ -25,8 +25,15 @@ from torch import Tensor
 
 from weighted_mtp.decoding.draft_heads import DraftHeads, Pairs
 from weighted_mtp.decoding.draft_output import DraftOutput
-from weighted_mtp.decoding.layers import attend, norm_weights, normalised
-from weighted_mtp.decoding.products import is_quicker_wide, product, worth_copying
+from weighted_mtp.decoding.layers import Norm, attend, norm_weights
+from weighted_mtp.decoding.products import (
+    Layout,
+    choose_layout,
+    is_quantised,
+    is_quicker_wide,
+    product,
+    widened,
+)
 from weighted_mtp.models.meta_mtp.args import ModelArgs
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache, LayerCache, sees
 from weighted_mtp.models.meta_mtp.rotary import rotate_in_place
@@ -63,6 +70,7 @@ class FastModel:
         model: its weights must stay as they are meanwhile: they may be copied (`worth_copying`).
         steps: forward passes to come, at most.
         draft_ids: tokens that heads 2 … n may draft, `[V']`, ascending; None for all V.
+        width: tokens that most passes read, of all rows together.
 
     Attributes:
         definition: the model itself.
@@ -71,21 +79,29 @@ class FastModel:
         drafts: unembeds states of heads 2 … n, over the draft vocabulary.
     """
 
-    def __init__(self, model: Transformer, steps: int, draft_ids: Tensor | None = None) -> None:
+    def __init__(
+        self, model: Transformer, steps: int, draft_ids: Tensor | None = None, width: int = 1
+    ) -> None:
         self.definition, self.args = model, model.args
-        copy = worth_copying(model, steps)
-        if copy and is_quicker_wide(model):  # a copy: `definition` stays as it is
+        layout = choose_layout(model, steps, width)
+        wide = layout == "halves" or (layout == "blocks" and is_quantised(model))
+        if wide:  # a copy, here and below: `definition` stays as it is
+            model = widened(model)
+        elif layout == "blocks" and is_quicker_wide(model):
             model = deepcopy(model).float()
         self._model, self.dtype = model, model.tok_embeddings.weight.dtype
+        if wide:
+            self.dtype = torch.float32
         self._group = model.args.n_heads // model.args.kv_heads
         self._window = model.args.family.sliding_window
         self._blocks = [
-            _Block(cast(TransformerBlock, block), model.args, copy) for block in model.layers
+            _Block(cast(TransformerBlock, block), model.args, layout) for block in model.layers
         ]
         heads = [cast(TransformerBlock, head) for head in model.extra_heads]
-        self._heads = DraftHeads(heads, model.args, copy) if heads else None
-        self.output = product([model.output], copy)
-        self.drafts = DraftOutput(model.output, self.output, draft_ids if heads else None, copy)
+        self._heads = DraftHeads(heads, model.args, layout) if heads else None
+        self._norm = Norm(model.norm)
+        self.output = product([model.output], layout)
+        self.drafts = DraftOutput(model.output, self.output, draft_ids if heads else None, layout)
 
     def cache(self, rows: int, length: int) -> KVCache:
         """A cache of this many rows and slots, with which the extra heads read only what they are
@@ -212,7 +228,7 @@ class FastModel:
 
     def _final(self, h: Tensor) -> Tensor:
         scale = 1.0 / self.args.family.logits_scaling
-        return scaled(normalised(self._model.norm, h), scale)
+        return scaled(self._norm(h), scale)
 
     def _bias(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """0 where a query may look, else −∞, for the queries of one key head: `[…, G·S, T]`."""
@@ -224,24 +240,24 @@ class FastModel:
 class _Block:
     """One block's products, and the way through it."""
 
-    def __init__(self, block: TransformerBlock, args: ModelArgs, copy: bool) -> None:
+    def __init__(self, block: TransformerBlock, args: ModelArgs, layout: Layout) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self._H, self._K, self._d = args.n_heads, args.kv_heads, args.head_dim
-        self._attention_norm, self._ffn_norm = block.attention_norm, block.ffn_norm
+        self._attention_norm, self._ffn_norm = Norm(block.attention_norm), Norm(block.ffn_norm)
         self._norms = norm_weights([attention.q_norm]), norm_weights([attention.k_norm])
         self._rotates, self._eps = attention.rotates, args.norm_eps
         self._scale, self._residual = attention.scale, block.residual
-        self._wqkv = product([attention.wq, attention.wk, attention.wv], copy)
-        self._wo = product([attention.wo], copy)
-        self._w13 = product([feed_forward.w1, feed_forward.w3], copy)
-        self._w2 = product([feed_forward.w2], copy)
+        self._wqkv = product([attention.wq, attention.wk, attention.wv], layout)
+        self._wo = product([attention.wo], layout)
+        self._w13 = product([feed_forward.w1, feed_forward.w3], layout)
+        self._w2 = product([feed_forward.w2], layout)
 
     def read(self, x: Tensor, freqs_cis: Tensor, bias: Tensor | None, slot: LayerCache) -> Tensor:
         """Through the block, `[B, S, D]`; without a bias each query sees all keys, or, in a first
         read of several tokens, those before it."""
         B, S, _ = x.shape
         H, K, d = self._H, self._K, self._d
-        qkv = self._wqkv(normalised(self._attention_norm, x)).view(B, S, H + 2 * K, d)
+        qkv = self._wqkv(self._attention_norm(x)).view(B, S, H + 2 * K, d)
         q, k, v = torch.split_with_sizes(qkv, [H, K, K], 2)
         for part, weight in zip((q, k), self._norms, strict=True):
             if weight is not None:
@@ -262,5 +278,5 @@ class _Block:
         else:
             mixed = attend(q, keys, values, bias, self._scale)
         h = x + scaled(self._wo(mixed), self._residual)
-        gate, up = self._w13(normalised(self._ffn_norm, h)).chunk(2, -1)
+        gate, up = self._w13(self._ffn_norm(h)).chunk(2, -1)
         return h + scaled(self._w2(F.silu(gate).mul_(up)), self._residual)

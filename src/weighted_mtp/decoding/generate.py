@@ -123,7 +123,9 @@ class Stream(Iterator[list[Piece]]):
             drafts = None if nodes is None else nodes - 1
             ids = None if speculation is None else speculation.ids_of(model)
             room = stopping.max_new_tokens
-            batch = Batch(copies.fast(k, room, ids), self._rows, room, penalised, drafts)
+            width = len(prompts) if speculation is None else 2 * len(prompts)  # some drafts each
+            fast = copies.fast(k, room, ids, width)
+            batch = Batch(fast, self._rows, room, penalised, drafts)
             dice = Dice(sampling.seed, seeds, batch.device)
             if speculation is None:
                 self._engine = Plain(batch, sampling, dice, self.report, logprobs)

@@ -6,6 +6,7 @@ G = H/K, d head width, D model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +39,22 @@ def attend(
     return out.view(B, K, H // K, S, d).permute(0, 3, 1, 2, 4).reshape(B, S, H * d)
 
 
-def normalised(norm: RMSNorm, x: Tensor) -> Tensor:
-    """`norm(x)`: the same bits, in half the time and without a gradient."""
-    if norm.weight.dtype != x.dtype:
-        out: Tensor = norm(x)
-        return out
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+class Norm:
+    """`norm(x)` without a gradient: up to rounding in float32 on a CPU, elsewhere the same bits."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self._norm, weight = norm, norm.weight.detach()
+        self._narrow = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if self._narrow:
+            self._weight = weight * math.sqrt(len(weight))
+            self._least = torch.tensor(math.sqrt(len(weight) * norm.eps))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm = self._norm
+        if norm.weight.dtype != x.dtype:
+            out: Tensor = norm(x)
+            return out
+        if self._narrow:  # 6 µs for one token instead of 10, of which a step has two a block
+            length = torch.linalg.vector_norm(x, 2, -1, True)
+            return (x / torch.hypot(length, self._least)).mul_(self._weight)
+        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)

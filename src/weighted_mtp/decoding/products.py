@@ -13,9 +13,27 @@ weights colder than the cache, `F.linear` against the layout chosen below, micro
 
 In bfloat16 the results are the same bits; in float32 they differ by rounding. A copy takes about
 0.7 s a gigabyte to make (what ten steps save) and as much memory as the weights, while it lives.
-Hence the rule, `worth_copying`. oneDNN's blocks are reached through operators that TorchInductor
-uses and PyTorch does not document: where they are missing, or do not give `F.linear`'s results,
-the weights are used as they lie.
+Hence the rule, `worth_copying`.
+
+Up to four tokens at a time are read quickest as float16 by FBGEMM, whose inputs, sums and results
+are float32: two threads, weights colder than the cache, microseconds (there 33 GB/s, all that two
+threads read of this machine's memory):
+
+    weight           M = 1             M = 4              M = 8
+                     halves  blocks    halves  blocks     halves  blocks
+    3072 × 576 bf16    122     162       131     155        180     152
+    49152 × 576 bf16  1587    2723      1626    1702       2601    2284
+    3072 × 576 f32     122     306       131     298        180       –
+    49152 × 576 f32   1587    4599      1626    4188       2601       –
+
+What was bfloat16 once is kept by float16 to the bit, if it is multiplied by a power of two that
+puts the largest number of a matrix near the top of float16's range: 28 powers of two below it there
+is less than 2^−39 of that number to lose. (Without, numbers below 2^−14 are up to 2^−25 off.) So a
+float32 model whose weights came from bfloat16 is read at half the bytes, with the results of
+float32. Such a copy takes about 7 s for 10^9 weights (bfloat16; 12 s from float32).
+
+Operators of oneDNN and FBGEMM that PyTorch itself uses and does not document: where they are
+missing, or do not give `F.linear`'s results, the weights are used as they lie.
 
 Letters: M rows, D inputs, O outputs.
 """
@@ -23,7 +41,10 @@ Letters: M rows, D inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cache, partial
+from math import frexp, isfinite
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +52,12 @@ from torch import Tensor, nn
 
 from weighted_mtp.core.device import fast_bfloat16
 from weighted_mtp.models.meta_mtp.quantised import QuantisedLinear
+from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 Product = Callable[[Tensor], Tensor]
+Layout = Literal["kept", "blocks", "halves"]
+"""How weights are read: as they lie; copied into oneDNN's blocks (small ones transposed); or copied
+to float16, with states in float32."""
 
 MOST_BYTES = 2 << 30  # of weights that are copied: a copy of a 7B model must be nobody's surprise
 FEWEST_STEPS = 16
@@ -40,6 +65,12 @@ _TRANSPOSED = (
     1 << 18
 )  # float32 weights up to this number (1 MB) are quicker transposed than in blocks
 _SMALL = 4 << 20  # weights: 16 MB in float32, which stay in cache
+_FEW_TOKENS = 4  # of all rows together, up to which bfloat16 is read quicker in halves
+_MANY_STEPS = 128  # what a copy in halves must save before it pays
+_HALF_ROWS = 16  # up to which bfloat16's products are no quicker than a copy's in halves
+_TOP = 14  # the largest number of a matrix in halves is below 2^14, so that no rounding overflows
+_LEAST = 2.0**-8  # the largest number of a bfloat16 matrix that is copied as it is
+_LOST = 2.0**-36  # of the largest number, that float16 may lose of any
 _ROWS = 16  # for which oneDNN chooses its blocks; good from 1 to 512
 
 
@@ -57,6 +88,79 @@ def worth_copying(model: nn.Module, steps: int) -> bool:
     )
 
 
+def reads_few(model: nn.Module, width: int) -> bool:
+    """Whether float16 is the quickest to read over `width` tokens of all rows together: for any
+    number where products are float32, for a few where they are bfloat16, never for models so small
+    that they stay in cache."""
+    weights = list(model.parameters())
+    if sum(weight.numel() for weight in weights) <= _SMALL:
+        return False
+    finer = any(weight.dtype == torch.float32 for weight in weights)
+    return finer or width <= _FEW_TOKENS or not fast_bfloat16(weights[0].device)
+
+
+def prefers_halves(model: nn.Module, steps: int, width: int) -> bool:
+    """Whether a copy in halves is worth it for so many forward passes, if the weights allow it."""
+    return steps >= _MANY_STEPS and worth_copying(model, steps) and reads_few(model, width)
+
+
+def choose_layout(model: nn.Module, steps: int, width: int) -> Layout:
+    """The layout for so many forward passes over so many tokens of all rows together."""
+    if not worth_copying(model, steps):
+        return "kept"
+    if not (prefers_halves(model, steps, width) and halves_work()):
+        return "blocks"
+    linear = [module for module in model.modules() if hasattr(module, "in_features")]
+    if any(type(module) is not nn.Linear for module in linear):
+        return "blocks"
+    fits = all(fits_half(cast(Tensor, module.weight)) for module in linear)
+    return "halves" if fits else "blocks"
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether it has weights in 8 or 4 bits, whose products round states themselves: in float32
+    norms and rotations are quicker."""
+    return any(isinstance(module, QuantisedLinear) for module in model.modules())
+
+
+def fits_half(weight: Tensor) -> bool:
+    """Whether float16 keeps a matrix, times a power of two, but for 2^−36 of its largest number:
+    true of what was bfloat16 or float16 once."""
+    lift = _lift(weight)
+    if weight.dtype == torch.bfloat16 or lift is None:
+        return lift is not None
+    for part in (weight[:1], weight):  # the first row of other float32 weights says no
+        lifted = part.detach() * lift
+        if float((lifted.half().float() - lifted).abs().amax()) > _LOST * 2**_TOP:
+            return False
+    return True
+
+
+def _lift(weight: Tensor) -> float | None:
+    """A power of two that takes the largest number of a matrix below 2^14; None if it has numbers
+    that are not finite, or is all zeros or nearly so. 1 for bfloat16 where what is lost without,
+    2^−25, is little beside its own rounding."""
+    low, high = torch.aminmax(weight.detach())
+    top = max(-float(low), float(high))
+    exponent = frexp(top)[1]
+    if weight.dtype == torch.bfloat16 and _LEAST <= top < 2**_TOP:
+        return 1.0
+    return 2.0 ** (_TOP - exponent) if isfinite(top) and exponent > -100 else None
+
+
+def widened(model: Transformer) -> Transformer:
+    """A copy that keeps states and norms in float32; linear maps and embeddings are the model's
+    own."""
+    kept = (nn.Linear, nn.Embedding, QuantisedLinear)
+    wide = deepcopy(model, {id(m): m for m in model.modules() if isinstance(m, kept)})
+    for module in wide.modules():
+        if not isinstance(module, kept):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+    wide.stream_dtype = torch.float32
+    return wide
+
+
 def is_quicker_wide(model: nn.Module) -> bool:
     """Whether a bfloat16 model had better be read in float32, which is finer, too: up to 4 M
     weights, or all on a CPU that has no bfloat16 products (`fast_bfloat16`). A bfloat16 product
@@ -69,19 +173,22 @@ def is_quicker_wide(model: nn.Module) -> bool:
     return small or not fast_bfloat16(weights[0].device)
 
 
-def product(modules: Sequence[nn.Module], copy: bool) -> Product:
+def product(modules: Sequence[nn.Module], layout: Layout) -> Product:
     """x `[..., D]` → the modules' results side by side, `[..., O]`, in memory of its own.
 
     Args:
         modules: linear maps of the same input. Ones that are not plain `nn.Linear` (an adapter, a
             quantised layer) are called as they are.
-        copy: the weights may be copied into a better layout; later changes to them go unseen.
+        layout: unless it is "kept", the weights are copied; later changes to them go unseen. In
+            "halves" all weights must be as `choose_layout` wants them, and x be float32.
     """
     quantised = [module for module in modules if isinstance(module, QuantisedLinear)]
     if len(quantised) == len(modules) and (one := QuantisedLinear.joined(quantised)) is not None:
-        return one
+        return one.product()
     weights = [m.weight for m in modules if type(m) is nn.Linear]
-    if not copy or len(weights) < len(modules) or _biased(modules):
+    if layout == "halves" and len(weights) == len(modules):
+        return _Halves(cast(Sequence[nn.Linear], modules))
+    if layout == "kept" or len(weights) < len(modules) or _biased(modules):
         return modules[0] if len(modules) == 1 else partial(_side_by_side, modules)
     weight = torch.cat(weights)  # [O, D]
     if weight.dtype == torch.float32 and weight.numel() <= _TRANSPOSED:
@@ -101,6 +208,55 @@ def _side_by_side(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def _times(transposed: Tensor, x: Tensor) -> Tensor:
     return x @ transposed
+
+
+class _Halves:
+    """Linear maps side by side, in float16; many rows of a bfloat16 model in its own format."""
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        weights = [module.weight.detach() for module in modules]
+        weight = torch.cat(weights)  # [O, D]
+        lift = _lift(weight)
+        assert lift is not None, "weights that do not fit"
+        biases = [
+            weight.new_zeros(len(w)) if m.bias is None else m.bias
+            for m, w in zip(modules, weights, strict=True)
+        ]
+        self._bias = torch.cat([b.detach().float() for b in biases]) if _biased(modules) else None
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float() * lift, None)
+        self._weights, self._lowered = weights, 1 / lift
+        self._own = weight.dtype == torch.bfloat16 and fast_bfloat16(weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor
+        if self._own and x.numel() > _HALF_ROWS * x.shape[-1]:
+            rows = x.bfloat16()
+            out = torch.cat([F.linear(rows, w) for w in self._weights], -1).float()
+        else:
+            out = _in_halves(x, self._packed)
+            if self._lowered != 1:
+                out.mul_(self._lowered)
+        return out if self._bias is None else out.add_(self._bias)
+
+
+_operator = torch.ops.quantized.linear_dynamic_fp16.default
+_in_halves = getattr(_operator, "_op", _operator)  # without 4 µs of checks for traced objects
+
+
+@cache
+def halves_work() -> bool:
+    """Whether this PyTorch has FBGEMM's float16 products and they are right."""
+    chance = torch.Generator().manual_seed(0)
+    linear = nn.Linear(40, 48, bias=False)
+    linear.weight.data = torch.randn(48, 40, generator=chance).bfloat16().float()
+    x = torch.randn(2, 3, 40, generator=chance)
+    try:
+        found = _Halves([linear])(x)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    with torch.no_grad():
+        wanted, scale = linear(x), 32 * torch.finfo(torch.float32).eps
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=scale, atol=scale)
 
 
 def _in_blocks(blocks: Tensor, x: Tensor) -> Tensor:

@@ -203,8 +203,8 @@ class Engine:
             return True
         if now > ticket.deadline:
             where = "before its end" if ticket.started else "in the queue"
-            ticket.deliver(Failure(504, f"the request's time was over {where}"))
             self._metrics.count("timeouts")
+            ticket.deliver(Failure(504, f"the request's time was over {where}"))
             return True
         return False
 
@@ -244,12 +244,12 @@ class Engine:
         for row in rows:
             piece, alternatives = row.take()
             _, ticket = self._running[id(row)]
-            if piece.tokens or piece.text or piece.finish is not None:
-                ticket.deliver(Gain(piece, alternatives))
-            if piece.finish is not None:
+            if piece.finish is not None:  # counted first: who has the answer may ask for figures
                 del self._running[id(row)]
                 self._metrics.observe("text_seconds", time.monotonic() - ticket.asked)
                 self._metrics.count("texts")
+            if piece.tokens or piece.text or piece.finish is not None:
+                ticket.deliver(Gain(piece, alternatives))
 
     def _fail_running(self, error: Exception) -> None:
         rows, self._running = list(self._running.values()), {}
