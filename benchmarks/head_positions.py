@@ -10,7 +10,8 @@ take turns after one warm-up each; figures are ratios of medians to n = 1. FLOPs
 products with weights (an unembedding for each head and position that learns).
 
 Learning (`--learn`): the micro preset of `baseline` from scratch, as many steps for each share, and
-the validation loss of each head; mean and standard deviation over seeds.
+the validation loss of each head; mean and standard deviation over seeds, and of the differences to
+all positions by seed. `--rounds 0` keeps the times that --out has.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ def time_table(rounds: int, dtype: torch.dtype) -> tuple[list[dict], list[str]]:
 
 def learn_table(steps: int, seeds: int) -> tuple[list[dict], list[str]]:
     """Validation losses after training from scratch."""
-    lines = ["| positions | loss of heads 1 … 4, nats (± sd over seeds) |", "|--:|---|"]
+    lines = [
+        "| positions | loss of heads 1 … 4, nats (± sd over seeds) | − all positions, by seed |",
+        "|--:|---|---|",
+    ]
     records = []
     for share in (1.0, 0.5, 0.25):
         losses = []
@@ -121,10 +125,21 @@ def learn_table(steps: int, seeds: int) -> tuple[list[dict], list[str]]:
                 found = [json.loads(line) for line in (out / "metrics.jsonl").open()]
             losses.append([r for r in found if r["kind"] == "validation"][-1]["head_loss"])
         records.append({"share": share, "losses": losses})
-        heads = list(zip(*losses, strict=True))
-        pairs = [(statistics.mean(x), statistics.stdev(x) if seeds > 1 else 0.0) for x in heads]
-        lines.append(f"| {share:.0%} | {', '.join(f'{m:.4f} ± {s:.4f}' for m, s in pairs)} |")
+        whole = records[0]["losses"]
+        differences = [
+            [x - y for x, y in zip(*pair, strict=True)] for pair in zip(losses, whole, strict=True)
+        ]
+        cells = f"{_spread(losses)} | {_spread(differences) if share < 1 else '–'}"
+        lines.append(f"| {share:.0%} | {cells} |")
     return records, lines
+
+
+def _spread(rows: list[list[float]]) -> str:
+    """Mean ± standard deviation over seeds, of each head."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    spreads = [statistics.stdev(x) if len(x) > 1 else 0.0 for x in columns]
+    means = [statistics.mean(x) for x in columns]
+    return ", ".join(f"{m:+.4f} ± {s:.4f}" for m, s in zip(means, spreads, strict=True))
 
 
 def main() -> None:
@@ -140,7 +155,12 @@ def main() -> None:
     options = parser.parse_args()
     machine = {"cpu": cpu_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     machine |= {"dtype": options.dtype, "date": time.strftime("%Y-%m-%d")}
-    times, lines = time_table(options.rounds, getattr(torch, options.dtype))
+    if options.rounds:
+        times, lines = time_table(options.rounds, getattr(torch, options.dtype))
+    else:
+        stored = json.loads(options.out.read_text())
+        times, machine = stored["times"], stored["machine"]
+        lines = options.out.with_suffix(".md").read_text().split("\n\n")[1].splitlines()
     learnt: list[dict] = []
     if options.learn:
         learnt, more = learn_table(options.learn, options.seeds)

@@ -176,7 +176,19 @@ def test_what_float16_cannot_keep_is_seen():
     for bad in (torch.randn(64, 32), late, weight * torch.nan, weight / 0):
         assert not fits_half(bad)
     assert fits_half(weight * 0)
-    assert not fits_half((weight / 0).bfloat16())
+
+
+def test_maps_side_by_side_keep_their_own_scale():
+    """Those of one lose nothing beside another's that are 2^60 times larger."""
+    maps = [nn.Linear(32, 8, bias=False) for _ in range(2)]
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        maps[0].weight *= 2.0**60
+        from_bfloat16(nn.ModuleList(maps))
+        found, expected = product(maps, "halves")(x), torch.cat([one(x) for one in maps], -1)
+    for part in (slice(8), slice(8, 16)):
+        largest = float(expected[:, part].abs().max())
+        assert float((found - expected)[:, part].abs().max()) <= 2.0**-20 * largest
 
 
 def test_an_operator_for_halves_that_is_wrong_is_not_used(monkeypatch):

@@ -40,10 +40,10 @@ Letters: M rows, D inputs, O outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache, partial
-from math import frexp, isfinite
 from typing import Literal, cast
 
 import torch
@@ -142,10 +142,10 @@ def _lift(weight: Tensor) -> float | None:
     2^−25, is little beside its own rounding."""
     low, high = torch.aminmax(weight.detach())
     top = max(-float(low), float(high))
-    exponent = frexp(top)[1]
+    exponent = math.frexp(top)[1]
     if weight.dtype == torch.bfloat16 and _LEAST <= top < 2**_TOP:
         return 1.0
-    return 2.0 ** (_TOP - exponent) if isfinite(top) and exponent > -100 else None
+    return 2.0 ** (_TOP - exponent) if math.isfinite(top) and exponent > -100 else None
 
 
 def widened(model: Transformer) -> Transformer:
@@ -215,17 +215,18 @@ class _Halves:
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         weights = [module.weight.detach() for module in modules]
-        weight = torch.cat(weights)  # [O, D]
-        lift = _lift(weight)
-        assert lift is not None, "weights that do not fit"
+        lifts = [_lift(weight) or math.nan for weight in weights]  # 1.0 or more, if they fit
+        weight = torch.cat([w.float() * x for w, x in zip(weights, lifts, strict=True)])  # [O, D]
         biases = [
             weight.new_zeros(len(w)) if m.bias is None else m.bias
             for m, w in zip(modules, weights, strict=True)
         ]
         self._bias = torch.cat([b.detach().float() for b in biases]) if _biased(modules) else None
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float() * lift, None)
-        self._weights, self._lowered = weights, 1 / lift
-        self._own = weight.dtype == torch.bfloat16 and fast_bfloat16(weight.device)
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+        self._weights, self._lowers = weights, lifts != [1.0] * len(lifts)
+        lowered = [torch.full((len(w),), 1 / x) for w, x in zip(weights, lifts, strict=True)]
+        self._lowered = torch.cat(lowered)  # [O]
+        self._own = weights[0].dtype == torch.bfloat16 and fast_bfloat16(weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor
@@ -234,7 +235,7 @@ class _Halves:
             out = torch.cat([F.linear(rows, w) for w in self._weights], -1).float()
         else:
             out = _in_halves(x, self._packed)
-            if self._lowered != 1:
+            if self._lowers:
                 out.mul_(self._lowered)
         return out if self._bias is None else out.add_(self._bias)
 
