@@ -93,17 +93,23 @@ def time_table(rounds: int, dtype: torch.dtype) -> tuple[list[dict], list[str]]:
             if turn:
                 taken[place].append(each)
     base, work = statistics.median(taken[0]), flops(modules[0][2], 1.0)
-    lines = [
-        "| n | positions of heads 2 … n | s a step | × n = 1 | FLOPs × |",
-        "|--:|--:|--:|--:|--:|",
-    ]
     records = []
     for (n, share, module), each in zip(modules, taken, strict=True):
         ratio, more = statistics.median(each) / base, flops(module, share) / work
         records.append({"n": n, "share": share, "seconds": each, "ratio": ratio, "flops": more})
-        cells = f"{statistics.median(each):.2f} | {ratio:.2f} | {more:.2f}"
-        lines.append(f"| {n} | {share:.0%} | {cells} |")
-    return records, lines
+    return records, table_of(records)
+
+
+def table_of(records: list[dict]) -> list[str]:
+    """Step times as Markdown."""
+    lines = [
+        "| n | positions of heads 2 … n | s a step | × n = 1 | FLOPs × |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    for r in records:
+        cells = f"{statistics.median(r['seconds']):.2f} | {r['ratio']:.2f} | {r['flops']:.2f}"
+        lines.append(f"| {r['n']} | {r['share']:.0%} | {cells} |")
+    return lines
 
 
 def learn_table(steps: int, seeds: int) -> tuple[list[dict], list[str]]:
@@ -129,17 +135,17 @@ def learn_table(steps: int, seeds: int) -> tuple[list[dict], list[str]]:
         differences = [
             [x - y for x, y in zip(*pair, strict=True)] for pair in zip(losses, whole, strict=True)
         ]
-        cells = f"{_spread(losses)} | {_spread(differences) if share < 1 else '–'}"
+        cells = f"{_spread(losses)} | {_spread(differences, '+') if share < 1 else '–'}"
         lines.append(f"| {share:.0%} | {cells} |")
     return records, lines
 
 
-def _spread(rows: list[list[float]]) -> str:
+def _spread(rows: list[list[float]], sign: str = "") -> str:
     """Mean ± standard deviation over seeds, of each head."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     spreads = [statistics.stdev(x) if len(x) > 1 else 0.0 for x in columns]
     means = [statistics.mean(x) for x in columns]
-    return ", ".join(f"{m:+.4f} ± {s:.4f}" for m, s in zip(means, spreads, strict=True))
+    return ", ".join(f"{m:{sign}.4f} ± {s:.4f}" for m, s in zip(means, spreads, strict=True))
 
 
 def main() -> None:
@@ -159,8 +165,8 @@ def main() -> None:
         times, lines = time_table(options.rounds, getattr(torch, options.dtype))
     else:
         stored = json.loads(options.out.read_text())
-        times, machine = stored["times"], stored["machine"]
-        lines = options.out.with_suffix(".md").read_text().split("\n\n")[1].splitlines()
+        times, machine = stored["times"], stored["machine"] | {"learnt_on": machine}
+        lines = table_of(times)
     learnt: list[dict] = []
     if options.learn:
         learnt, more = learn_table(options.learn, options.seeds)

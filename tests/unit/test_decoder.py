@@ -7,7 +7,15 @@ import torch
 from tests.helpers import tiny_args, tiny_model
 from torch import nn
 
-from weighted_mtp.decoding import Decoder, Sampling, Speculation, Stopping, complete, generate
+from weighted_mtp.decoding import (
+    Decoder,
+    Sampling,
+    Speculation,
+    Stopping,
+    complete,
+    generate,
+    products,
+)
 from weighted_mtp.decoding import copies as copies_module
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.models.meta_mtp.lora import LoRA, add_adapters, merge_adapters
@@ -76,6 +84,25 @@ def test_the_copy_goes_with_the_decoder_and_when_it_is_told_to(built):
     del decoder
     assert built[1]() is None
     assert model.output.weight is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_call_writes_does_not_depend_on_those_before_it(dtype, monkeypatch, built):
+    """Long texts are read in float16 copies, short ones are not."""
+    monkeypatch.setattr(products, "_SMALL", 0)
+    model = tiny_model(tiny_args(n_future_tokens=1, max_seq_len=128)).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().to(dtype)
+    decoder, sampling = Decoder(model), Sampling(0.8, seed=3)
+    for steps in (130, 40, 130, 40):
+        wanted, _ = complete(model, PROMPTS, Stopping(steps), sampling, logprobs=True)
+        found, _ = decoder.complete(PROMPTS, Stopping(steps), sampling, logprobs=True)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.tokens == other.tokens
+            exact = 0.0 if dtype == torch.bfloat16 else 1e-4
+            assert one.logprobs == pytest.approx(other.logprobs, abs=exact, rel=exact)
+    own = len(built) - 4  # each call of the function makes one too
+    assert own == (4 if dtype == torch.bfloat16 else 1)
 
 
 def test_a_weight_that_is_replaced_is_not_kept_alive():

@@ -1,6 +1,7 @@
 """The decoder's view of a model reads what the model itself reads, whatever the layout."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_args, tiny_model
 from torch import nn
 
-from weighted_mtp.decoding import Stopping, complete, measure_token_cost, products
+from weighted_mtp.decoding import Speculation, Stopping, complete, measure_token_cost, products
 from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.products import (
     blocks_work,
@@ -19,6 +20,8 @@ from weighted_mtp.decoding.products import (
     widened,
     worth_copying,
 )
+from weighted_mtp.decoding.running import RunningBatch
+from weighted_mtp.models.meta_mtp.args import Family
 from weighted_mtp.models.meta_mtp.kv_cache import KVCache
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
@@ -134,6 +137,8 @@ def test_what_is_no_plain_linear_map_is_called_as_it_is(module):
 
 # --- float16 ---
 
+HALVES = pytest.mark.skipif(not halves_work(), reason="FBGEMM has no float16 products here")
+
 
 def from_bfloat16(model: nn.Module) -> nn.Module:
     """Float32 weights that were bfloat16 once."""
@@ -142,6 +147,7 @@ def from_bfloat16(model: nn.Module) -> nn.Module:
     return model
 
 
+@HALVES
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("size", [2.0**-20, 1.0, 2.0**17])
 @pytest.mark.parametrize("bias", [False, True])
@@ -178,6 +184,7 @@ def test_what_float16_cannot_keep_is_seen():
     assert fits_half(weight * 0)
 
 
+@HALVES
 def test_maps_side_by_side_keep_their_own_scale():
     """Those of one lose nothing beside another's that are 2^60 times larger."""
     maps = [nn.Linear(32, 8, bias=False) for _ in range(2)]
@@ -192,14 +199,25 @@ def test_maps_side_by_side_keep_their_own_scale():
 
 
 def test_an_operator_for_halves_that_is_wrong_is_not_used(monkeypatch):
-    monkeypatch.setattr(products, "_in_halves", lambda x, packed: torch.zeros(2, 3, 48))
-    halves_work.cache_clear()
-    assert not halves_work()
+    def missing():
+        raise AttributeError("no such operator")
+
+    for operator in (lambda: lambda x, packed: torch.zeros(2, 3, 48), missing):
+        monkeypatch.setattr(products, "_in_halves", operator)
+        halves_work.cache_clear()
+        assert not halves_work()
     monkeypatch.undo()
     halves_work.cache_clear()
-    assert halves_work()
 
 
+def test_looking_whether_halves_work_draws_no_chance():
+    halves_work.cache_clear()
+    before = torch.get_rng_state()
+    halves_work()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@HALVES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_rule_for_halves(dtype, monkeypatch):
     """Enough steps, a model too large for the cache, plain maps, and few tokens in bfloat16."""
@@ -222,6 +240,68 @@ def test_the_rule_for_halves(dtype, monkeypatch):
     assert layout(model) == "blocks"
     monkeypatch.setattr(products, "halves_work", lambda: False)
     assert layout(from_bfloat16(tiny_model()).to(dtype)) == "blocks"
+
+
+FAMILIES = {
+    "plain": (tiny_args(n_future_tokens=3), Family()),
+    "tied": (tiny_args(n_future_tokens=3, tie_embeddings=True), Family()),
+    "biased queries": (tiny_args(n_future_tokens=3, n_kv_heads=2), Family(qkv_bias=True)),
+    "normed queries": (tiny_args(n_future_tokens=3), Family(qk_norm=True)),
+    "window": (tiny_args(n_future_tokens=3), Family(sliding_window=4)),
+}
+
+
+@HALVES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_model_in_halves_reads_as_the_model_does(name, dtype, monkeypatch):
+    """Head 1 at every token, one by one; head 2 at the last, over a draft vocabulary."""
+    monkeypatch.setattr(products, "_SMALL", 0)
+    args, family = FAMILIES[name]
+    model = from_bfloat16(tiny_model(replace(args, family=family))).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # biases and norms that show
+            parameter.data += torch.rand(len(parameter)).bfloat16()
+    model.to(dtype)
+    exact, tokens = deepcopy(model).double(), torch.randint(37, (1, 12))
+    ids = torch.arange(0, 37, 2)
+    with torch.inference_mode():
+        fast = FastModel(model, 128, ids)
+        assert (fast.layout, fast.dtype) == ("halves", torch.float32)
+        cache = fast.cache(1, 12)
+        logits = []
+        for start, stop in ((0, 5), (5, 6), (6, 9), (9, 12)):
+            states, window = fast.read(tokens[:, start:stop], start, cache)
+            logits.append(fast.output(states))
+        drafts = fast.drafts.logits(fast.guess(window, [2], 2))
+        whole = exact.head_states(tokens, return_all_heads=True)
+        expected, guesses = exact.output(whole[0]), exact.output(torch.stack(whole[1:])[:, 0, -1])
+    for found, wanted in ((torch.cat(logits, 1), expected), (drafts[0], guesses[:, ids])):
+        assert float((found - wanted).abs().max()) < 2.0**-18 * float(wanted.abs().max())
+
+
+def test_the_width_of_a_step_decides(monkeypatch):
+    """What most steps read together: of trees their nodes, of chains k a row."""
+    seen, original = [], products.choose_layout
+    note = lambda model, steps, width: seen.append(width) or original(model, steps, width)  # noqa: E731
+    monkeypatch.setattr("weighted_mtp.decoding.fast_model.choose_layout", note)
+    model = tiny_model(tiny_args(n_future_tokens=3)).requires_grad_(False)
+    rows = [[1, 2], [3]]
+    for prompts, speculation in (
+        (rows, None),
+        (rows, Speculation()),
+        (rows, Speculation(2)),
+        (rows, Speculation(adaptive=True)),
+        (rows[:1], Speculation(tree=9)),
+        (rows[:1], Speculation(tree="auto")),
+    ):
+        complete(model, prompts, Stopping(2), speculation=speculation)
+    assert seen == [2, 6, 4, 4, 9, 2]
+    seen.clear()
+    RunningBatch(model, 5, 8)
+    RunningBatch(model, 5, 8, Speculation())
+    measure_token_cost(model, k=3, batch_size=4, context=2)
+    assert seen == [5, 15, 8]
 
 
 def test_a_wider_model_shares_its_matrices():

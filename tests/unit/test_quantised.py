@@ -167,6 +167,7 @@ def test_drafts_change_no_text(bits, k):
 def test_decoding_multiplies_joined_weights_without_a_copy():
     _, model = quantised("int8")
     fast = FastModel(model, steps=100)
+    assert fast.dtype == torch.float32  # their products round states themselves
     attention = fast._model.layers[0].attention
     joined = QuantisedLinear.joined([attention.wq, attention.wk, attention.wv])
     own = model.layers[0].attention.wq

@@ -19,9 +19,11 @@ from weighted_mtp.decoding import (
     complete,
     complete_naively,
     generate,
+    products,
 )
 from weighted_mtp.decoding.batch import Batch
 from weighted_mtp.decoding.draft_length import DraftLength
+from weighted_mtp.decoding.fast_model import FastModel
 from weighted_mtp.decoding.greedy import by_definition, tie_margin
 from weighted_mtp.decoding.report import Report
 from weighted_mtp.models.meta_mtp.transformer import Transformer
@@ -190,7 +192,7 @@ def test_the_definition_knows_the_repetition_penalty(penalty):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_margin_is_wider_than_rounding(dtype):
+def test_the_margin_is_wider_than_rounding(dtype, monkeypatch):
     """What the guarantee rests on, measured: two readings of the same text."""
     model = make_model(0, 37, 4, dtype, max_seq_len=32)
     tokens = torch.randint(37, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -201,6 +203,17 @@ def test_the_margin_is_wider_than_rounding(dtype):
             alone = model(tokens[row : row + 1, :end])[0, -1, 0].double()
             apart = alone - whole[row, end - 1]
             assert apart.max() - apart.min() < margin / 2 * alone.abs().max()
+    if dtype in (torch.float32, torch.bfloat16):  # states in float32, weights in float16
+        monkeypatch.setattr(products, "_SMALL", 0)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().to(dtype)
+        whole = model(tokens)[:, :, 0].double()
+        fast = FastModel(model.requires_grad_(False), 128)
+        with torch.inference_mode():
+            found = fast.output(fast.read(tokens, 0, fast.cache(6, 40))[0]).double()
+        apart = found - whole
+        spread = apart.amax(-1) - apart.amin(-1)
+        assert bool((spread < margin / 2 * whole.abs().amax(-1)).all())
 
 
 # --- the edges -----------------------------------------------------------------------------------

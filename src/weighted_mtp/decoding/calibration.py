@@ -9,7 +9,7 @@ import torch
 
 from weighted_mtp.decoding.batch import first_heads
 from weighted_mtp.decoding.fast_model import FastModel
-from weighted_mtp.decoding.products import FEWEST_STEPS
+from weighted_mtp.decoding.products import MANY_STEPS
 from weighted_mtp.models.meta_mtp.transformer import Transformer
 
 
@@ -52,7 +52,7 @@ class _Step:
     def __init__(
         self, model: Transformer, k: int, batch_size: int, context: int, widest: int
     ) -> None:
-        self._fast = FastModel(first_heads(model, k), FEWEST_STEPS, model.draft_ids, batch_size)
+        self._fast = FastModel(first_heads(model, k), MANY_STEPS, model.draft_ids, 2 * batch_size)
         self._k = k
         device, length = model.tok_embeddings.weight.device, context + widest
         self._cache = self._fast.cache(batch_size, length)

@@ -74,6 +74,7 @@ class FastModel:
 
     Attributes:
         definition: the model itself.
+        layout: how its weights are read.
         dtype: of states and cache; logits may be finer than the model's own.
         output: unembeds states `[..., D]`, giving logits `[..., V]`.
         drafts: unembeds states of heads 2 … n, over the draft vocabulary.
@@ -83,7 +84,7 @@ class FastModel:
         self, model: Transformer, steps: int, draft_ids: Tensor | None = None, width: int = 1
     ) -> None:
         self.definition, self.args = model, model.args
-        layout = choose_layout(model, steps, width)
+        self.layout = layout = choose_layout(model, steps, width)
         wide = layout == "halves" or (layout == "blocks" and is_quantised(model))
         if wide:  # a copy, here and below: `definition` stays as it is
             model = widened(model)

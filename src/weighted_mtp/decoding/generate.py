@@ -123,7 +123,7 @@ class Stream(Iterator[list[Piece]]):
             drafts = None if nodes is None else nodes - 1
             ids = None if speculation is None else speculation.ids_of(model)
             room = stopping.max_new_tokens
-            width = len(prompts) if speculation is None else 2 * len(prompts)  # some drafts each
+            width = len(prompts) if speculation is None else speculation.width(len(prompts), k)
             fast = copies.fast(k, room, ids, width)
             batch = Batch(fast, self._rows, room, penalised, drafts)
             dice = Dice(sampling.seed, seeds, batch.device)

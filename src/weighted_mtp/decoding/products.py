@@ -11,9 +11,9 @@ weights colder than the cache, `F.linear` against the layout chosen below, micro
     704 × 128 f32    52 → 27      67 → 42     123 → 92     transposed
     128 × 128 f32     7 → 4        6 → 5       15 → 11     transposed
 
-In bfloat16 the results are the same bits; in float32 they differ by rounding. A copy takes about
-0.7 s a gigabyte to make (what ten steps save) and as much memory as the weights, while it lives.
-Hence the rule, `worth_copying`.
+In blocks bfloat16 gives the same bits; float32, in whichever layout, differs by rounding. Such a
+copy takes about 0.7 s a gigabyte to make (what ten steps save) and as much memory as the weights,
+while it lives. Hence the rule, `worth_copying`.
 
 Up to four tokens at a time are read quickest as float16 by FBGEMM, whose inputs, sums and results
 are float32: two threads, weights colder than the cache, microseconds (there 33 GB/s, all that two
@@ -26,11 +26,12 @@ threads read of this machine's memory):
     3072 × 576 f32     122     306       131     298        180       –
     49152 × 576 f32   1587    4599      1626    4188       2601       –
 
-What was bfloat16 once is kept by float16 to the bit, if it is multiplied by a power of two that
-puts the largest number of a matrix near the top of float16's range: 28 powers of two below it there
-is less than 2^−39 of that number to lose. (Without, numbers below 2^−14 are up to 2^−25 off.) So a
-float32 model whose weights came from bfloat16 is read at half the bytes, with the results of
-float32. Such a copy takes about 7 s for 10^9 weights (bfloat16; 12 s from float32).
+What was bfloat16 once is kept by float16 to the bit, down to 2^−28 of the largest number of a
+matrix, if it is multiplied by a power of two that puts that number near the top of float16's range;
+smaller numbers lose at most 2^−38 of it. So a float32 model whose weights came from bfloat16 is
+read at half the bytes, with the results of float32. (A bfloat16 matrix of common size is copied as
+it is: numbers below 2^−14 lose at most 2^−25.) Such a copy takes about 7 s for 10^9 bfloat16
+weights and 8 s for as many in float32.
 
 Operators of oneDNN and FBGEMM that PyTorch itself uses and does not document: where they are
 missing, or do not give `F.linear`'s results, the weights are used as they lie.
@@ -44,7 +45,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache, partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +67,8 @@ _TRANSPOSED = (
 )  # float32 weights up to this number (1 MB) are quicker transposed than in blocks
 _SMALL = 4 << 20  # weights: 16 MB in float32, which stay in cache
 _FEW_TOKENS = 4  # of all rows together, up to which bfloat16 is read quicker in halves
-_MANY_STEPS = 128  # what a copy in halves must save before it pays
-_HALF_ROWS = 16  # up to which bfloat16's products are no quicker than a copy's in halves
+MANY_STEPS = 128  # what a copy in halves must save before it pays
+_HALF_ROWS = 16  # up to which `F.linear` of bfloat16 weights is no quicker than a copy in halves
 _TOP = 14  # the largest number of a matrix in halves is below 2^14, so that no rounding overflows
 _LEAST = 2.0**-8  # the largest number of a bfloat16 matrix that is copied as it is
 _LOST = 2.0**-36  # of the largest number, that float16 may lose of any
@@ -101,7 +102,7 @@ def reads_few(model: nn.Module, width: int) -> bool:
 
 def prefers_halves(model: nn.Module, steps: int, width: int) -> bool:
     """Whether a copy in halves is worth it for so many forward passes, if the weights allow it."""
-    return steps >= _MANY_STEPS and worth_copying(model, steps) and reads_few(model, width)
+    return steps >= MANY_STEPS and worth_copying(model, steps) and reads_few(model, width)
 
 
 def choose_layout(model: nn.Module, steps: int, width: int) -> Layout:
@@ -138,7 +139,7 @@ def fits_half(weight: Tensor) -> bool:
 
 def _lift(weight: Tensor) -> float | None:
     """A power of two that takes the largest number of a matrix below 2^14; None if it has numbers
-    that are not finite, or is all zeros or nearly so. 1 for bfloat16 where what is lost without,
+    that are not finite, or none above 2^−100 but zeros. 1 for bfloat16 where what is lost without,
     2^−25, is little beside its own rounding."""
     low, high = torch.aminmax(weight.detach())
     top = max(-float(low), float(high))
@@ -215,41 +216,51 @@ class _Halves:
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         weights = [module.weight.detach() for module in modules]
-        lifts = [_lift(weight) or math.nan for weight in weights]  # 1.0 or more, if they fit
+        lifts = [_lift(weight) or math.nan for weight in weights]  # none is 0
         weight = torch.cat([w.float() * x for w, x in zip(weights, lifts, strict=True)])  # [O, D]
         biases = [
             weight.new_zeros(len(w)) if m.bias is None else m.bias
             for m, w in zip(modules, weights, strict=True)
         ]
         self._bias = torch.cat([b.detach().float() for b in biases]) if _biased(modules) else None
+        self._times = _in_halves()
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
-        self._weights, self._lowers = weights, lifts != [1.0] * len(lifts)
+        self._lowers = lifts != [1.0] * len(lifts)
         lowered = [torch.full((len(w),), 1 / x) for w, x in zip(weights, lifts, strict=True)]
         self._lowered = torch.cat(lowered)  # [O]
-        self._own = weights[0].dtype == torch.bfloat16 and fast_bfloat16(weight.device)
+        own = weights[0].dtype == torch.bfloat16 and fast_bfloat16(weight.device)
+        self._weights = weights if own else []  # for many rows
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor
-        if self._own and x.numel() > _HALF_ROWS * x.shape[-1]:
+        if self._weights and x.numel() > _HALF_ROWS * x.shape[-1]:
             rows = x.bfloat16()
             out = torch.cat([F.linear(rows, w) for w in self._weights], -1).float()
         else:
-            out = _in_halves(x, self._packed)
+            out = self._times(x, self._packed)
             if self._lowers:
                 out.mul_(self._lowered)
         return out if self._bias is None else out.add_(self._bias)
 
 
-_operator = torch.ops.quantized.linear_dynamic_fp16.default
-_in_halves = getattr(_operator, "_op", _operator)  # without 4 µs of checks for traced objects
+@cache
+def _in_halves() -> Callable[[Tensor, Any], Tensor]:
+    """FBGEMM's product, without 4 µs of checks for traced objects.
+
+    Raises:
+        AttributeError: this PyTorch does not have it.
+    """
+    operator = torch.ops.quantized.linear_dynamic_fp16.default
+    return cast(Callable[[Tensor, Any], Tensor], getattr(operator, "_op", operator))
 
 
 @cache
 def halves_work() -> bool:
     """Whether this PyTorch has FBGEMM's float16 products and they are right."""
     chance = torch.Generator().manual_seed(0)
-    linear = nn.Linear(40, 48, bias=False)
-    linear.weight.data = torch.randn(48, 40, generator=chance).bfloat16().float()
+    linear = nn.Linear(40, 48, bias=False, device="meta")  # draws nothing
+    weight = torch.randn(48, 40, generator=chance).bfloat16().float()
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     x = torch.randn(2, 3, 40, generator=chance)
     try:
         found = _Halves([linear])(x)

@@ -74,7 +74,8 @@ class RunningBatch:
                 f"rows of {length} tokens and {k - 1} drafts exceed the model's "
                 f"{model.max_positions} positions"
             )
-        self.model = FastModel(first_heads(model, k), _MANY_STEPS, ids, max_rows)
+        width = max_rows if speculation is None else speculation.width(max_rows, k)
+        self.model = FastModel(first_heads(model, k), _MANY_STEPS, ids, width)
         self.max_rows, self.length = max_rows, length
         self._speculation, self._device = speculation, model.tok_embeddings.weight.device
         self._cache = self.model.cache(max_rows, length + k - 1)

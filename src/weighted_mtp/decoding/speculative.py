@@ -92,6 +92,12 @@ class Speculation:
             return WIDTHS[-1] if alone else None
         return self.tree
 
+    def width(self, rows: int, k: int) -> int:
+        """Tokens that most steps read, of all rows together."""
+        if self.chooses:
+            return 2 * rows
+        return rows * k if self.tree is None else int(self.tree)
+
     def heads_of(self, n: int) -> int:
         """k for a model of n heads.
 
