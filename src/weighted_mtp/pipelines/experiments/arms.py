@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -328,7 +328,9 @@ WITHIN = Design(
     {
         "uniform": WMTP_ARMS["uniform"],
         "label_weighted": CRITIC_ARMS["label_weighted"],
-        "still": CRITIC_ARMS["still"],
+        "still": replace(
+            CRITIC_ARMS["still"], about="weighted by TD errors of a critic that is kept as it was"
+        ),
         "within": Arm(
             "verifiable",
             "rows weighted by their labels as label_weighted, tokens within them by the critic",
