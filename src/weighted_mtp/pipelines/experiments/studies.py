@@ -30,8 +30,8 @@ STAR_GRAPH = Study(
         "model.architecture.dim=64",
         "model.architecture.n_heads=2",
         "data.max_length=64",
-        "training.batch_size=32",
-        "training.micro_batch_size=32",
+        "training.batch_size=128",
+        "training.micro_batch_size=128",
     ),
     arms={
         "ntp": _heads(1, 5, "next token"),

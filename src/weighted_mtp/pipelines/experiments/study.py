@@ -26,7 +26,7 @@ class StudySize(NamedTuple):
 
 
 STUDY_SIZES = {
-    "star-graph": StudySize(steps=3000, n_test=1000),
+    "star-graph": StudySize(steps=2500, n_test=1000),
     "polynomials": StudySize(steps=1000, n_test=500),
     "induction": StudySize(steps=600, n_test=300),
 }
