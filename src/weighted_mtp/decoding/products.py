@@ -93,7 +93,7 @@ def reads_few(model: nn.Module, width: int) -> bool:
     """Whether float16 is the quickest to read over `width` tokens of all rows together: for any
     number where products are float32, for a few where they are bfloat16, never for models so small
     that they stay in cache."""
-    weights = list(model.parameters())
+    weights = [weight for weight in model.parameters() if weight.dim() > 1]
     if sum(weight.numel() for weight in weights) <= _SMALL:
         return False
     finer = any(weight.dtype == torch.float32 for weight in weights)
