@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from weighted_mtp.analysis.experiment_picture import DARK, OTHER  # draws to files, no window
+
 RESULTS = Path(__file__).parent / "results/experiments"
-LEFT_OUT, BY_LABEL, BY_CRITIC, KNOWN = "#7a8b99", "#1f4e79", "#b5532a", "#222222"
+LEFT_OUT, BY_LABEL, BY_CRITIC, KNOWN = "#7a8b99", DARK, OTHER, "#222222"
 
 
 class Way(NamedTuple):
@@ -49,6 +49,7 @@ REGIMES = {
 }
 
 
+@cache
 def read(regime: str, design: str) -> dict[str, Any] | None:
     """The results of a run; None if there was none."""
     path = RESULTS / f"{design}-{regime}.json"

@@ -90,9 +90,8 @@ class FastModel:
             model = widened(model)
         elif layout == "blocks" and is_quicker_wide(model):
             model = deepcopy(model).float()
-        self._model, self.dtype = model, model.tok_embeddings.weight.dtype
-        if wide:
-            self.dtype = torch.float32
+        self._model = model
+        self.dtype = torch.float32 if wide else model.tok_embeddings.weight.dtype
         self._group = model.args.n_heads // model.args.kv_heads
         self._window = model.args.family.sliding_window
         self._blocks = [

@@ -89,20 +89,16 @@ def worth_copying(model: nn.Module, steps: int) -> bool:
     )
 
 
-def reads_few(model: nn.Module, width: int) -> bool:
-    """Whether float16 is the quickest to read over `width` tokens of all rows together: for any
-    number where products are float32, for a few where they are bfloat16, never for models so small
-    that they stay in cache."""
+def prefers_halves(model: nn.Module, steps: int, width: int) -> bool:
+    """Whether, of a model worth copying, float16 is the quickest copy for so many forward passes
+    over `width` tokens of all rows together, if the weights allow it: for any number of tokens
+    where products are float32, for a few where they are bfloat16, never for models so small that
+    they stay in cache."""
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
-    if sum(weight.numel() for weight in weights) <= _SMALL:
+    if steps < MANY_STEPS or sum(weight.numel() for weight in weights) <= _SMALL:
         return False
     finer = any(weight.dtype == torch.float32 for weight in weights)
     return finer or width <= _FEW_TOKENS or not fast_bfloat16(weights[0].device)
-
-
-def prefers_halves(model: nn.Module, steps: int, width: int) -> bool:
-    """Whether a copy in halves is worth it for so many forward passes, if the weights allow it."""
-    return steps >= MANY_STEPS and worth_copying(model, steps) and reads_few(model, width)
 
 
 def choose_layout(model: nn.Module, steps: int, width: int) -> Layout:
@@ -225,9 +221,10 @@ class _Halves:
         self._bias = torch.cat([b.detach().float() for b in biases]) if _biased(modules) else None
         self._times = _in_halves()
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
-        self._lowers = lifts != [1.0] * len(lifts)
-        lowered = [torch.full((len(w),), 1 / x) for w, x in zip(weights, lifts, strict=True)]
-        self._lowered = torch.cat(lowered)  # [O]
+        self._lowered = None  # [O]
+        if any(lift != 1 for lift in lifts):
+            lowered = [torch.full((len(w),), 1 / x) for w, x in zip(weights, lifts, strict=True)]
+            self._lowered = torch.cat(lowered)
         own = weights[0].dtype == torch.bfloat16 and fast_bfloat16(weight.device)
         self._weights = weights if own else []  # for many rows
 
@@ -238,7 +235,7 @@ class _Halves:
             out = torch.cat([F.linear(rows, w) for w in self._weights], -1).float()
         else:
             out = self._times(x, self._packed)
-            if self._lowers:
+            if self._lowered is not None:
                 out.mul_(self._lowered)
         return out if self._bias is None else out.add_(self._bias)
 
@@ -254,38 +251,45 @@ def _in_halves() -> Callable[[Tensor, Any], Tensor]:
     return cast(Callable[[Tensor, Any], Tensor], getattr(operator, "_op", operator))
 
 
-@cache
-def halves_work() -> bool:
-    """Whether this PyTorch has FBGEMM's float16 products and they are right."""
-    chance = torch.Generator().manual_seed(0)
-    linear = nn.Linear(40, 48, bias=False, device="meta")  # draws nothing
-    weight = torch.randn(48, 40, generator=chance).bfloat16().float()
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    x = torch.randn(2, 3, 40, generator=chance)
-    try:
-        found = _Halves([linear])(x)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    with torch.no_grad():
-        wanted, scale = linear(x), 32 * torch.finfo(torch.float32).eps
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=scale, atol=scale)
-
-
 def _in_blocks(blocks: Tensor, x: Tensor) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
     return out
 
 
 @cache
+def halves_work() -> bool:
+    """Whether this PyTorch has FBGEMM's float16 products and they are right."""
+
+    def times(weight: Tensor, x: Tensor) -> Tensor:
+        outputs, inputs = weight.shape
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")  # draws nothing
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        return _Halves([linear])(x)
+
+    return _gives_linear(times, _drawn(48, 40).bfloat16().float())
+
+
+@cache
 def blocks_work(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has oneDNN's blocked products and they are right."""
-    chance = torch.Generator().manual_seed(0)
-    weight = torch.randn(48, 40, generator=chance).to(dtype)
-    x = torch.randn(2, 3, 40, generator=chance).to(dtype)
+
+    def times(weight: Tensor, x: Tensor) -> Tensor:
+        return _in_blocks(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), x)
+
+    return _gives_linear(times, _drawn(48, 40).to(dtype))
+
+
+def _gives_linear(times: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> bool:
+    """Whether `times(weight, x)` runs here and is `F.linear(x, weight)`, up to rounding."""
+    x = _drawn(2, 3, weight.shape[1]).to(weight.dtype)
     try:
-        blocks = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        found = _in_blocks(blocks, x)
+        found = times(weight, x)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    wanted, scale = F.linear(x, weight), 32 * torch.finfo(dtype).eps
+    wanted, scale = F.linear(x, weight), 32 * torch.finfo(weight.dtype).eps
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=scale, atol=scale)
+
+
+def _drawn(*shape: int) -> Tensor:
+    """Numbers that are the same each time; the process's own chance is left alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ Letters: O outputs, D inputs, G groups of 32 inputs, M rows of x.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -95,43 +96,31 @@ class QuantisedLinear(nn.Module):
         """`forward` as a plain function of the weights as they are now: some µs less a call."""
         if self.bias is not None:
             return self
-        weight, scales = self.weight, self.scales.to(torch.bfloat16)
-        eight = torch.ops.aten._weight_int8pack_mm.default
-        four = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-        four_bits = self.bits == "int4"
-
-        def product(x: Tensor) -> Tensor:
-            shape = x.shape
-            rows = x.reshape(-1, shape[-1]).bfloat16()  # [M, D]
-            out: Tensor
-            if four_bits:
-                out = four(rows, weight, _GROUP, scales)
-            elif len(rows) > _ROWS or shape[-1] != weight.shape[1]:
-                out = self(x)
-            else:
-                out = eight(rows, weight, scales)
-            return out.to(x.dtype).view(*shape[:-1], -1)
-
-        return product
+        return partial(_times, self.weight, self.scales.to(torch.bfloat16), self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` → `[..., O]`."""
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()  # [M, D]
         scales = self.scales.to(torch.bfloat16)  # what they are, unless the model was converted
-        missing = self.weight.shape[1] - rows.shape[1]
-        if self.bits == "int8" and missing:  # an empty pad would copy the rows
-            rows = F.pad(rows, (0, missing))
-        out: Tensor
-        if self.bits == "int4":
-            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, _GROUP, scales)
-        elif len(rows) <= _ROWS:
-            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, scales)
-        else:
-            wide = torch.bfloat16 if fast_bfloat16(x.device) else torch.float32
-            out = F.linear(rows.to(wide), self.weight.to(wide)).float() * scales
-            out = out.bfloat16()
-        out = out.to(x.dtype).view(*x.shape[:-1], -1)
+        out = _times(self.weight, scales, self.bits, x)
         return out if self.bias is None else out + self.bias.to(x.dtype)
+
+
+def _times(weight: Tensor, scales: Tensor, bits: Bits, x: Tensor) -> Tensor:
+    """`[..., D]` → `[..., O]`, of the dtype of `x`."""
+    rows = x.reshape(-1, x.shape[-1]).bfloat16()  # [M, D]
+    missing = weight.shape[1] - rows.shape[1]
+    if bits == "int8" and missing:  # an empty pad would copy the rows
+        rows = F.pad(rows, (0, missing))
+    out: Tensor
+    if bits == "int4":
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu.default(rows, weight, _GROUP, scales)
+    elif len(rows) <= _ROWS:
+        out = torch.ops.aten._weight_int8pack_mm.default(rows, weight, scales)
+    else:
+        wide = torch.bfloat16 if fast_bfloat16(x.device) else torch.float32
+        out = F.linear(rows.to(wide), weight.to(wide)).float() * scales
+        out = out.bfloat16()
+    return out.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

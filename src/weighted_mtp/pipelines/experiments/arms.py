@@ -126,6 +126,19 @@ BASE = Arm(
     ("objective.value.lm_rows=all", *BASE_SETTINGS),
 )
 
+
+def _shuffled(*settings: str) -> Arm:
+    """The control of an arm with these settings."""
+    about = "its weights shuffled within each program"
+    return Arm("verifiable", about, (*settings, "objective.name=shuffled"))
+
+
+def _random(*settings: str) -> Arm:
+    """The same, by chance alone."""
+    about = "random weights of its mean and spread"
+    return Arm("verifiable", about, (*settings, "objective.name=random_matched"))
+
+
 WMTP_ARMS: dict[str, Arm] = {
     "uniform": Arm("baseline", "right and wrong programs alike", ("objective.name=uniform",)),
     "filter": Arm("baseline", "programs labelled right, as many rows", rows="right"),
@@ -138,23 +151,11 @@ WMTP_ARMS: dict[str, Arm] = {
         ("objective.td.min_weight=1", "objective.td.max_weight=1"),
     ),
     "verifiable": Arm("verifiable", "weighted by TD errors, default λ and β"),
-    "verifiable_shuffled": Arm(
-        "verifiable", "its weights shuffled within each program", ("objective.name=shuffled",)
-    ),
-    "verifiable_random": Arm(
-        "verifiable", "random weights of its mean and spread", ("objective.name=random_matched",)
-    ),
+    "verifiable_shuffled": _shuffled(),
+    "verifiable_random": _random(),
     "chosen": Arm("verifiable", "weighted by TD errors, λ and β chosen on validation", (CHOSEN,)),
-    "chosen_shuffled": Arm(
-        "verifiable",
-        "its weights shuffled within each program",
-        (CHOSEN, "objective.name=shuffled"),
-    ),
-    "chosen_random": Arm(
-        "verifiable",
-        "random weights of its mean and spread",
-        (CHOSEN, "objective.name=random_matched"),
-    ),
+    "chosen_shuffled": _shuffled(CHOSEN),
+    "chosen_random": _random(CHOSEN),
     "surprise": Arm(
         "baseline",
         "in wrong programs, tokens the model finds unlikely count less",
@@ -290,11 +291,7 @@ CRITIC_ARMS: dict[str, Arm] = {
         "verifiable", "weighted by TD errors of a critic that goes on learning", (CHOSEN,)
     ),
     "still": Arm("verifiable", "the same, its critic kept as it was", (CHOSEN, _STILL)),
-    "still_shuffled": Arm(
-        "verifiable",
-        "its weights shuffled within each program",
-        (CHOSEN, _STILL, "objective.name=shuffled"),
-    ),
+    "still_shuffled": _shuffled(CHOSEN, _STILL),
     "oracle": WMTP_ARMS["oracle"],
 }
 
@@ -336,11 +333,7 @@ WITHIN = Design(
             "rows weighted by their labels as label_weighted, tokens within them by the critic",
             (CHOSEN, *_WITHIN),
         ),
-        "within_shuffled": Arm(
-            "verifiable",
-            "its weights shuffled within each program",
-            (CHOSEN, *_WITHIN, "objective.name=shuffled"),
-        ),
+        "within_shuffled": _shuffled(CHOSEN, *_WITHIN),
         "oracle": WMTP_ARMS["oracle"],
     },
     Comparison("within", "label_weighted", "a critic within the rows, labels between them"),
