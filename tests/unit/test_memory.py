@@ -5,6 +5,7 @@ import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -163,17 +164,26 @@ def test_packed_rows_are_counted_to_the_byte(way, case, half):
     assert casts == cast_bytes(counts, setting)
 
 
+def allocations(run: Callable[[], object]) -> tuple[object, list[int]]:
+    """What `run` gives, and the bytes it allocates (freed: less than 0) in order of time. Cycles of
+    references are collected before it, not within: a model of another test, or what a former step
+    left, would go meanwhile and count as less."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            result = run()
+    finally:
+        gc.enable()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return result, [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+
+
 def held_bytes(run: Callable[[], object]) -> int:
     """What is still allocated when `run` is done and its result alive."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    gc.disable()  # a model of another test would go meanwhile
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        kept_alive = run()
-    gc.enable()
-    events = profile.profiler.kineto_results.events()
-    held = sum(event.nbytes() for event in events if event.name() == "[memory]")
-    del kept_alive
-    return held
+    _kept_alive, changes = allocations(run)
+    return sum(changes)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
@@ -224,15 +234,8 @@ def test_a_critic_keeps_what_it_trains(trunk):
 
 def allocated_peak(step: Callable[[], None]) -> int:
     """Largest sum of what a step allocates above its start."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    _, changes = allocations(step)
+    return max(accumulate(changes, initial=0))
 
 
 B, S = 2, 64
