@@ -32,7 +32,13 @@ demo: setup
 	    $$(test ! -e $(DEMO)/config.yaml || echo --resume)
 	$(BIN)/weighted-mtp evaluate $(DEMO) --show 1
 	$(BIN)/weighted-mtp evaluate $(DEMO) --split compositions --n-problems 100 --show 0
-	$(BIN)/weighted-mtp report $(DEMO)
+	$(BIN)/weighted-mtp train --recipe baseline --preset micro --output-dir $(DEMO)-uniform \
+	    --set objective.name=uniform --set model.path=$(DEMO)/critic \
+	    --set model.architecture=null --set data.micro.incorrect_per_problem=3 \
+	    --set training.steps=250 --set training.validate_every=250 \
+	    $$(test ! -e $(DEMO)-uniform/config.yaml || echo --resume)
+	$(BIN)/weighted-mtp evaluate $(DEMO)-uniform --show 0
+	$(BIN)/weighted-mtp report $(DEMO) --against $(DEMO)-uniform
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
 """`weighted-mtp report` writes its page for every run that trained a step, however it ended."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.integration import helpers_training
 from tests.integration.helpers_training import train
@@ -210,3 +212,62 @@ def test_every_data_set_it_was_evaluated_on_is_told(tmp_path, capsys):
     assert "pass@1, mbpp" in said
     assert "50.0 %" in said
     assert "micro-test" not in said
+
+
+def evaluated(folder: Path, passed: dict[str, list[bool]], tokens: int = 7, loss: float = 2.0):
+    """A run with programs of micro problems, as `evaluate` writes them."""
+    record = {**HELD_OUT, "tokens": tokens, "head_loss": [loss, 3.0]}
+    run_dir = metrics(folder, STEP, record)
+    lines = [
+        json.dumps({**ATTEMPT, "task_id": task, "passed": one})
+        for task, found in passed.items()
+        for one in found
+    ]
+    (run_dir / "evaluation").mkdir()
+    (run_dir / "evaluation" / "micro-test.jsonl").write_text("\n".join(lines) + "\n")
+    return run_dir
+
+
+def test_a_run_beside_another_is_paired_by_problem(tmp_path, capsys):
+    """Whatever the order, the number of programs of a problem, and problems only one was asked."""
+    tasks = [f"micro/sum/{i}" for i in range(40)]
+    mine = evaluated(
+        tmp_path / "weighted", {task: [i % 4 > 0] for i, task in enumerate(tasks)}, loss=1.75
+    )
+    theirs = evaluated(
+        tmp_path / "uniform",
+        {task: [i % 4 > 1, i % 4 > 2] for i, task in reversed([*enumerate(tasks)])}
+        | {"micro/sum/other": [True]},
+    )
+    page = report(mine, "--against", str(theirs))
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("pass@1, test, 40 problems"))
+    # Of each four problems: 0, 1, 1, 1 against 0, 0, ½, 1.
+    mean, low, high = (float(x) for x in re.findall(r"[+][\d.]+", line))
+    assert re.findall(r"[\d.]+ %", line) == ["75.0 %", "37.5 %"]
+    assert mean == 37.5
+    scores = np.array([[0, 1, 0.5, 0][i % 4] for i in range(40)])
+    error = 196 * scores.std() / 40**0.5  # of the mean, in points
+    assert low == pytest.approx(37.5 - error, abs=1.5)
+    assert high == pytest.approx(37.5 + error, abs=1.5)
+    assert "−0.250 nats" in said
+    assert "Beside uniform" in page
+    assert "37.5 points" not in page.split("Beside uniform")[0]
+
+
+def test_held_out_figures_of_other_text_are_not_compared(tmp_path, capsys):
+    mine = evaluated(tmp_path / "weighted", {"micro/sum/1": [True]}, tokens=7)
+    theirs = evaluated(tmp_path / "uniform", {"micro/sum/1": [False]}, tokens=8)
+    report(mine, "--against", str(theirs))
+    beside = capsys.readouterr().out.partition("Beside uniform")[2]
+    assert "+100.0" in beside
+    assert "nats" not in beside
+
+
+def test_runs_with_nothing_in_common_are_not_compared(tmp_path, capsys):
+    mine = evaluated(tmp_path / "weighted", {"micro/sum/1": [True]}, tokens=7)
+    theirs = evaluated(tmp_path / "uniform", {"micro/sum/2": [True]}, tokens=8)
+    assert main(["report", str(mine), "--against", str(theirs)]) == 2
+    assert "evaluate both on the same problems" in capsys.readouterr().err
+    assert not (mine / "report.html").exists()
+    assert main(["report", str(mine), "--against", str(tmp_path)]) == 2

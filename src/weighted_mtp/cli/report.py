@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from weighted_mtp.analysis.charts import save_png
+from weighted_mtp.analysis.html_parts import Table
 from weighted_mtp.analysis.html_report import write
+from weighted_mtp.analysis.run_comparison import PassRates, compare_runs
 from weighted_mtp.analysis.run_report import loss_curves, run_report
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
-from weighted_mtp.core.run_records import find_run, read_evaluations, read_run
+from weighted_mtp.core.run_records import (
+    RunRecords,
+    find_run,
+    last,
+    read_evaluations,
+    read_run,
+)
 from weighted_mtp.core.types import TokenTrace
-from weighted_mtp.evaluation.statistics import bootstrap_interval
+from weighted_mtp.evaluation.statistics import bootstrap_interval, paired_difference
 from weighted_mtp.pipelines.evaluating.traces import trace_pairs
+
+Attempts = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Programs by split or data set, each with `task_id` and `passed`."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,26 +36,72 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or run_dir / "report.html"
     records = read_run(run_dir)
     check_output_file(output, "--output")
+    attempts = {**records.attempts, **read_evaluations(run_dir)}
+    beside = _beside(args.against, records, attempts) if args.against else None
     picture = _picture(run_dir, output)
     losses = loss_curves(records.stages)
     if losses:
         save_png(losses, picture, f"Run {records.name}")
-    passed = {
-        split: [attempt["passed"] for attempt in found] for split, found in records.attempts.items()
-    } | read_evaluations(run_dir)
     rates = {
-        name: str(bootstrap_interval([float(one) for one in found]))
-        for name, found in passed.items()
+        name: str(bootstrap_interval([float(one["passed"]) for one in found]))
+        for name, found in attempts.items()
         if found
     }
     pairs, notes = _traces(run_dir, args.pairs) if args.pairs > 0 else ([], [])
     report = run_report(records, rates, pairs, notes, args.programs)
+    if beside is not None:
+        report = replace(report, tables=[beside, *report.tables])
     write(report, output)
     lines = [*report.summary, *((name, value, "") for name, value in report.facts)]
     for name, value, meaning in lines:
         print(f"{name:<{max(len(line[0]) for line in lines)}}  {value:>18}   {meaning}".rstrip())
+    if beside is not None:
+        print(f"\n{beside.title}")
+        for line in (beside.header, *beside.rows):
+            print(f"{line[0]:<40} {line[1]:>12} {line[2]:>12}   {line[3]}")
     print(f"\nreport: {output}")
     return 0
+
+
+def _beside(other: Path, records: RunRecords, attempts: Attempts) -> Table:
+    """The run beside another.
+
+    Raises:
+        UserError: the other is not a run, or nothing can be compared.
+    """
+    other_dir = find_run(other)
+    against = read_run(other_dir)
+    rates = _paired(attempts, {**against.attempts, **read_evaluations(other_dir)})
+    held_out = [last(run.stages["main"], "validation") for run in (records, against)]
+    table = compare_runs(against.name, rates, held_out)
+    if not table.rows:
+        raise UserError(
+            f"--against {other}: the runs have nothing in common to compare; evaluate both on the "
+            "same problems (weighted-mtp evaluate)"
+        )
+    return table
+
+
+def _paired(mine: Attempts, theirs: Attempts) -> list[PassRates]:
+    """pass@1 on the problems both runs have programs for; several of one problem are averaged."""
+    found = []
+    for data, attempts in mine.items():
+        shares = [_shares(each) for each in (attempts, theirs.get(data, ()))]
+        common = [task for task in shares[0] if task in shares[1]]
+        if common:
+            a, b = ([share[task] for task in common] for share in shares)
+            difference = paired_difference(a, b)._asdict()
+            n = len(common)
+            found.append(PassRates(data, n, sum(a) / n, sum(b) / n, difference))
+    return found
+
+
+def _shares(attempts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The share of the programs that passed, by problem."""
+    found: dict[str, list[bool]] = {}
+    for attempt in attempts:
+        found.setdefault(attempt["task_id"], []).append(attempt["passed"])
+    return {task: sum(passed) / len(passed) for task, passed in found.items()}
 
 
 def _picture(run_dir: Path, output: Path) -> Path:

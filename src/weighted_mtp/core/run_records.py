@@ -86,14 +86,18 @@ def read_attempts(run_dir: Path, split: str) -> list[dict[str, Any]]:
     return _attempts(run_dir / "evaluation" / f"micro-{split}.jsonl")
 
 
-def read_evaluations(run_dir: Path) -> dict[str, list[bool]]:
-    """Read which programs passed on every other data set, by its name."""
-    found: dict[str, list[bool]] = {}
+def read_evaluations(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read `task_id` of the programs of every other data set, by its name, and whether they
+    passed."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((run_dir / "evaluation").glob("*/attempts.jsonl")):
         if not path.parent.name.startswith("micro-"):
             records, _ = read_json_lines(path)
-            passed = [record["status"] == "passed" for record in records if "status" in record]
-            found[path.parent.name] = passed
+            found[path.parent.name] = [
+                {"task_id": str(record.get("task_id", "")), "passed": record["status"] == "passed"}
+                for record in records
+                if "status" in record
+            ]
     return found
 
 

@@ -14,6 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=given_path, help="HTML file to write (default RUN/report.html)"
     )
     parser.add_argument(
+        "--against",
+        type=given_path,
+        metavar="RUN",
+        help="another run, such as one with uniform weights: show what this one gains on it, in "
+        "pass@1 (paired by problem) and on held-out programs",
+    )
+    parser.add_argument(
         "--pairs",
         type=int,
         default=4,
