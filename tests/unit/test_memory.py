@@ -165,11 +165,10 @@ def test_packed_rows_are_counted_to_the_byte(way, case, half):
 
 
 def allocations(run: Callable[[], object]) -> tuple[object, list[int]]:
-    """What `run` gives, and the bytes it allocates (freed: less than 0) in order of time. Cycles of
-    references are collected before it, not within: a model of another test, or what a former step
-    left, would go meanwhile and count as less."""
+    """What `run` gives, and the bytes it allocates (freed: less than 0) in order of time. No
+    garbage is collected meanwhile: a model of another test, or what a former step left in a cycle
+    of references, would go and count as less."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    gc.collect()
     gc.disable()
     try:
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
