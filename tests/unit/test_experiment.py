@@ -32,7 +32,7 @@ from weighted_mtp.pipelines.experiments.plan import (
     make_plan,
     write_plan,
 )
-from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest, Regime
+from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest, Regime, arm_path
 from weighted_mtp.pipelines.experiments.rows import training_rows
 
 TINY = ("model.architecture.dim=16", "model.architecture.n_layers=5")
@@ -81,6 +81,12 @@ def test_a_plan_is_written_once_and_refuses_another_request(request_):
     ):
         with pytest.raises(UserError, match=f"the plan says {key}"):
             write_plan(changed)
+    assert write_plan(replace(request_, seeds=1))["final_seeds"] == [0, 1]  # ended early
+    for arm in request_.chosen_arms:
+        arm_path(request_, 1, arm).parent.mkdir(parents=True, exist_ok=True)
+        arm_path(request_, 1, arm).write_text("{}")
+    with pytest.raises(UserError, match="seed 1 is finished"):
+        write_plan(replace(request_, seeds=1))
     path.write_text(path.read_text().replace("alpha 0.05", "alpha 0.10"))
     with pytest.raises(UserError, match="test_of_the_contrast"):
         write_plan(request_)
@@ -226,7 +232,7 @@ def test_a_failed_base_is_excluded_by_the_rule_of_the_plan(request_, monkeypatch
         (folder / "arms").mkdir(parents=True)
         (folder / "base.json").write_text(json.dumps({"loss": loss, "seconds": 1.0}))
     for name in ("base", *request.chosen_arms):
-        path = seed.arm_path(request, 0, name)
+        path = arm_path(request, 0, name)
         path.write_text(json.dumps(arm_file([[1.0, 2.0], [3.0, 4.0]])))
     results = summary.summarise(request, make_plan(request), {"chosen": "x"})
     assert results["seeds"] == [0]
@@ -261,7 +267,7 @@ def tables(**losses: list[float]) -> dict[str, summary.ArmTable]:
 
 def test_a_loss_counts_tokens_not_programs(request_):
     for number, losses in enumerate(([[1.0, 2.0], [3.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]])):
-        path = seed.arm_path(request_, number, "uniform")
+        path = arm_path(request_, number, "uniform")
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(arm_file(losses)))
     table = summary.ArmTable.read(request_, "uniform", [0, 1])

@@ -208,3 +208,21 @@ def test_the_command_writes_text_and_picture(tmp_path, capsys):
     assert (page.parent / "figures" / "experiment-star-graph.png").stat().st_size > 10_000
     assert main([*words[:3], "3", *words[4:]]) == 2
     assert "the plan says" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_early_is_told_as_such(tmp_path, capsys):
+    """Fewer seeds than planned are reported as such, and never fewer than are finished."""
+    page, runs = tmp_path / "RESULTS.md", tmp_path / "runs"
+    words = ["experiment", "star-graph", "--seeds", "3", "--steps", "1", "--n-test", "3"]
+    words += ["--arms", "ntp,top", *(word for setting in TINY for word in ("--set", setting))]
+    words += ["--output-dir", str(runs), "--results", str(page)]
+    assert main(words) == 0
+    assert "were planned" not in page.read_text()
+    (runs / "seed2" / "arms" / "top.json").unlink()
+    assert main([*words[:3], "1", *words[4:]]) == 2
+    assert "--seeds 2" in capsys.readouterr().err
+    assert main([*words[:3], "2", *words[4:]]) == 0
+    assert "over 2 seeds (3 were planned)" in page.read_text()
+    assert not (runs / "seed2" / "arms" / "top.json").exists()
+    assert main(words) == 0  # and may go on
+    assert "were planned" not in page.read_text()

@@ -87,6 +87,13 @@ def ranked(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
     return sorted(results["arms"].items(), key=lambda item: item[1]["loss"]["mean"])
 
 
+def seeds_told(results: Results) -> str:
+    """`4 seeds`; says so if more were planned."""
+    seeds, planned = len(results["seeds"]), len(results["plan"]["final_seeds"])
+    ended_early = seeds + len(results.get("excluded", ())) < planned
+    return f"{seeds} seeds" + (f" ({planned} were planned)" if ended_early else "")
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table; the first row is its header."""
     header, *rest = rows

@@ -14,6 +14,7 @@ from weighted_mtp.analysis.experiment_table import (
     comparison_table,
     outcome,
     replace_section,
+    seeds_told,
 )
 from weighted_mtp.cli import experiment_study
 from weighted_mtp.cli.arguments.experiment import DEFAULT
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     name = f"experiment-{args.name}-{args.regime}"
     picture = experiment_study.checked_picture(args.results, name, request.directory)
     results = run_experiment(request)
-    plot(results, picture, f"{title}: {len(results['seeds'])} seeds")
+    plot(results, picture, f"{title}: {seeds_told(results)}")
     link = os.path.relpath(picture, args.results.parent)
     text = section(results, link, _command(args, request))
     replace_section(args.results, title, text)
@@ -104,7 +105,7 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
   problems{flipped}{noise}. Base: {request["base_steps"]} steps from scratch on {learnt};
   every arm: {request["steps"]} more.
 - Loss of head 1 on the right programs of {request["n_test"]} test problems, nats per token, lower
-  is better; brackets are 95 % t-intervals over {len(results["seeds"])} seeds. Share of headroom:
+  is better; brackets are 95 % t-intervals over {seeds_told(results)}. Share of headroom:
   (uniform − arm) / (uniform − oracle), interval from resampled seeds. Seeds × programs: bootstrap
   over both. pass@1: {request["n_problems"]} test problems, greedy, differences in points.
 - The bold contrast was written to plan.json on {plan["written"]}, before any training; its p is not

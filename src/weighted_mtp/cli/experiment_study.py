@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from weighted_mtp.analysis.experiment_table import replace_section
+from weighted_mtp.analysis.experiment_table import replace_section, seeds_told
 from weighted_mtp.analysis.study_picture import plot_study
 from weighted_mtp.analysis.study_table import (
     claim_table,
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     picture = checked_picture(args.results, f"experiment-{args.name}", request.directory)
     results = run_study(request)
     title = f"experiment {args.name}"
-    plot_study(results, picture, f"{title}: {len(results['seeds'])} seeds")
+    plot_study(results, picture, f"{title}: {seeds_told(results)}")
     text = section(results, os.path.relpath(picture, args.results.parent), _command(request))
     replace_section(args.results, title, text)
     print_results(text, args.results, picture, request.directory)
@@ -116,7 +116,7 @@ def section(results: Mapping[str, Any], picture: str, command: str) -> str:
 
 - {plan["about"]}; {request["n_test"]} of each kind, the same for all.
 - Every arm from scratch, {request["steps"]} steps with a WSD schedule on fresh puzzles, those of a
-  seed the same for all arms; brackets are 95 % t-intervals over {len(results["seeds"])} seeds.
+  seed the same for all arms; brackets are 95 % t-intervals over {seeds_told(results)}.
   Chance is {100 * results["chance"]:.0f} %.
 - The bold contrast was written to plan.json on {plan["written"]}, before any training; its p is not
   corrected, the others are (Holm). "Sign here" is undecided where the uncorrected interval holds 0.

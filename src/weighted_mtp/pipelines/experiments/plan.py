@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from weighted_mtp.pipelines.experiments.request import (
     ExperimentRequest,
     HasArms,
     HasChosenArms,
+    HasJobs,
+    arm_path,
 )
 
 PLAN = "plan.json"
@@ -122,27 +123,44 @@ def comparisons_of(design: HasArms, request: HasChosenArms) -> list[Any]:
 
 def write_plan(request: ExperimentRequest) -> dict[str, Any]:
     """Call `keep_plan` with the plan of a request."""
-    return keep_plan(request.directory, make_plan(request))
+    return keep_plan(request, make_plan(request))
 
 
-def keep_plan(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a plan, or check that the one that is there is the same.
+def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a plan, or check that the one that is there is the same. Fewer seeds than planned are
+    no other plan if no more than those are finished: what ends a run early must not be what it
+    found, so whoever reports fewer seeds has no others.
 
     Raises:
-        UserError: it differs, so that this request is another experiment; or it is unreadable.
+        UserError: it differs, so that this request is another experiment; a seed is finished that
+            is not asked for; or the plan is unreadable.
     """
-    path = directory / PLAN
+    path = request.directory / PLAN
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         write_json(path, {"written": now, **plan})
     found = read_json(path)
     for key, there, asked in differences(found, plan):
+        if key == "request.seeds" and asked < there:
+            continue
+        if key == "final_seeds" and there[: len(asked)] == asked:
+            _check_left_out(request, found, there[len(asked) :])
+            continue
         raise UserError(
             f"{path}: the plan says {key} {there!r}, now it would be {asked!r}; a plan is not "
             "changed once it is written: ask for the same, or give another --output-dir"
         )
     return dict(found)
+
+
+def _check_left_out(request: HasJobs, plan: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if all(arm_path(request, seed, arm).exists() for arm in plan["arms"]):
+            raise UserError(
+                f"{request.directory}: seed {seed} is finished, and every finished seed counts; "
+                f"give --seeds {seed + 1}"
+            )
 
 
 def differences(

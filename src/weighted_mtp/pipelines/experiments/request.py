@@ -103,6 +103,11 @@ class HasJobs(Protocol):
     def jobs(self) -> int: ...
 
 
+def arm_path(request: HasJobs, number: int, arm: str) -> Path:
+    """The file with the result of an arm under a seed."""
+    return request.directory / f"seed{number}" / "arms" / f"{arm}.json"
+
+
 @dataclass(frozen=True)
 class ExperimentRequest:
     """What to run.

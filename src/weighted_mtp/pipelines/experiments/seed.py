@@ -28,7 +28,7 @@ from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments import bench
 from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.bench import Weights
-from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest, HasJobs
+from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest, arm_path
 from weighted_mtp.pipelines.experiments.rows import (
     TrainingRows,
     held_out_rows,
@@ -216,11 +216,6 @@ def run_final_seed(request: ExperimentRequest, number: int, chosen: tuple[str, .
             write_json(path, found)
             loss, seconds = head_1(found), found["seconds"]
             log.info("seed %d: %s, %.4f nats (%.0f s)", number, name, loss, seconds)
-
-
-def arm_path(request: HasJobs, number: int, arm: str) -> Path:
-    """The file with the result of an arm."""
-    return request.directory / f"seed{number}" / "arms" / f"{arm}.json"
 
 
 def head_1(found: Mapping[str, Any]) -> float:

@@ -20,8 +20,8 @@ from weighted_mtp.pipelines.experiments.plan import (
     keep_plan,
     versions,
 )
+from weighted_mtp.pipelines.experiments.request import arm_path
 from weighted_mtp.pipelines.experiments.run import RESULTS, for_each
-from weighted_mtp.pipelines.experiments.seed import arm_path
 from weighted_mtp.pipelines.experiments.study import SETTINGS, Claim, StudyRequest
 from weighted_mtp.pipelines.experiments.study_seed import TEST_SEED, run_study_seed
 from weighted_mtp.pipelines.experiments.summary import Floats, corrected, processor_seconds
@@ -38,7 +38,7 @@ def run_study(request: StudyRequest) -> dict[str, Any]:
     """
     _check(request)
     with only_writer(request.directory, "wait until it ends, or give another --output-dir"):
-        plan = keep_plan(request.directory, make_study_plan(request))
+        plan = keep_plan(request, make_study_plan(request))
         for_each(request, run_study_seed, [(number,) for number in range(request.seeds)])
         results = dict(without_nan(summarise_study(request, plan)))
         write_json(request.directory / RESULTS, results)

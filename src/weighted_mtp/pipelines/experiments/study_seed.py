@@ -22,7 +22,7 @@ from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.micro_tasks.puzzles import Puzzle, PuzzleTask, draw_puzzle
 from weighted_mtp.models.meta_mtp.adapter import MetaLlamaMTPAdapter
 from weighted_mtp.pipelines.experiments import bench
-from weighted_mtp.pipelines.experiments.seed import arm_path
+from weighted_mtp.pipelines.experiments.request import arm_path
 from weighted_mtp.pipelines.experiments.study import Measure, StudyRequest
 
 log = get_logger(__name__)

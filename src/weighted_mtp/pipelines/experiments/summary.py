@@ -19,8 +19,8 @@ from weighted_mtp.evaluation.statistics import hierarchical_bootstrap
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments.arms import Comparison
 from weighted_mtp.pipelines.experiments.plan import comparisons_of
-from weighted_mtp.pipelines.experiments.request import ExperimentRequest, HasJobs
-from weighted_mtp.pipelines.experiments.seed import arm_path, is_excluded
+from weighted_mtp.pipelines.experiments.request import ExperimentRequest, HasJobs, arm_path
+from weighted_mtp.pipelines.experiments.seed import is_excluded
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
