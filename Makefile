@@ -9,7 +9,7 @@ DEMO ?= runs/demo
 .PHONY: help setup demo test test-slow lint types format options docs notebooks bench clean
 
 help:
-	@echo "make demo       from nothing: critic, weighted training, programs run, a report (6 minutes)"
+	@echo "make demo       from nothing: critic, weighted training, its control, a report (5 minutes)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the long proofs too"
 	@echo "make lint       ruff and mypy --strict"
@@ -32,13 +32,13 @@ demo: setup
 	    $$(test ! -e $(DEMO)/config.yaml || echo --resume)
 	$(BIN)/weighted-mtp evaluate $(DEMO) --show 1
 	$(BIN)/weighted-mtp evaluate $(DEMO) --split compositions --n-problems 100 --show 0
-	$(BIN)/weighted-mtp train --recipe baseline --preset micro --output-dir $(DEMO)-uniform \
+	$(BIN)/weighted-mtp train --recipe baseline --preset micro --output-dir $(DEMO)/uniform \
 	    --set objective.name=uniform --set model.path=$(DEMO)/critic \
 	    --set model.architecture=null --set data.micro.incorrect_per_problem=3 \
 	    --set training.steps=250 --set training.validate_every=250 \
-	    $$(test ! -e $(DEMO)-uniform/config.yaml || echo --resume)
-	$(BIN)/weighted-mtp evaluate $(DEMO)-uniform --show 0
-	$(BIN)/weighted-mtp report $(DEMO) --against $(DEMO)-uniform
+	    $$(test ! -e $(DEMO)/uniform/config.yaml || echo --resume)
+	$(BIN)/weighted-mtp evaluate $(DEMO)/uniform --show 0
+	$(BIN)/weighted-mtp report $(DEMO) --against $(DEMO)/uniform
 
 lint: setup
 	$(BIN)/ruff check .

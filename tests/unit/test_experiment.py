@@ -32,7 +32,14 @@ from weighted_mtp.pipelines.experiments.plan import (
     make_plan,
     write_plan,
 )
-from weighted_mtp.pipelines.experiments.request import REGIMES, ExperimentRequest, Regime, arm_path
+from weighted_mtp.pipelines.experiments.request import (
+    REGIMES,
+    ExperimentRequest,
+    Regime,
+    arm_path,
+    base_path,
+    is_excluded,
+)
 from weighted_mtp.pipelines.experiments.rows import training_rows
 
 TINY = ("model.architecture.dim=16", "model.architecture.n_layers=5")
@@ -85,7 +92,12 @@ def test_a_plan_is_written_once_and_refuses_another_request(request_):
     for arm in request_.chosen_arms:
         arm_path(request_, 1, arm).parent.mkdir(parents=True, exist_ok=True)
         arm_path(request_, 1, arm).write_text("{}")
-    with pytest.raises(UserError, match="seed 1 is finished"):
+    with pytest.raises(UserError, match="contrast is known of seed 1"):
+        write_plan(replace(request_, seeds=1))
+    arm_path(request_, 1, "chosen").unlink()
+    write_plan(replace(request_, seeds=1))
+    base_path(request_, 1).write_text('{"loss": 20.5}')
+    with pytest.raises(UserError, match="base failed is known of seed 1"):
         write_plan(replace(request_, seeds=1))
     path.write_text(path.read_text().replace("alpha 0.05", "alpha 0.10"))
     with pytest.raises(UserError, match="test_of_the_contrast"):
@@ -222,9 +234,9 @@ def test_a_run_goes_on_where_it_stopped_and_chooses_before_it_tests(request_, mo
 
 
 def test_a_failed_base_is_excluded_by_the_rule_of_the_plan(request_, monkeypatch):
-    assert seed.is_excluded(None, 1.0)
-    assert seed.is_excluded(1.01, 1.0)
-    assert not seed.is_excluded(1.0, 1.0)
+    assert is_excluded(None, 1.0)
+    assert is_excluded(1.01, 1.0)
+    assert not is_excluded(1.0, 1.0)
     bases = {0: 0.5, 1: 1.5, 2: None}
     request = replace(request_, seeds=3, base_limit=1.0)
     for number, loss in bases.items():

@@ -252,7 +252,40 @@ def test_a_run_beside_another_is_paired_by_problem(tmp_path, capsys):
     assert high == pytest.approx(37.5 + error, abs=1.5)
     assert "−0.250 nats" in said
     assert "Beside uniform" in page
-    assert "37.5 points" not in page.split("Beside uniform")[0]
+
+
+def test_programs_of_a_benchmark_are_paired_too(tmp_path, capsys):
+    """Several of a problem; settings that differ are told, the number of drafts is not."""
+    runs = []
+    for name, statuses, temperature in (
+        ("weighted", {"a": ["passed", "passed"], "b": ["failed", "passed"]}, 0.0),
+        ("uniform", {"b": ["timeout"], "a": ["passed"], "": ["passed"]}, 0.8),
+    ):
+        runs.append(metrics(tmp_path / name, STEP))
+        folder = runs[-1] / "evaluation" / "humaneval"
+        folder.mkdir(parents=True)
+        lines = [
+            json.dumps({"task_id": task, "status": one})
+            for task, found in statuses.items()
+            for one in found
+        ]
+        (folder / "attempts.jsonl").write_text("\n".join(lines))
+        sampling = {"temperature": temperature, "speculation": {"k": len(name)}}
+        (folder / "config.json").write_text(json.dumps({"sampling": sampling, "n_samples": 2}))
+    report(runs[0], "--against", str(runs[1]))
+    said = capsys.readouterr().out.partition("Beside uniform")[2]
+    line = next(line for line in said.splitlines() if "humaneval, 2 problems" in line)
+    assert "75.0 %" in line
+    assert "50.0 %" in line
+    assert "+25.0" in line
+    assert "temperature 0.0 against 0.8" in said
+    assert "k 8" not in said
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path, capsys):
+    mine = evaluated(tmp_path / "weighted", {"micro/sum/1": [True]})
+    assert main(["report", str(mine), "--against", str(mine)]) == 2
+    assert "same run" in capsys.readouterr().err
 
 
 def test_held_out_figures_of_other_text_are_not_compared(tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_the_command_writes_text_and_picture(tmp_path, capsys):
 
 
 def test_a_run_that_ended_early_is_told_as_such(tmp_path, capsys):
-    """Fewer seeds than planned are reported as such, and never fewer than are finished."""
+    """Fewer seeds than planned are told as such; none is left out whose contrast is known."""
     page, runs = tmp_path / "RESULTS.md", tmp_path / "runs"
     words = ["experiment", "star-graph", "--seeds", "3", "--steps", "1", "--n-test", "3"]
     words += ["--arms", "ntp,top", *(word for setting in TINY for word in ("--set", setting))]

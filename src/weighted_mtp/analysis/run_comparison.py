@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ CAPTION = (
     "Differences of pass@1 with 95 % intervals over the problems that both runs were asked. They "
     "tell these two models apart; to tell the methods apart that trained them takes several seeds."
 )
+FREE = {"model", "tokenizer", "n_problems", "problems", "n_samples", "dtype", "ties", "speculation"}
+"""Settings of an evaluation that two runs need not share."""
 
 
 class PassRates(NamedTuple):
@@ -34,7 +37,10 @@ class PassRates(NamedTuple):
 
 
 def compare_runs(
-    name: str, rates: Sequence[PassRates], held_out: Sequence[Mapping[str, Any]]
+    name: str,
+    rates: Sequence[PassRates],
+    held_out: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Sequence[str]],
 ) -> Table:
     """The table of a run beside another; without rows where nothing is common to them.
 
@@ -43,6 +49,7 @@ def compare_runs(
         rates: by split or data set.
         held_out: the last validation record of this run and of the other ({} for none); their
             figures of head 1 are left out if they are of different tokens.
+        asked: what differs in how the programs were written and judged, by split or data set.
     """
     rows: list[tuple[str, ...]] = [
         (
@@ -56,7 +63,24 @@ def compare_runs(
     tokens = [record.get("tokens") for record in held_out]
     if tokens[0] is not None and tokens[0] == tokens[1]:
         rows += _held_out(held_out)
-    return Table(f"Beside {name}", HEADER, rows, CAPTION)
+    told = "".join(
+        f" {data} was not evaluated alike: {'; '.join(each)}." for data, each in asked.items()
+    )
+    return Table(f"Beside {name}", HEADER, rows, CAPTION + told)
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of two evaluations, but for the model, how many problems
+    and programs, and what changes no distribution (drafts). Nothing where one is not recorded."""
+    found: list[str] = []
+    if mine and theirs:
+        for key in sorted({*mine, *theirs} - FREE):
+            here, there = mine.get(key), theirs.get(key)
+            if isinstance(here, Mapping) and isinstance(there, Mapping):
+                found += differences(here, there)
+            elif here != there:
+                found.append(f"{key} {here} against {there}")
+    return found
 
 
 def _held_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -67,7 +91,7 @@ def _held_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         ("next-token loss", "head_loss", 1, 3, "nats", "nats"),
     ):
         mine, theirs = (head_figures(record, key) for record in records)
-        if mine and theirs:
+        if mine and theirs and math.isfinite(mine[0]) and math.isfinite(theirs[0]):
             values = [f"{factor * x[0]:.{places}f} {unit}" for x in (mine, theirs)]
             difference = {"mean": mine[0] - theirs[0], "low": None, "high": None}
             rows.append((name, *values, f"{signed(difference, factor, places)} {step}"))

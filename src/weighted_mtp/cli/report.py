@@ -11,12 +11,13 @@ from typing import Any
 from weighted_mtp.analysis.charts import save_png
 from weighted_mtp.analysis.html_parts import Table
 from weighted_mtp.analysis.html_report import write
-from weighted_mtp.analysis.run_comparison import PassRates, compare_runs
+from weighted_mtp.analysis.run_comparison import PassRates, compare_runs, differences
 from weighted_mtp.analysis.run_report import loss_curves, run_report
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
 from weighted_mtp.core.run_records import (
     RunRecords,
+    evaluation_settings,
     find_run,
     last,
     read_evaluations,
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     records = read_run(run_dir)
     check_output_file(output, "--output")
     attempts = {**records.attempts, **read_evaluations(run_dir)}
-    beside = _beside(args.against, records, attempts) if args.against else None
+    beside = _beside(args.against, run_dir, records, attempts) if args.against else None
     picture = _picture(run_dir, output)
     losses = loss_curves(records.stages)
     if losses:
@@ -59,21 +60,28 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{beside.title}")
         for line in (beside.header, *beside.rows):
             print(f"{line[0]:<40} {line[1]:>12} {line[2]:>12}   {line[3]}")
+        print(beside.caption)
     print(f"\nreport: {output}")
     return 0
 
 
-def _beside(other: Path, records: RunRecords, attempts: Attempts) -> Table:
+def _beside(other: Path, run_dir: Path, records: RunRecords, attempts: Attempts) -> Table:
     """The run beside another.
 
     Raises:
-        UserError: the other is not a run, or nothing can be compared.
+        UserError: the other is not a run, or is this one, or nothing can be compared.
     """
     other_dir = find_run(other)
+    if other_dir.resolve() == run_dir.resolve():
+        raise UserError(f"--against {other}: is the same run; name another one")
     against = read_run(other_dir)
     rates = _paired(attempts, {**against.attempts, **read_evaluations(other_dir)})
     held_out = [last(run.stages["main"], "validation") for run in (records, against)]
-    table = compare_runs(against.name, rates, held_out)
+    asked = {
+        each.data: differences(*(evaluation_settings(at, each.data) for at in (run_dir, other_dir)))
+        for each in rates
+    }
+    table = compare_runs(against.name, rates, held_out, {k: v for k, v in asked.items() if v})
     if not table.rows:
         raise UserError(
             f"--against {other}: the runs have nothing in common to compare; evaluate both on the "
@@ -100,7 +108,8 @@ def _shares(attempts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The share of the programs that passed, by problem."""
     found: dict[str, list[bool]] = {}
     for attempt in attempts:
-        found.setdefault(attempt["task_id"], []).append(attempt["passed"])
+        if attempt["task_id"]:
+            found.setdefault(attempt["task_id"], []).append(attempt["passed"])
     return {task: sum(passed) / len(passed) for task, passed in found.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weighted_mtp.core.errors import UserError
-from weighted_mtp.core.input_files import read_json_lines
+from weighted_mtp.core.input_files import read_json, read_json_lines
 from weighted_mtp.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -99,6 +99,14 @@ def read_evaluations(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
                 if "status" in record
             ]
     return found
+
+
+def evaluation_settings(run_dir: Path, data: str) -> dict[str, Any]:
+    """Read with which settings a split or data set was evaluated; {} if that is not recorded."""
+    folder = f"micro-{data}.evaluation" if data in SPLITS else data
+    path = run_dir / "evaluation" / folder / "config.json"
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _attempts(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from weighted_mtp.pipelines.experiments.request import (
     HasChosenArms,
     HasJobs,
     arm_path,
+    base_path,
+    is_excluded,
 )
 
 PLAN = "plan.json"
@@ -128,8 +130,8 @@ def write_plan(request: ExperimentRequest) -> dict[str, Any]:
 
 def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Write a plan, or check that the one that is there is the same. Fewer seeds than planned are
-    no other plan if no more than those are finished: what ends a run early must not be what it
-    found, so whoever reports fewer seeds has no others.
+    no other plan, for a run that ended early, if nothing is known of the others: neither their
+    contrast nor that their base failed.
 
     Raises:
         UserError: it differs, so that this request is another experiment; a seed is finished that
@@ -142,10 +144,9 @@ def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
         write_json(path, {"written": now, **plan})
     found = read_json(path)
     for key, there, asked in differences(found, plan):
-        if key == "request.seeds" and asked < there:
-            continue
-        if key == "final_seeds" and there[: len(asked)] == asked:
-            _check_left_out(request, found, there[len(asked) :])
+        if _is_shorter(key, there, asked):
+            if key == "final_seeds":
+                _check_left_out(request, found, there[len(asked) :])
             continue
         raise UserError(
             f"{path}: the plan says {key} {there!r}, now it would be {asked!r}; a plan is not "
@@ -154,12 +155,25 @@ def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
+def _is_shorter(key: str, there: Any, asked: Any) -> bool:
+    """Whether a difference is one of fewer seeds."""
+    if key == "request.seeds":
+        return isinstance(there, int) and asked < there
+    return key == "final_seeds" and isinstance(there, list) and there[: len(asked)] == asked
+
+
 def _check_left_out(request: HasJobs, plan: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    for seed in seeds:
-        if all(arm_path(request, seed, arm).exists() for arm in plan["arms"]):
+    contrast = plan["contrast"]["arm"], plan["contrast"]["other"]
+    limit = plan.get("rows", {}).get("base_limit")
+    for seed in reversed(seeds):
+        known = all(arm_path(request, seed, arm).exists() for arm in contrast)
+        base = base_path(request, seed)
+        failed = base.exists() and is_excluded(read_json(base)["loss"], limit)
+        if known or failed:
+            what = "the contrast is" if known else "that its base failed is"
             raise UserError(
-                f"{request.directory}: seed {seed} is finished, and every finished seed counts; "
-                f"give --seeds {seed + 1}"
+                f"{request.directory}: {what} known of seed {seed}, so it counts; "
+                f"give --seeds {seed + 1} or more"
             )
 
 

@@ -108,6 +108,16 @@ def arm_path(request: HasJobs, number: int, arm: str) -> Path:
     return request.directory / f"seed{number}" / "arms" / f"{arm}.json"
 
 
+def base_path(request: HasJobs, number: int) -> Path:
+    """The file with the figures of a seed's base."""
+    return request.directory / f"seed{number}" / "base.json"
+
+
+def is_excluded(loss: float | None, limit: float) -> bool:
+    """The plan's rule; None is a loss that was not finite."""
+    return loss is None or not loss <= limit
+
+
 @dataclass(frozen=True)
 class ExperimentRequest:
     """What to run.

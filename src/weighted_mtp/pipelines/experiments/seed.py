@@ -28,7 +28,12 @@ from weighted_mtp.micro_tasks import Split
 from weighted_mtp.pipelines.experiments import bench
 from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.bench import Weights
-from weighted_mtp.pipelines.experiments.request import BROAD, ExperimentRequest, arm_path
+from weighted_mtp.pipelines.experiments.request import (
+    BROAD,
+    ExperimentRequest,
+    arm_path,
+    is_excluded,
+)
 from weighted_mtp.pipelines.experiments.rows import (
     TrainingRows,
     held_out_rows,
@@ -221,11 +226,6 @@ def run_final_seed(request: ExperimentRequest, number: int, chosen: tuple[str, .
 def head_1(found: Mapping[str, Any]) -> float:
     """Nats per token of head 1."""
     return float(sum(line[0] for line in found["losses"]) / sum(found["lengths"]))
-
-
-def is_excluded(loss: float | None, limit: float) -> bool:
-    """The plan's rule; None is a loss that was not finite."""
-    return loss is None or not loss <= limit
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:

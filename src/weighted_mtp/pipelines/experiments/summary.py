@@ -19,8 +19,13 @@ from weighted_mtp.evaluation.statistics import hierarchical_bootstrap
 from weighted_mtp.evaluation.student_t import holm, t_test
 from weighted_mtp.pipelines.experiments.arms import Comparison
 from weighted_mtp.pipelines.experiments.plan import comparisons_of
-from weighted_mtp.pipelines.experiments.request import ExperimentRequest, HasJobs, arm_path
-from weighted_mtp.pipelines.experiments.seed import is_excluded
+from weighted_mtp.pipelines.experiments.request import (
+    ExperimentRequest,
+    HasJobs,
+    arm_path,
+    base_path,
+    is_excluded,
+)
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
@@ -183,7 +188,7 @@ def _arm(table: ArmTable) -> dict[str, Any]:
 
 
 def _base(request: ExperimentRequest, number: int) -> dict[str, Any]:
-    return dict(read_json(request.directory / f"seed{number}" / "base.json"))
+    return dict(read_json(base_path(request, number)))
 
 
 def processor_seconds(request: HasJobs) -> float:
