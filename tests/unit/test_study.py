@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weighted_mtp.analysis.experiment_table import percent
 from weighted_mtp.analysis.study_table import claim_table, line_table, study_outcome
 from weighted_mtp.cli.main import main
 from weighted_mtp.core.errors import UserError
@@ -226,3 +227,9 @@ def test_a_run_that_ended_early_is_told_as_such(tmp_path, capsys):
     assert not (runs / "seed2" / "arms" / "top.json").exists()
     assert main(words) == 0  # and may go on
     assert "were planned" not in page.read_text()
+
+
+def test_the_interval_of_a_share_ends_at_0_and_100_percent():
+    assert percent({"mean": 0.77, "low": 0.13, "high": 1.41}) == "77.0 % [13.0, 100.0]"
+    assert percent({"mean": 0.02, "low": -0.01, "high": 0.05}) == "2.0 % [0.0, 5.0]"
+    assert percent({"mean": 0.5, "low": None, "high": None}) == "50.0 %"

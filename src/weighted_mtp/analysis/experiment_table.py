@@ -120,10 +120,11 @@ def points(interval: Mapping[str, Any]) -> str:
 
 
 def percent(test: Mapping[str, Any]) -> str:
-    """A share in percent, with its interval."""
+    """A share in percent, with its interval, which ends at 0 and 100 %."""
     if test["low"] is None:
         return f"{100 * test['mean']:.1f} %"
-    return f"{100 * test['mean']:.1f} % [{100 * test['low']:.1f}, {100 * test['high']:.1f}]"
+    low, high = max(test["low"], 0.0), min(test["high"], 1.0)
+    return f"{100 * test['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def share(headroom: Mapping[str, Any] | None) -> str:
