@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from weighted_mtp.analysis.experiment_table import points, signed
 from weighted_mtp.analysis.html_parts import Table
-from weighted_mtp.core.run_records import head_figures
+from weighted_mtp.core.run_records import differences, head_figures
 
 HEADER = ("figure", "this run", "the other", "difference")
 CAPTION = (
@@ -69,18 +69,16 @@ def compare_runs(
     return Table(f"Beside {name}", HEADER, rows, CAPTION + told)
 
 
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What differs between the settings of two evaluations, but for the model, how many problems
     and programs, and what changes no distribution (drafts). Nothing where one is not recorded."""
-    found: list[str] = []
-    if mine and theirs:
-        for key in sorted({*mine, *theirs} - FREE):
-            here, there = mine.get(key), theirs.get(key)
-            if isinstance(here, Mapping) and isinstance(there, Mapping):
-                found += differences(here, there)
-            elif here != there:
-                found.append(f"{key} {here} against {there}")
-    return found
+    if not (mine and theirs):
+        return []
+    return [
+        f"{key.rpartition('.')[2]} {here} against {there}"
+        for key, here, there in sorted(differences(mine, theirs), key=lambda each: each[0])
+        if FREE.isdisjoint(key.split("."))
+    ]
 
 
 def _held_out(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 from weighted_mtp.analysis.charts import save_png
 from weighted_mtp.analysis.html_parts import Table
 from weighted_mtp.analysis.html_report import write
-from weighted_mtp.analysis.run_comparison import PassRates, compare_runs, differences
+from weighted_mtp.analysis.run_comparison import PassRates, compare_runs, unlike
 from weighted_mtp.analysis.run_report import loss_curves, run_report
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.files import check_output_file
@@ -78,7 +78,7 @@ def _beside(other: Path, run_dir: Path, records: RunRecords, attempts: Attempts)
     rates = _paired(attempts, {**against.attempts, **read_evaluations(other_dir)})
     held_out = [last(run.stages["main"], "validation") for run in (records, against)]
     asked = {
-        each.data: differences(*(evaluation_settings(at, each.data) for at in (run_dir, other_dir)))
+        each.data: unlike(*(evaluation_settings(at, each.data) for at in (run_dir, other_dir)))
         for each in rates
     }
     table = compare_runs(against.name, rates, held_out, {k: v for k, v in asked.items() if v})

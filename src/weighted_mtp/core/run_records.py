@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,18 @@ def map_values(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return [map_values(below, change) for below in value]
     return change(value)
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, old and new value of whatever differs, in mappings at any depth; a missing
+    one is None."""
+    if old == new:
+        return
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        yield key, old, new
+        return
+    for name in dict.fromkeys([*old, *new]):
+        yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
 
 
 def last(records: Records, kind: str) -> dict[str, Any]:

@@ -6,13 +6,14 @@ reference) is compared by content: a checkpoint keeps fingerprints of it (`sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from weighted_mtp.core.config.recipe import Recipe, load_recipe_file
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.logging import get_logger
+from weighted_mtp.core.run_records import differences
 from weighted_mtp.pipelines.checkpoint_utils import checkpoint_step, reading, saved_state
 from weighted_mtp.pipelines.checkpointing.resume_rules import RULES, Refused, Resume
 from weighted_mtp.pipelines.training.policies import BestCheckpoints
@@ -36,23 +37,13 @@ class Change(NamedTuple):
 def changes(resume: Resume) -> list[Change]:
     """List every setting that differs from the saved one."""
     found = []
-    dumps = (recipe.model_dump(mode="json") for recipe in (resume.saved, resume.asked))
-    for key, old, new in _differing("", *dumps):
+    saved, asked = (recipe.model_dump(mode="json") for recipe in (resume.saved, resume.asked))
+    for key, old, new in differences(saved, asked):
         parts = key.split(".")
         ways = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
         rule = next(RULES[way] for way in ways if way in RULES)
         found.append(Change(key, old, new, rule(resume)))
     return found
-
-
-def _differing(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if old == new:
-        return
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        yield key, old, new
-        return
-    for name in dict.fromkeys([*old, *new]):
-        yield from _differing(f"{key}.{name}" if key else name, old.get(name), new.get(name))
 
 
 def refused_changes(resume: Resume) -> list[Change]:

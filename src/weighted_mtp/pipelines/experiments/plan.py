@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from weighted_mtp import __version__
 from weighted_mtp.core.errors import UserError
 from weighted_mtp.core.input_files import read_json
+from weighted_mtp.core.run_records import differences
 from weighted_mtp.evaluation.result_files import write_json
 from weighted_mtp.pipelines.experiments.arms import Arm
 from weighted_mtp.pipelines.experiments.request import (
@@ -134,8 +135,8 @@ def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
     contrast nor that their base failed.
 
     Raises:
-        UserError: it differs, so that this request is another experiment; a seed is finished that
-            is not asked for; or the plan is unreadable.
+        UserError: it differs, so that this request is another experiment; something is known of a
+            seed that is not asked for; or the plan is unreadable.
     """
     path = request.directory / PLAN
     if not path.exists():
@@ -143,7 +144,8 @@ def keep_plan(request: HasJobs, plan: Mapping[str, Any]) -> dict[str, Any]:
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         write_json(path, {"written": now, **plan})
     found = read_json(path)
-    for key, there, asked in differences(found, plan):
+    dated = {"written": found.get("written"), **plan}
+    for key, there, asked in sorted(differences(found, dated), key=lambda each: each[0]):
         if _is_shorter(key, there, asked):
             if key == "final_seeds":
                 _check_left_out(request, found, there[len(asked) :])
@@ -175,19 +177,6 @@ def _check_left_out(request: HasJobs, plan: Mapping[str, Any], seeds: Sequence[i
                 f"{request.directory}: {what} known of seed {seed}, so it counts; "
                 f"give --seeds {seed + 1} or more"
             )
-
-
-def differences(
-    found: Mapping[str, Any], plan: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Name, old and new value of whatever differs; the date may."""
-    for key in sorted({*found, *plan} - {"written"}):
-        there, asked = found.get(key), plan.get(key)
-        if isinstance(there, Mapping) and isinstance(asked, Mapping):
-            for name, old, new in differences(there, asked):
-                yield f"{key}.{name}", old, new
-        elif there != asked:
-            yield key, there, asked
 
 
 def arm_as_json(arm: Arm) -> dict[str, Any]:
